@@ -1,0 +1,105 @@
+"""What every script shares: how it starts, how it fails, and the flags that describe a section.
+
+Imports neither jax nor torch, so that ``--help`` is fast and the PyTorch side can use it too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from spabit_jax.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs ``main()`` under absl; bad flags and ``InputError`` give one line on stderr and exit status 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.INFO)
+        try:
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
+            main()
+        except InputError as error:
+            _fail(str(error))
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    # ml_collections wants the config file before its overrides; users should not have to know.
+    argv = [argv[0], *sorted(argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))]
+    try:
+        return FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(_own_flags(argv[0]))}")
+    except (flags.Error, KeyError, FileNotFoundError) as error:
+        _fail(" ".join(str(error).strip("\"'").split()))
+
+
+def _own_flags(script: str) -> list[str]:
+    names = {flag.name for flag in FLAGS.get_key_flags_for_module(script)}
+    return sorted("--" + name for name in names)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def define_section_flags() -> None:
+    """Defines the flags that every script taking one section has."""
+    flags.DEFINE_string("section", None, "The section: a folder; for legacy ST and .h5ad the file.")
+    flags.DEFINE_string("name", None, "Name of the section; by default the file's stem or the folder's name.")
+    flags.DEFINE_string("format", "auto", "Layout on disk: auto, or a reader's name.")
+    flags.DEFINE_string("image", None, "Image file, instead of the one that is found.")
+    flags.DEFINE_string("positions", None, "Positions file, instead of the one that is found.")
+    flags.DEFINE_string("labels", None, "File with a label for each spot, instead of the one that is found.")
+    flags.DEFINE_string("encoder", "stain", "Image encoder; an unknown name lists the known ones.")
+    flags.DEFINE_float("patch_px", None, "Patch width in full-resolution pixels (default 224).")
+    flags.DEFINE_float("patch_um", None, "Patch width in micrometres, instead of --patch_px.")
+    flags.DEFINE_string("cache_dir", "cache", "Folder of the image features.")
+
+
+def read_flagged_section():
+    """Reads the section that the flags describe.
+
+    Returns:
+      AnnData as ``spabit_jax.readers.read_section`` makes it.
+
+    Raises:
+      InputError: no ``--section``, or it cannot be read.
+    """
+    from spabit_jax.readers import read_section
+
+    if not FLAGS.section:
+        raise InputError("--section is missing: give the section's folder or file")
+    return read_section(
+        FLAGS.section,
+        format=FLAGS.format,
+        image=FLAGS.image,
+        positions=FLAGS.positions,
+        labels=FLAGS.labels,
+        name=FLAGS.name,
+    )
+
+
+def patch_px(adata) -> float:
+    """Patch width in full-resolution pixels that ``--patch_px`` or ``--patch_um`` asks for."""
+    if FLAGS.patch_px is not None and FLAGS.patch_um is not None:
+        raise InputError("give --patch_px or --patch_um, not both")
+    if FLAGS.patch_um is not None:
+        um_per_px = adata.uns["spabit"].get("um_per_px")
+        if um_per_px is None:
+            raise InputError(f"the scale of {FLAGS.section} is not known in µm: give --patch_px instead of --patch_um")
+        width = FLAGS.patch_um / um_per_px
+    else:
+        width = 224.0 if FLAGS.patch_px is None else FLAGS.patch_px
+    if not width >= 1:
+        raise InputError(f"a patch of {width:g} full-resolution pixels is too small: at least 1 is needed")
+    return width

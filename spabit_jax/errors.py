@@ -1,0 +1,8 @@
+"""The one exception for bad input."""
+
+
+class InputError(ValueError):
+    """What is wrong, in which file, and what to do about it, in one line.
+
+    Scripts print it and exit with status 2 (see ``spabit_jax.cli``); everything else that is raised is a bug.
+    """
