@@ -1,0 +1,145 @@
+"""Typed configuration of a run.
+
+A preset (``experiments/configs/*.py``) returns a ``Config`` from ``get_config()``; any field is overridden on the
+command line as ``--config.model.depth=6``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from spabit_jax.errors import InputError
+
+
+@dataclass
+class Faults:
+    """Faults of the reference, each a switch; numbered as in docs/ARCHITECTURE.md."""
+
+    single_key: bool = False  # 1: each cross-attention sees one key, so that its softmax is identically 1
+    batch_attention: bool = False  # 2: the Transformer attends across the spots of a batch
+    self_in_gene_token: bool = False  # 3: a train spot's gene token contains its own target
+    no_validation: bool = False  # 4: a fixed number of epochs, no inner validation, no early stop
+    transposed_crop: bool = False  # 5: patches are cut at (y, x)
+    array_neighbours: bool = False  # 6: neighbours by array coordinates, ties included
+    relu_output: bool = False  # 7: ReLU on the output, which leaves genes constant at 0
+
+
+@dataclass
+class DataConfig:
+    panel: str = "reference"  # gene panel: reference, train_spots, hvg, or a text file with one gene a line
+    n_genes: int = 300  # size of the panel (a file's panel is taken whole)
+    split: str = "lattice"  # lattice, random, block, or none (every spot is a train spot)
+    train_fraction: float = 0.25  # share of train spots in a random or block split
+    split_seed: int = 0  # seed of a random or block split
+    standardise_genes: bool = True  # the model works on (log2(count + 1) - mean) / sd over train spots; else as it is
+    image_transform: str = "standardise"  # standardise, or reference: raw where the width fits, else projected to it
+
+
+@dataclass
+class GATConfig:
+    joint: bool = True  # trained within the model on each spot's neighbours; else the reference's separate regressor
+    n_neighbours: int = 6  # neighbours of a spot in the separate regressor's graph, and in the imputed gene tokens
+    heads: int = 4  # attention heads of the first layer
+    head_width: int = 32  # width of each head
+    out_width: int = 128  # width of the second layer
+    mlp_width: int = 2048  # hidden width of the separate regressor's output network
+    dropout: float = 0.1  # on its inputs, hidden values and attention weights
+    epochs: int = 3000  # of the separate regressor
+    learning_rate: float = 1e-4  # of the separate regressor
+    weight_decay: float = 5e-4  # of the separate regressor, L2 added to the gradient
+    folds: int = 5  # cross-fitting of the separate regressor when train spots' tokens must not contain their target
+
+
+@dataclass
+class ModelConfig:
+    name: str = "spabit"  # a name in spabit_jax.models.MODELS
+    n_context: int = 12  # nearest train spots that a spot sees (none where single_key is on)
+    width: int = 128  # width of all tokens
+    mlp_width: int = 256  # hidden width of the gene embedding and of the head
+    cross_heads: int = 8  # heads of the cross-attentions
+    cross_dropout: float = 0.1  # on the cross-attentions' weights
+    depth: int = 2  # Transformer layers
+    heads: int = 4  # heads of the Transformer
+    head_width: int = 32  # width of each
+    feedforward_width: int = 128  # hidden width of the Transformer's feed-forward part
+    residual: bool = True  # predict a mix of the neighbours' expression plus a correction; else expression itself
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = 400  # at most
+    batch_size: int = 128  # spots a step; the last batch of an epoch is short
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4  # decoupled (AdamW); the reference has none
+    neighbour_dropout: float = 0.3  # probability with which a training step hides each context spot
+    validation_fraction: float = 0.2  # of the train spots, for early stopping (not with faults.no_validation)
+    patience: int = 80  # epochs without improvement before training stops
+    chunk_epochs: int = 20  # epochs run between checkpoints, in one call
+
+
+@dataclass
+class Config:
+    name: str = "default"  # the method's name in result files
+    data: DataConfig = field(default_factory=DataConfig)
+    gat: GATConfig = field(default_factory=GATConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    faults: Faults = field(default_factory=Faults)
+
+    def validate(self) -> Config:
+        """Returns itself; raises InputError naming the first field whose value makes no sense."""
+        positive = {
+            "data": ["n_genes"],
+            "gat": ["n_neighbours", "heads", "head_width", "out_width", "mlp_width", "epochs", "learning_rate"],
+            "model": ["n_context", "width", "mlp_width", "cross_heads", "heads", "head_width", "feedforward_width"],
+            "train": ["epochs", "batch_size", "learning_rate", "patience", "chunk_epochs"],
+        }
+        for part, names in positive.items():
+            for name in names:
+                _check(getattr(getattr(self, part), name) > 0, f"{part}.{name}", "positive", self)
+        for name in ("data.train_fraction", "train.validation_fraction"):
+            _check(0 < _get(self, name) < 1, name, "between 0 and 1", self)
+        for name in ("gat.dropout", "model.cross_dropout", "train.neighbour_dropout"):
+            _check(0 <= _get(self, name) < 1, name, "at least 0 and below 1", self)
+        _check(self.gat.folds >= 2, "gat.folds", "at least 2", self)
+        _check(self.model.depth >= 0, "model.depth", "0 or more", self)
+        _check(self.data.split in SPLITS, "data.split", f"one of {', '.join(SPLITS)}", self)
+        _check(
+            self.data.image_transform in IMAGE_TRANSFORMS,
+            "data.image_transform",
+            f"one of {', '.join(IMAGE_TRANSFORMS)}",
+            self,
+        )
+        _check(self.model.width % self.model.cross_heads == 0, "model.width", "a multiple of model.cross_heads", self)
+        _check(
+            not (self.model.residual and self.faults.single_key),
+            "model.residual",
+            "False where faults.single_key is on: there are no neighbours to mix",
+            self,
+        )
+        _check(
+            not (self.gat.joint and self.faults.single_key),
+            "gat.joint",
+            "False where faults.single_key is on: there are no neighbours to attend to",
+            self,
+        )
+        return self
+
+    def to_dict(self) -> dict:
+        """The configuration as nested dicts of plain values."""
+        return dataclasses.asdict(self)
+
+
+SPLITS = ("lattice", "random", "block", "none")
+IMAGE_TRANSFORMS = ("standardise", "reference")
+
+
+def _get(config: Config, name: str):
+    part, leaf = name.split(".")
+    return getattr(getattr(config, part), leaf)
+
+
+def _check(holds: bool, name: str, wanted: str, config: Config) -> None:
+    if not holds:
+        raise InputError(f"config.{name} is {_get(config, name)!r}: it must be {wanted}")

@@ -1,0 +1,87 @@
+"""Neighbours of spots: the graph of the separate GAT, the context of a spot, and expression imputed from neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import KDTree
+
+
+def knn_graph(xy: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The symmetrised graph of the k nearest spots, without self loops.
+
+    Neighbours are found by scikit-learn's ``KDTree``, as the reference does: where distances tie (on array coordinates
+    of a hexagonal lattice they do), ties fall as that class breaks them.
+
+    Args:
+      xy: (N, 2) coordinates, pixels or array.
+
+    Returns:
+      senders, receivers: (E,) int32, every edge in both directions, sorted by receiver, then sender.
+    """
+    from sklearn.neighbors import KDTree as ReferenceTree
+
+    n = len(xy)
+    found = ReferenceTree(xy).query(xy, k=min(k + 1, n), return_distance=False)
+    receivers = np.repeat(np.arange(n), found.shape[1])
+    senders = found.ravel()
+    keep = senders != receivers
+    senders, receivers = senders[keep], receivers[keep]
+    pairs = np.unique(np.concatenate([receivers * n + senders, senders * n + receivers]))
+    return (pairs % n).astype(np.int32), (pairs // n).astype(np.int32)
+
+
+def impute_from_train(counts: np.ndarray, coordinates: np.ndarray, is_train: np.ndarray, k: int) -> np.ndarray:
+    """log2(count + 1) of train spots; at the others, of the mean count of their k nearest train spots.
+
+    Args:
+      counts: (N, G) raw counts; only the rows of train spots are looked at.
+      coordinates: (N, 2), array coordinates in the reference; neighbours by scikit-learn's ``KDTree``.
+      is_train: (N,) bool.
+
+    Returns:
+      (N, G) float32.
+    """
+    from sklearn.neighbors import KDTree as ReferenceTree
+
+    train = np.flatnonzero(is_train)
+    imputed = np.empty(counts.shape, np.float64)
+    imputed[train] = counts[train]
+    if len(train) < len(counts):
+        tree = ReferenceTree(coordinates[train])
+        nearest = tree.query(coordinates[~is_train], k=min(k, len(train)), return_distance=False)
+        imputed[~is_train] = counts[train[nearest]].mean(axis=1)
+    return np.log2(imputed + 1).astype(np.float32)
+
+
+def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int, locations: np.ndarray | None = None) -> np.ndarray:
+    """The k nearest train spots of each location, nearest first, never the location itself.
+
+    Ties are broken by coordinates, so that the result does not depend on the order of the spots.
+
+    Args:
+      xy: (N, 2) coordinates of the spots.
+      is_train: (N,) bool.
+      k: how many; fewer where there are not that many other train spots.
+      locations: (M, 2); the spots themselves when None. A train spot at the very place of a location is left out.
+
+    Returns:
+      (M, k) int32 indices of spots.
+    """
+    train = np.flatnonzero(is_train)
+    train = train[np.lexsort((xy[train, 1], xy[train, 0]))]
+    locations = xy if locations is None else locations
+    k = min(k, len(train) - 1)
+    spare = min(len(train), k + 1 + 12)  # room for ties at the k-th place, of which a lattice has at most 12
+    distance, nearest = KDTree(xy[train]).query(locations, k=spare)
+    distance = distance.reshape(len(locations), spare)
+    nearest = nearest.reshape(len(locations), spare)
+    distance[distance == 0] = np.inf
+    scale = np.median(distance[:, 0][np.isfinite(distance[:, 0])]) if k else 1.0
+    # train spots are sorted by coordinates, so their rank breaks ties of the rounded distance
+    order = np.lexsort((nearest, np.round(distance / scale, 6)), axis=1)[:, :k]
+    return train[np.take_along_axis(nearest, order, axis=1)].astype(np.int32)
+
+
+def spot_pitch(xy: np.ndarray) -> float:
+    """Median distance of a spot to its nearest neighbour, in the units of ``xy``: (N, 2)."""
+    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1]))

@@ -1,0 +1,85 @@
+"""Train and test spots."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+
+from spabit_jax.config import SPLITS
+from spabit_jax.errors import InputError
+
+N_BLOCKS = 16
+
+
+def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: int = 0) -> np.ndarray:
+    """Which spots are train spots.
+
+    Args:
+      adata: a section; ``uns["spabit"]`` has its lattice and the extent of all its array positions.
+      split: ``lattice`` (the reference's, no randomness), ``random``, ``block`` (whole regions are held out: of 16
+        k-means clusters of the spots, train regions are drawn until they hold ``train_fraction`` of the spots), or
+        ``none`` (every spot is a train spot).
+
+    Returns:
+      (N,) bool, True for train spots.
+
+    Raises:
+      InputError: an unknown split, or one that leaves no train or no test spot.
+    """
+    rng = np.random.default_rng(seed)
+    if split == "none":
+        return np.ones(adata.n_obs, bool)
+    if split == "lattice":
+        info = adata.uns["spabit"]
+        is_train = lattice_split(
+            adata.obs["array_row"].to_numpy(),
+            adata.obs["array_col"].to_numpy(),
+            np.asarray(info["array_min"]),
+            np.asarray(info["array_max"]),
+            hexagonal=info["lattice"] == "hex",
+        )
+    elif split == "random":
+        is_train = np.zeros(adata.n_obs, bool)
+        is_train[rng.permutation(adata.n_obs)[: round(train_fraction * adata.n_obs)]] = True
+    elif split == "block":
+        is_train = _blocks(adata.obsm["spatial"], train_fraction, rng)
+    else:
+        raise InputError(f"unknown split {split!r}: known are {', '.join(SPLITS)}")
+    if is_train.all() or not is_train.any():
+        what = "no test spot" if is_train.all() else "no train spot"
+        raise InputError(
+            f"split {split!r} leaves {what} of {adata.n_obs} in section {adata.uns['spabit']['name']}: "
+            "choose another with --config.data.split or --config.data.train_fraction"
+        )
+    return is_train
+
+
+def lattice_split(row, col, array_min, array_max, hexagonal: bool) -> np.ndarray:
+    """The reference's lattice: every second row and, on a hexagonal array, every fourth column.
+
+    The lattice starts at the smallest row and column of the whole array (spots off the tissue included), raised to the
+    next even number. On a hexagonal array its columns stop before the last one. On a square array it has steps of 2
+    both ways, last row and column included.
+
+    Args:
+      row, col: (N,) int array coordinates.
+      array_min, array_max: (2,) int (row, col), over all positions of the array.
+    """
+    start_row, start_col = (int(a) + int(a) % 2 for a in array_min)
+    step = 4 if hexagonal else 2
+    is_train = (row >= start_row) & ((row - start_row) % 2 == 0) & (col >= start_col) & ((col - start_col) % step == 0)
+    if hexagonal:
+        is_train &= col < array_max[1]
+    return is_train
+
+
+def _blocks(xy: np.ndarray, train_fraction: float, rng: np.random.Generator) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    n_blocks = min(N_BLOCKS, len(xy))
+    block = KMeans(n_blocks, n_init=4, random_state=int(rng.integers(2**31))).fit_predict(xy)
+    order = rng.permutation(n_blocks)
+    size = np.bincount(block, minlength=n_blocks)[order]
+    # a block belongs to the train side while the middle of it still lies within the fraction asked for
+    train_blocks = order[np.cumsum(size) - size / 2 < train_fraction * len(xy)]
+    return np.isin(block, train_blocks)

@@ -1,0 +1,1 @@
+"""Training: pure jitted steps, a loop that scans over epochs, Orbax checkpoints."""

@@ -1,0 +1,181 @@
+"""Training of SpaBiT on the train spots of a section."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from spabit_jax.config import Config
+from spabit_jax.models import MODELS
+from spabit_jax.models.spabit import Tokens
+from spabit_jax.section import SectionData
+from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk
+
+
+class TrainingData(NamedTuple):
+    """What an epoch sees: a pytree of arrays."""
+
+    section: SectionData
+    gene_tokens: Any  # (P, N, G) and
+    part: Any  # (N,) of ``training.gat.gene_tokens``; both None where the GAT is trained within the model
+    fit_spots: Any  # (n,) spots whose expression is a target
+    valid_spots: Any  # (m,) train spots held out for early stopping; (0,) without
+
+
+def gather_tokens(data: TrainingData, spots, config: Config, key: jax.Array | None = None) -> Tokens:
+    """Image and gene tokens of (B,) spots: the spot itself, then its context.
+
+    A spot's own expression is not among them, unless ``faults.self_in_gene_token`` is on.
+
+    Args:
+      key: hides each context spot with probability ``train.neighbour_dropout``; the next nearest take its place.
+    """
+    section = data.section
+    index = spots[:, None]
+    if not config.faults.single_key:
+        context = section.context[spots]  # (B, pool)
+        n_context = min(config.model.n_context, context.shape[1])
+        if key is not None and config.train.neighbour_dropout:
+            hidden = jax.random.bernoulli(key, config.train.neighbour_dropout, context.shape)
+            order = jnp.argsort(jnp.arange(context.shape[1]) + hidden * context.shape[1], axis=1)
+            context = jnp.take_along_axis(context, order, axis=1)
+        index = jnp.concatenate([index, context[:, :n_context]], axis=1)  # (B, M)
+
+    if data.gene_tokens is not None:
+        genes = data.gene_tokens[data.part[spots][:, None], index]
+    else:
+        around = section.expression[index[:, 1:]]
+        own = around[:, : config.gat.n_neighbours].mean(axis=1)
+        if config.faults.self_in_gene_token:
+            own = jnp.where(section.is_train[spots][:, None], section.expression[spots], own)
+        genes = jnp.concatenate([own[:, None], around], axis=1)
+    return Tokens(
+        image=section.features[index],
+        genes=(genes - section.gene_mean) / section.gene_sd,
+        offset=section.xy[index] - section.xy[spots][:, None],
+    )
+
+
+def spabit_optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW; Adam where there is no weight decay, as in the reference."""
+    return optax.adamw(config.train.learning_rate, weight_decay=config.train.weight_decay)
+
+
+def make_spabit_epoch(graphdef, config: Config):
+    """One pass over the train spots in shuffled batches; the last one is padded, and the padding masked everywhere."""
+    optimizer = spabit_optimizer(config)
+
+    def loss_fn(params, data: TrainingData, spots, valid, key):
+        keys = [None] * 2 if key is None else jax.random.split(key)
+        section = data.section
+        tokens = gather_tokens(data, spots, config, keys[0])
+        predicted = nnx.merge(graphdef, params)(tokens, valid, key=keys[1])
+        target = (section.expression[spots] - section.gene_mean) / section.gene_sd
+        error = jnp.mean((predicted - target) ** 2, axis=1)
+        return jnp.sum(error * valid) / jnp.sum(valid)
+
+    def epoch(data: TrainingData, params, state, key):
+        n = len(data.fit_spots)
+        size = min(config.train.batch_size, n)
+        n_batches = -(-n // size)
+        order = jnp.concatenate([jax.random.permutation(key, n), jnp.zeros(n_batches * size - n, int)])
+        batches = data.fit_spots[order].reshape(n_batches, size)
+        valid = (jnp.arange(n_batches * size) < n).reshape(n_batches, size)
+
+        def step(carry, batch):
+            params, state = carry
+            spots, valid, i = batch
+            loss, gradient = jax.value_and_grad(loss_fn)(params, data, spots, valid, jax.random.fold_in(key, i + 1))
+            update, state = optimizer.update(gradient, state, params)
+            return (optax.apply_updates(params, update), state), loss * valid.sum() / n
+
+        (params, state), losses = jax.lax.scan(step, (params, state), (batches, valid, jnp.arange(n_batches)))
+        valid_loss = jnp.nan
+        if len(data.valid_spots):
+            valid_loss = loss_fn(params, data, data.valid_spots, jnp.ones(len(data.valid_spots), bool), None)
+        return params, state, losses.sum(), valid_loss
+
+    return epoch
+
+
+class Trainer:
+    """Trains and applies the model of a configuration to a section; what it compiles is shared by the seeds.
+
+    Attributes:
+      config: of the run.
+      data: the section's arrays, gene tokens included; ``fit_spots`` are all train spots.
+    """
+
+    def __init__(self, section: SectionData, config: Config, gene_tokens=None, part=None):
+        self.config = config
+        train = np.flatnonzero(section.is_train).astype(np.int32)
+        self.data = TrainingData(section, gene_tokens, part, train, train[:0])
+        self.data = jax.tree.map(jnp.asarray, self.data)
+        graphdef, _ = nnx.split(nnx.eval_shape(partial(self.new_model, 0)))
+        self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
+        self._apply = jax.jit(
+            lambda params, data, spots, valid: nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid)
+        )
+
+    def new_model(self, seed: int):
+        """A new model of this configuration."""
+        section = self.data.section
+        model = MODELS[self.config.model.name]
+        n_genes, n_features = section.expression.shape[1], section.features.shape[1]
+        return model(n_genes, n_features, self.config, rngs=nnx.Rngs(seed))
+
+    def initial_state(self, seed: int) -> FitState:
+        """State before the first epoch."""
+        params = nnx.state(self.new_model(seed), nnx.Param)
+        validated = not self.config.faults.no_validation
+        return initial_state(params, spabit_optimizer(self.config), self.config.train.epochs, validated)
+
+    def fit(self, seed: int, folder=None) -> FitState:
+        """Trains one seed, or continues from the checkpoints in ``folder``.
+
+        Without ``faults.no_validation`` a part of the train spots is held out as targets, drawn by the seed, and
+        training stops by their loss. Everyone's expression stays visible as context to its neighbours.
+        """
+        config = self.config.train
+        key = jax.random.key(seed)
+        data = self.data
+        if not self.config.faults.no_validation:
+            order = jax.random.permutation(jax.random.fold_in(key, config.epochs), data.fit_spots)
+            n_valid = max(1, round(config.validation_fraction * len(order)))
+            data = data._replace(fit_spots=jnp.sort(order[n_valid:]), valid_spots=jnp.sort(order[:n_valid]))
+        return fit(
+            self.initial_state(seed),
+            self._chunk,
+            data,
+            key,
+            chunk_epochs=config.chunk_epochs,
+            patience=config.patience,
+            folder=folder,
+            title=f"{self.config.name}, seed {seed}",
+        )
+
+    def predict(self, params, spots, key: jax.Array | None = None) -> np.ndarray:
+        """Predicted log2(count + 1) of (n,) spots, (n, G).
+
+        With ``faults.batch_attention`` the prediction depends on the batches, which ``key`` shuffles.
+        """
+        spots = np.asarray(spots)
+        order = np.arange(len(spots))
+        if self.config.faults.batch_attention and key is not None:
+            order = np.asarray(jax.random.permutation(key, len(spots)))
+        size = self.config.train.batch_size
+        section = self.data.section
+        out = np.empty((len(spots), section.expression.shape[1]), np.float32)
+        for start in range(0, len(spots), size):
+            batch = order[start : start + size]
+            padded = np.zeros(size, np.int32)
+            padded[: len(batch)] = spots[batch]
+            predicted = self._apply(params, self.data, padded, np.arange(size) < len(batch))
+            out[batch] = (predicted * section.gene_sd + section.gene_mean)[: len(batch)]
+        return out
