@@ -5,8 +5,11 @@ Imports neither jax nor torch, so that ``--help`` is fast and the PyTorch side c
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from logging import INFO, Formatter
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -19,8 +22,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs ``main()`` under absl; bad flags and ``InputError`` give one line on stderr and exit status 2."""
 
     def guarded(argv: Sequence[str]) -> None:
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.INFO)
+        _quiet_logging()
         try:
             if len(argv) > 1:
                 raise InputError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
@@ -31,20 +33,30 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def _quiet_logging() -> None:
+    """Our own messages from INFO on, as plain lines; those of libraries from WARNING on."""
+    root = Path(__file__).parents[1]
+    ours = tuple(f"{root / package}/" for package in ("spabit_jax", "feature_extraction", "experiments"))
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(Formatter("%(message)s"))
+    handler.addFilter(lambda record: record.levelno > INFO or record.pathname.startswith(ours))
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     # ml_collections wants the config file before its overrides; users should not have to know.
     argv = [argv[0], *sorted(argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))]
     try:
         return FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(_own_flags(argv[0]))}")
-    except (flags.Error, KeyError, FileNotFoundError) as error:
-        _fail(" ".join(str(error).strip("\"'").split()))
+        _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(_own_flags())}")
+    except flags.Error as error:
+        _fail(" ".join(str(error).split()))
 
 
-def _own_flags(script: str) -> list[str]:
-    names = {flag.name for flag in FLAGS.get_key_flags_for_module(script)}
-    return sorted("--" + name for name in names)
+def _own_flags() -> list[str]:
+    by_module = FLAGS.flags_by_module_dict()
+    return sorted(f"--{f.name}" for module, own in by_module.items() if not module.startswith("absl") for f in own)
 
 
 def _fail(message: str) -> None:
@@ -103,3 +115,32 @@ def patch_px(adata) -> float:
     if not width >= 1:
         raise InputError(f"a patch of {width:g} full-resolution pixels is too small: at least 1 is needed")
     return width
+
+
+def define_config_flag(default: str = "experiments/configs/default.py") -> None:
+    """Defines ``--config=FILE`` and, from the command line, the overrides of its fields."""
+    from ml_collections import config_flags
+
+    try:
+        config_flags.DEFINE_config_file("config", default, "Preset; its fields are set as in --config.model.depth=6.")
+    except KeyError as error:  # ml_collections looks at the overrides on the command line as it defines them
+        from spabit_jax.config import Config
+
+        _fail(f"{' '.join(str(error.args[0]).split())}; known fields: {', '.join(_field_names(Config()))}")
+
+
+def read_flagged_config():
+    """The validated ``spabit_jax.config.Config`` that ``--config`` and its overrides give; InputError if it is none."""
+    from spabit_jax.config import Config
+
+    if not isinstance(FLAGS.config, Config):
+        raise InputError("--config names no file with a get_config() that returns a spabit_jax.config.Config")
+    return FLAGS.config.validate()
+
+
+def _field_names(config, prefix: str = "config") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}.{field.name}"
+        names += _field_names(value, name) if dataclasses.is_dataclass(value) else [name]
+    return names

@@ -1,10 +1,8 @@
 """Typed configuration of a run.
 
 A preset (``experiments/configs/*.py``) returns a ``Config`` from ``get_config()``; any field is overridden on the
-command line as ``--config.model.depth=6``.
+command line as ``--config.model.depth=6``. Annotations are not postponed here: ml_collections reads the types.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -87,7 +85,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     faults: Faults = field(default_factory=Faults)
 
-    def validate(self) -> Config:
+    def validate(self) -> "Config":
         """Returns itself; raises InputError naming the first field whose value makes no sense."""
         positive = {
             "data": ["n_genes"],

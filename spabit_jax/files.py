@@ -33,3 +33,13 @@ def sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(adata) -> str:
+    """SHA-256 of a section's counts, names and coordinates, whatever the format that it was read from."""
+    digest = hashlib.sha256()
+    for names in (adata.obs_names, adata.var_names):
+        digest.update("\n".join(names).encode())
+    for array in (adata.X.data, adata.X.indices, adata.X.indptr, adata.obsm["spatial"]):
+        digest.update(array.tobytes())
+    return digest.hexdigest()

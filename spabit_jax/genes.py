@@ -87,6 +87,6 @@ def _from_file(panel: str, adata: AnnData) -> list[str]:
     genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing or not genes or len(set(genes)) < len(genes):
-        problem = f"{len(missing)} genes that the section lacks, {missing[0]} first" if missing else "no or repeated genes"
-        raise InputError(f"panel file {path} names {problem}: give one gene of the section a line, each once")
+        problem = f"names {missing[0]}, which the section lacks" if missing else "is empty or names a gene twice"
+        raise InputError(f"panel file {path} {problem}: give one gene of the section a line, each once")
     return genes

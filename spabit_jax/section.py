@@ -43,7 +43,6 @@ def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, feature
       config: its ``data``, ``gat`` and ``faults`` parts decide on panel, neighbours and image transform.
     """
     xy = np.asarray(adata.obsm["spatial"], np.float64)
-    array = adata.obs[["array_row", "array_col"]].to_numpy(np.float64)
     counts = np.zeros((adata.n_obs, len(genes)))
     counts[is_train] = adata[is_train, genes].X.toarray()
     expression = np.log2(counts + 1).astype(np.float32)
@@ -55,7 +54,7 @@ def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, feature
         # a gene seen in one or two train spots would weigh more than all others together
         gene_sd = np.maximum(gene_sd, max(0.25 * np.median(gene_sd), 1e-3))
     k = config.gat.n_neighbours
-    near = array if config.faults.array_neighbours else xy
+    near = neighbour_coordinates(adata, config)
     n_pool = config.model.n_context * (N_POOL if config.train.neighbour_dropout else 1)
     return SectionData(
         expression=expression,
@@ -68,6 +67,13 @@ def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, feature
         context=context_spots(near, is_train, n_pool),
         graph=make_graph(*knn_graph(near, k), n_node=len(xy)),
     )
+
+
+def neighbour_coordinates(adata: AnnData, config: Config) -> np.ndarray:
+    """(N, 2) coordinates by which neighbours are found: pixels, or the array's with ``faults.array_neighbours``."""
+    if config.faults.array_neighbours:
+        return adata.obs[["array_row", "array_col"]].to_numpy(np.float64)
+    return np.asarray(adata.obsm["spatial"], np.float64)
 
 
 def image_features(features, n_spots: int, config: Config) -> np.ndarray:

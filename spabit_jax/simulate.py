@@ -52,7 +52,7 @@ def simulate_section(
 
     Args:
       seed: seed of the NumPy generator; the same seed gives the same section.
-      n_rows, n_cols: spots of the array, of which those on the tissue are kept (nine in ten).
+      n_rows, n_cols: spots of the array, of which those on the tissue are kept.
       n_genes: genes, a thirtieth of them mitochondrial and a tenth ribosomal.
       lattice: ``hex`` (as Visium: every other row shifted, array_col in steps of 2) or ``square``.
       pitch: distance between neighbouring spots in pixels, standing for 100 µm.
@@ -65,7 +65,7 @@ def simulate_section(
       spot, ``var["programme"]`` what a gene marks, ``uns["spatial"]`` what scanpy plots with.
 
     Raises:
-      ValueError: unknown lattice, or no spot.
+      ValueError: unknown lattice, or fewer than 2 rows, 2 columns or 1 gene.
     """
     if lattice not in LATTICES:
         raise ValueError(f"unknown lattice {lattice!r}: one of {', '.join(LATTICES)}")

@@ -69,7 +69,8 @@ class TransformerLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L W"], mask: Bool[Array, "L"] | None = None) -> Float[Array, "B L W"]:
         """Tokens where the mask is False are not attended to."""
-        query, key, value = (split_heads(part, self.heads) for part in jnp.split(self.qkv(self.attention_norm(x)), 3, -1))
+        qkv = self.qkv(self.attention_norm(x))
+        query, key, value = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, axis=-1))
         x += self.attention_out(merge_heads(attend(query, key, value, mask)))
         hidden = nnx.gelu(self.feedforward_hidden(self.feedforward_norm(x)), approximate=False)
         return x + self.feedforward_out(hidden)

@@ -20,6 +20,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from tqdm import tqdm
 
+from spabit_jax.errors import InputError
+
 SECONDS_BETWEEN_CHECKPOINTS = 15
 
 
@@ -125,6 +127,17 @@ def fit(
                 last_saved = time.monotonic()
     if manager is not None:
         manager.close()
+    return state
+
+
+def restore(template: FitState, folder: Path) -> FitState:
+    """The last state in a folder of checkpoints; InputError where training has not ended there."""
+    folder = Path(folder).absolute()
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
+        step = manager.latest_step() if folder.exists() else None
+        state = None if step is None else manager.restore(step, args=ocp.args.StandardRestore(template))
+    if state is None or not _ended(state):
+        raise InputError(f"{folder} holds no finished training: run the stage train first (--stages=train)")
     return state
 
 

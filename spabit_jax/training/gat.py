@@ -45,7 +45,7 @@ def make_gat_epoch(graphdef, config: Config):
 def gene_tokens(section: SectionData, near: np.ndarray, config: Config, folder: Path | None = None, seed=GAT_SEED):
     """Trains the GAT and gives its reconstruction of each spot's expression.
 
-    With ``faults.self_in_gene_token`` it is trained once and a train spot's token is a reconstruction of its own target.
+    With ``faults.self_in_gene_token`` it is trained once, and a train spot's token reconstructs its own target.
     Otherwise the train spots are divided into ``gat.folds`` parts; the tokens that the spots of one part are trained
     with come from a GAT that was trained without the expression of any of them, where they are imputed as test spots
     are; the test spots' tokens come from a GAT that sees all train spots.

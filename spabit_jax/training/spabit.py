@@ -15,7 +15,7 @@ from spabit_jax.config import Config
 from spabit_jax.models import MODELS
 from spabit_jax.models.spabit import Tokens
 from spabit_jax.section import SectionData
-from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk
+from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, restore
 
 
 class TrainingData(NamedTuple):
@@ -109,14 +109,15 @@ class Trainer:
 
     Attributes:
       config: of the run.
-      data: the section's arrays, gene tokens included; ``fit_spots`` are all train spots.
+      section: N spots, G genes.
+      train_spots: (n,) indices.
     """
 
     def __init__(self, section: SectionData, config: Config, gene_tokens=None, part=None):
         self.config = config
-        train = np.flatnonzero(section.is_train).astype(np.int32)
-        self.data = TrainingData(section, gene_tokens, part, train, train[:0])
-        self.data = jax.tree.map(jnp.asarray, self.data)
+        self.section = section
+        self.train_spots = np.flatnonzero(section.is_train).astype(np.int32)
+        self.data = jax.tree.map(jnp.asarray, TrainingData(section, gene_tokens, part, None, None))
         graphdef, _ = nnx.split(nnx.eval_shape(partial(self.new_model, 0)))
         self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
         self._apply = jax.jit(
@@ -125,7 +126,7 @@ class Trainer:
 
     def new_model(self, seed: int):
         """A new model of this configuration."""
-        section = self.data.section
+        section = self.section
         model = MODELS[self.config.model.name]
         n_genes, n_features = section.expression.shape[1], section.features.shape[1]
         return model(n_genes, n_features, self.config, rngs=nnx.Rngs(seed))
@@ -136,29 +137,36 @@ class Trainer:
         validated = not self.config.faults.no_validation
         return initial_state(params, spabit_optimizer(self.config), self.config.train.epochs, validated)
 
+    def held_out(self, seed: int) -> np.ndarray:
+        """(m,) train spots that are no targets of this seed but decide when it stops; none with ``no_validation``."""
+        if self.config.faults.no_validation:
+            return self.train_spots[:0]
+        key = jax.random.fold_in(jax.random.key(seed), self.config.train.epochs)  # epochs use the numbers below
+        order = np.asarray(jax.random.permutation(key, self.train_spots))
+        return np.sort(order[: max(1, round(self.config.train.validation_fraction * len(order)))])
+
     def fit(self, seed: int, folder=None) -> FitState:
         """Trains one seed, or continues from the checkpoints in ``folder``.
 
-        Without ``faults.no_validation`` a part of the train spots is held out as targets, drawn by the seed, and
-        training stops by their loss. Everyone's expression stays visible as context to its neighbours.
+        The expression of the spots in ``held_out`` stays visible as context to their neighbours.
         """
         config = self.config.train
-        key = jax.random.key(seed)
-        data = self.data
-        if not self.config.faults.no_validation:
-            order = jax.random.permutation(jax.random.fold_in(key, config.epochs), data.fit_spots)
-            n_valid = max(1, round(config.validation_fraction * len(order)))
-            data = data._replace(fit_spots=jnp.sort(order[n_valid:]), valid_spots=jnp.sort(order[:n_valid]))
+        valid = self.held_out(seed)
+        data = self.data._replace(fit_spots=np.setdiff1d(self.train_spots, valid), valid_spots=valid)
         return fit(
             self.initial_state(seed),
             self._chunk,
             data,
-            key,
+            jax.random.key(seed),
             chunk_epochs=config.chunk_epochs,
             patience=config.patience,
             folder=folder,
             title=f"{self.config.name}, seed {seed}",
         )
+
+    def restore(self, seed: int, folder) -> FitState:
+        """The state that a finished ``fit`` left in ``folder``; InputError if it is not there or not finished."""
+        return restore(jax.eval_shape(partial(self.initial_state, seed)), folder)
 
     def predict(self, params, spots, key: jax.Array | None = None) -> np.ndarray:
         """Predicted log2(count + 1) of (n,) spots, (n, G).
@@ -170,7 +178,7 @@ class Trainer:
         if self.config.faults.batch_attention and key is not None:
             order = np.asarray(jax.random.permutation(key, len(spots)))
         size = self.config.train.batch_size
-        section = self.data.section
+        section = self.section
         out = np.empty((len(spots), section.expression.shape[1]), np.float32)
         for start in range(0, len(spots), size):
             batch = order[start : start + size]

@@ -1,0 +1,44 @@
+"""The whole pipeline on a simulated section: ``make demo``.
+
+    python -m experiments.demo --out=runs/demo
+
+Simulates a section with known truth (``spabit_jax/simulate.py``), writes it as a user would have it on disk, and runs
+the real command on it. Two to four minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from spabit_jax import cli
+from spabit_jax.errors import InputError
+
+# One spot pitch of the simulated section: what the image shows of one spot and of nothing else.
+PATCH_PX = 48
+
+
+def main() -> None:
+    if cli.FLAGS.out is None:
+        raise InputError("--out is missing: give the folder of the demo")
+    out = Path(cli.FLAGS.out)
+    section = out / "section" / "simulated.h5ad"
+    if not section.exists():
+        from spabit_jax.simulate import simulate_section, write_section
+
+        print(f"simulating a section: {section}")
+        write_section(*simulate_section(seed=0), section.parent)
+    command = [
+        *("-m", "experiments.run", f"--section={section}", "--config=experiments/configs/demo.py"),
+        *(f"--patch_px={PATCH_PX}", f"--cache_dir={out / 'cache'}", f"--out={out / 'run'}", "--num_seeds=2"),
+    ]
+    print("python", *command)
+    sys.exit(subprocess.run([sys.executable, *command]).returncode)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "Folder for the section and the run.")
+    cli.run(main)

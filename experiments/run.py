@@ -1,0 +1,297 @@
+"""Everything for one section: features, training, prediction of the held-out spots, metrics, figures, report.
+
+    python -m experiments.run --section=PATH --config=experiments/configs/default.py --out=DIR
+
+What is done already in DIR is not done again, and an interrupted run continues where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from absl import flags, logging
+
+from spabit_jax import cli
+from spabit_jax.errors import InputError
+
+STAGES = ("features", "gat", "train", "predict", "evaluate")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
+
+
+def main() -> None:
+    stages = cli.FLAGS.stages
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
+    if cli.FLAGS.out is None:
+        raise InputError("--out is missing: give the folder of the run")
+    run = Run(Path(cli.FLAGS.out))
+    if "features" in stages:
+        run.features()
+    run.write_config()
+    for stage in STAGES[1:]:
+        if stage in stages:
+            getattr(run, stage)()
+
+
+class Run:
+    """A run folder and what is needed to fill it. Each stage reads the files of those before."""
+
+    def __init__(self, out: Path):
+        from feature_extraction import cache, encoders
+        from spabit_jax.genes import select_genes
+        from spabit_jax.split import split_spots
+
+        self.out = out
+        self.config = cli.read_flagged_config()
+        self.seeds = list(range(cli.FLAGS.num_seeds))
+        self.adata = cli.read_flagged_section()
+        self.name = self.adata.uns["spabit"]["name"]
+        data = self.config.data
+        self.is_train = split_spots(self.adata, data.split, data.train_fraction, data.split_seed)
+        if self.is_train.sum() < 3:
+            raise InputError(f"section {self.name} has {self.is_train.sum()} train spots: at least 3 are needed")
+        self.genes = select_genes(self.adata, data.panel, data.n_genes, self.is_train)
+        self.encoder = cli.FLAGS.encoder
+        if "image_path" not in self.adata.uns["spabit"]:
+            logging.warning("section %s has no image: running without image features", self.name)
+            self.encoder = "none"
+        self.patch_px = cli.patch_px(self.adata)
+        self._cache = (self.adata, self.encoder, self.patch_px, cli.FLAGS.cache_dir, self.config.faults.transposed_crop)
+        if self.encoder != "none":
+            encoders.check_name(self.encoder)
+            cache.is_cached(*self._cache)  # refuses a cache that does not match before anything is written
+        self._config_content = self._check_config()
+        self._trainer = self._states = None
+
+    # stages
+
+    def features(self) -> None:
+        """Image features into the cache."""
+        from feature_extraction import cache
+        from feature_extraction.extract import extract_section
+
+        if self.encoder == "none" or cache.is_cached(*self._cache):
+            return
+        *asked, transposed = self._cache
+        start = time.monotonic()
+        extract_section(*asked, transposed_crop=transposed)
+        self._note_seconds("features", time.monotonic() - start)
+
+    def gat(self) -> None:
+        """Gene tokens from the reference's separate GAT; nothing to do where the GAT is part of the model."""
+        import numpy as np
+
+        from spabit_jax.files import replacing
+        from spabit_jax.training.gat import gene_tokens
+
+        path = self.out / "gene_tokens.npz"
+        if self.config.gat.joint or path.exists():
+            return
+        tokens, part, states = gene_tokens(self._section(), self._near(), self.config, self.out / "checkpoints" / "gat")
+        losses = np.stack([np.asarray(state.losses) for state in states])
+        with replacing(path) as temporary:
+            np.savez(temporary, tokens=tokens, part=part, losses=losses)
+        self._note_seconds("gat", float(sum(state.seconds for state in states)))
+
+    def train(self) -> None:
+        """One model for each seed, into ``checkpoints/seed_i``."""
+        from spabit_jax.files import replacing
+
+        history = []
+        trainer = self._make_trainer()
+        self._states = [trainer.fit(seed, self.out / "checkpoints" / f"seed_{seed}") for seed in self.seeds]
+        for seed, state in zip(self.seeds, self._states, strict=True):
+            history.append(_history("spabit", seed, state.losses[: int(state.epoch)]))
+        tokens = self._gene_tokens()
+        if tokens is not None:
+            history = [_history("gat", i, losses) for i, losses in enumerate(tokens["losses"])] + history
+        import pandas as pd
+
+        with replacing(self.out / "history.csv") as temporary:
+            pd.concat(history).to_csv(temporary, index=False)
+        self._note_seconds("train", float(sum(state.seconds for state in self._states)))
+
+    def predict(self) -> None:
+        """``predictions.h5ad``, and each seed's predictions beside it."""
+        import jax
+        import numpy as np
+
+        from spabit_jax.files import replacing
+        from spabit_jax.inference import predictions_adata, residual_sd
+
+        path, seeds_path = self.out / "predictions.h5ad", self.out / "predictions_per_seed.npy"
+        if path.exists() and seeds_path.exists():
+            return
+        trainer = self._make_trainer()
+        states = self._states or [trainer.restore(s, self.out / "checkpoints" / f"seed_{s}") for s in self.seeds]
+        start = time.monotonic()
+        test, train = np.flatnonzero(~self.is_train), np.flatnonzero(self.is_train)
+        per_seed = np.empty((len(states), self.adata.n_obs, len(self.genes)), np.float32)
+        for predicted, seed, state in zip(per_seed, self.seeds, states, strict=True):
+            predicted[train] = trainer.predict(state.chosen, train)
+            if len(test):
+                predicted[test] = trainer.predict(state.chosen, test, jax.random.key(seed))
+        residual = residual_sd(trainer.section, per_seed, [trainer.held_out(seed) for seed in self.seeds])
+        out = predictions_adata(self.adata, self.genes, self.is_train, per_seed, residual, self._provenance())
+        with replacing(seeds_path) as temporary:
+            np.save(temporary, per_seed)
+        with replacing(path) as temporary:
+            out.write_h5ad(temporary)
+        self._note_seconds("predict", time.monotonic() - start)
+
+    def evaluate(self) -> None:
+        """``genes.csv``, ``metrics.json``, figures and report; prints the table."""
+        import anndata
+        import numpy as np
+
+        from experiments.evaluate import evaluate
+
+        predictions = _needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
+        per_seed = _needed(self.out / "predictions_per_seed.npy", "predict", np.load)
+        if not (~self.is_train).any():
+            print("every spot is a train spot: there is no test spot to evaluate on")
+            return
+        seconds = self._seconds()
+        evaluate(
+            self.out,
+            predictions,
+            per_seed,
+            self._features(),
+            header={
+                "section": self.name,
+                "method": self.config.name,
+                "encoder": self.encoder,
+                "protocol": {
+                    "split": self.config.data.split,
+                    "panel": self.config.data.panel,
+                    "n_genes": len(self.genes),
+                    "n_train": int(self.is_train.sum()),
+                    "n_test": int((~self.is_train).sum()),
+                },
+                "seeds": self.seeds,
+            },
+            seconds={
+                "features": seconds.get("features", 0.0),
+                "train": seconds.get("gat", 0.0) + seconds.get("train", 0.0),
+                "predict": seconds.get("predict", 0.0),
+            },
+        )
+
+    # what the stages share
+
+    def _features(self):
+        from feature_extraction.cache import read_cache
+
+        return None if self.encoder == "none" else read_cache(*self._cache)
+
+    def _section(self):
+        from spabit_jax.section import make_section
+
+        return make_section(self.adata, self.genes, self.is_train, self._features(), self.config)
+
+    def _near(self):
+        from spabit_jax.section import neighbour_coordinates
+
+        return neighbour_coordinates(self.adata, self.config)
+
+    def _gene_tokens(self):
+        import numpy as np
+
+        return None if self.config.gat.joint else _needed(self.out / "gene_tokens.npz", "gat", np.load)
+
+    def _make_trainer(self):
+        from spabit_jax.training.spabit import Trainer
+
+        if self._trainer is None:
+            tokens = self._gene_tokens()
+            extra = () if tokens is None else (tokens["tokens"], tokens["part"])
+            self._trainer = Trainer(self._section(), self.config, *extra)
+        return self._trainer
+
+    def _provenance(self) -> dict:
+        return {
+            "method": self.config.name,
+            "encoder": self.encoder,
+            "split_rule": self.config.data.split,
+            "train_spots_see_themselves": self.config.faults.self_in_gene_token,
+        }
+
+    def write_config(self) -> None:
+        """Writes config.json, once the inputs have proved good."""
+        from spabit_jax.files import write_json
+
+        if not (self.out / "config.json").exists():
+            write_json(self.out / "config.json", self._config_content)
+
+    def _check_config(self) -> dict:
+        """The content of config.json; InputError where the folder holds another run."""
+        from spabit_jax.files import content_hash
+
+        info = self.adata.uns["spabit"]
+        content = {
+            "section": {"name": self.name, "format": info["format"], "path": str(Path(cli.FLAGS.section).resolve())},
+            "inputs": {"counts_and_positions": content_hash(self.adata), "genes": self.genes},
+            "encoder": self.encoder,
+            "patch_px": self.patch_px,
+            "num_seeds": len(self.seeds),
+            "config": self.config.to_dict(),
+            "command": sys.argv[1:],
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        if "image_path" in info:
+            content["inputs"]["image"] = str(info["image_path"])
+        path = self.out / "config.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            for key in ("inputs", "encoder", "patch_px", "num_seeds", "config"):
+                if before.get(key) != content[key]:
+                    where = _first_difference(before.get(key), content[key], key)
+                    raise InputError(f"{path} is of another run, {where}: give another --out, or delete the folder")
+        return content
+
+    def _seconds(self) -> dict:
+        path = self.out / "seconds.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _note_seconds(self, stage: str, seconds: float) -> None:
+        from spabit_jax.files import write_json
+
+        write_json(self.out / "seconds.json", self._seconds() | {stage: round(seconds, 3)})
+
+
+def _needed(path: Path, stage: str, read):
+    if not path.exists():
+        raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")
+    return read(path)
+
+
+def _history(stage: str, seed: int, losses):
+    import numpy as np
+    import pandas as pd
+
+    losses = np.asarray(losses)
+    columns = {"stage": stage, "seed": seed, "epoch": np.arange(len(losses))}
+    return pd.DataFrame(columns | {"train_loss": losses[:, 0], "valid_loss": losses[:, 1]})
+
+
+def _first_difference(before, now, name: str) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            if before.get(key) != now[key]:
+                return _first_difference(before.get(key), now[key], f"{name}.{key}")
+    if isinstance(now, list):
+        return f"{name} differs"
+    return f"{name} was {before} and is now {now}"
+
+
+if __name__ == "__main__":
+    cli.define_section_flags()
+    cli.define_config_flag()
+    flags.DEFINE_string("out", None, "Folder of the run.")
+    flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
+    flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)
+    cli.run(main)

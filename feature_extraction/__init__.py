@@ -1,0 +1,1 @@
+"""Image features of spots: section image to cache file. PyTorch, and never jax."""

@@ -1,0 +1,285 @@
+"""Image encoders: one table, and one way to get their weights and run them.
+
+Architectures, normalisation and licences are those of the model pages, ``https://huggingface.co/<repo>``. Importing
+this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from feature_extraction import cache, stain
+from spabit_jax.errors import InputError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
+_OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+_UNI2H = {"patch_size": 14, "embed_dim": 1536, "depth": 24, "num_heads": 24, "mlp_ratio": 2.66667 * 2, **_SWIGLU}
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    name: str
+    arch: str  # timm architecture
+    repo: str  # on the Hugging Face hub
+    dim: int | None  # None: what the model gives
+    licence: str
+    gated: bool = False  # access is granted on the model page
+    kwargs: dict[str, Any] = field(default_factory=dict)  # for timm.create_model
+    size: int = 224  # input width in pixels
+    normalisation: tuple = IMAGENET  # mean and sd of R, G, B
+    tokens: bool = False  # the model gives tokens: features are the class token and the mean patch token
+
+
+_TABLE = (
+    Encoder(
+        "uni", "vit_large_patch16_224", "MahmoodLab/UNI", 1024, "CC BY-NC-ND 4.0", gated=True,
+        kwargs={"init_values": 1e-5, "dynamic_img_size": True},
+    ),
+    Encoder(
+        "uni2h", "vit_giant_patch14_224", "MahmoodLab/UNI2-h", 1536, "CC BY-NC-ND 4.0", gated=True,
+        kwargs={"init_values": 1e-5, "dynamic_img_size": True, "reg_tokens": 8, "no_embed_class": True, **_UNI2H},
+    ),
+    Encoder(
+        "hoptimus0", "vit_giant_patch14_reg4_dinov2", "bioptimus/H-optimus-0", 1536, "Apache 2.0", gated=True,
+        kwargs={"img_size": 224, "init_values": 1e-5}, normalisation=_OPTIMUS,
+    ),
+    Encoder(
+        "virchow2", "vit_huge_patch14_224", "paige-ai/Virchow2", 2560, "CC BY-NC-ND 4.0", gated=True, tokens=True,
+        kwargs={"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.3375, "global_pool": "", **_SWIGLU},
+    ),
+    Encoder(
+        "conch", "conch_ViT-B-16", "MahmoodLab/CONCH", 512, "CC BY-NC-ND 4.0", gated=True,
+        size=448, normalisation=_CLIP,
+    ),
+    Encoder(
+        "lunit", "vit_small_patch16_224", "1aurent/vit_small_patch16_224.lunit_dino", 384, "Lunit, non-commercial",
+        normalisation=_LUNIT,
+    ),
+    Encoder(
+        "kaiko", "vit_base_patch16_224", "1aurent/vit_base_patch16_224.kaiko_ai_towards_large_pathology_fms", 768,
+        "kaiko.ai, non-commercial", normalisation=_HALF,
+    ),
+    Encoder("resnet50", "resnet50", "timm/resnet50.tv_in1k", 2048, "BSD 3-clause"),
+    Encoder("densenet121", "densenet121", "timm/densenet121.tv_in1k", 1024, "Apache 2.0"),
+)  # fmt: skip
+ENCODERS = {encoder.name: encoder for encoder in _TABLE}
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A loaded encoder: what is done to a patch, and to a batch of patches."""
+
+    dim: int
+    size: int | None  # width to which a patch is resized; None: it is not
+    transform: str  # in words, for the cache
+    weights_hash: str | None  # SHA-256 of the weights file
+    device: str
+    patch_transform: Callable[[np.ndarray], np.ndarray] | None
+    embed: Callable[[np.ndarray], np.ndarray]  # (B, size, size, 3) uint8 to (B, dim) float32
+
+
+def check_name(name: str) -> None:
+    """Raises InputError, naming the known encoders, if ``name`` is none of them."""
+    if name != "stain" and name not in ENCODERS and not name.startswith("timm:"):
+        known = ", ".join(["stain", *ENCODERS, "timm:NAME"])
+        raise InputError(f"--encoder={name} is unknown; known encoders: {known}")
+
+
+def load(name: str, weights: str | None = None, login: str | None = None, autocast: bool | None = None) -> Embedder:
+    """Loads an encoder.
+
+    Args:
+      name: ``stain``, a name of the table, or ``timm:NAME`` with any model of timm (or ``timm:hf-hub:OWNER/REPO``).
+      weights: file with the weights (.safetensors, .bin, .pt) instead of the Hugging Face hub's.
+      login: token of the Hugging Face hub, instead of $HF_TOKEN or the hub's own login; it is not stored.
+      autocast: compute in bfloat16 where PyTorch deems it safe; None does so on a GPU only.
+
+    Raises:
+      InputError: unknown encoder; weights that cannot be had, or that are another architecture's.
+    """
+    check_name(name)
+    if name == "stain":
+        if weights:
+            raise InputError("--encoder=stain has no weights: leave --weights out")
+        return Embedder(stain.DIM, None, "42 stain statistics", None, "cpu", stain.stain_statistics, np.asarray)
+    if weights and not Path(weights).is_file():
+        raise InputError(f"{weights}: no such weights file")
+
+    import torch
+
+    if name == "conch" and importlib.util.find_spec("conch") is None:
+        source = "git+https://github.com/mahmoodlab/CONCH.git"
+        raise InputError(f"--encoder=conch needs its package: .venv/bin/pip install {source}")
+    encoder = ENCODERS.get(name) or _timm_encoder(name, login)
+    path = weights or _download(encoder, login)
+    model = _conch(path) if name == "conch" else _build(encoder)
+    if name != "conch":
+        _load_weights(model, path, encoder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = device == "cuda" if autocast is None else autocast
+    embed = _embedding(model.eval().to(device), encoder, device, autocast)
+    dim = encoder.dim or embed(np.zeros((1, encoder.size, encoder.size, 3), np.uint8)).shape[1]
+    mean, sd = encoder.normalisation
+    transform = f"Lanczos to {encoder.size} px, / 255, mean {mean}, sd {sd}, {'bfloat16' if autocast else 'float32'}"
+    return Embedder(dim, encoder.size, transform, cache.hash_file(path), device, None, embed)
+
+
+def _embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[[np.ndarray], np.ndarray]:
+    import torch
+
+    mean, sd = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in encoder.normalisation)
+    forward = model
+    if encoder.name == "conch":
+        forward = lambda x: model.encode_image(x, proj_contrast=False, normalize=False)  # noqa: E731
+
+    @torch.inference_mode()
+    def embed(patches: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2).float().div(255).sub(mean).div(sd)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            out = forward(x)
+        if encoder.tokens:  # class token, register tokens, patch tokens
+            out = torch.cat([out[:, 0], out[:, model.num_prefix_tokens :].mean(1)], dim=1)
+        if out.ndim != 2:
+            raise InputError(f"--encoder={encoder.name} gives {tuple(out.shape)}, not one vector per patch")
+        return out.float().cpu().numpy()
+
+    return embed
+
+
+def _timm_encoder(name: str, login: str | None) -> Encoder:
+    """The row of ``timm:NAME``, from the model's own configuration."""
+    import timm
+
+    arch, kwargs = name.removeprefix("timm:"), {}
+    if arch.startswith("hf-hub:"):
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        repo = arch.removeprefix("hf-hub:")
+        try:
+            config, arch, kwargs = _from_hub(repo, timm.models.load_model_config_from_hf, login)
+        except RemoteEntryNotFoundError as error:
+            raise InputError(f"https://huggingface.co/{repo} has no config.json: not a model for timm") from error
+    elif timm.is_model(arch):
+        config = timm.get_pretrained_cfg(arch).to_dict()
+        repo = config.get("hf_hub_id")
+    else:
+        raise InputError(f"--encoder={name}: timm has no such model; timm.list_models() names them")
+    data = timm.data.resolve_data_config(pretrained_cfg=config)
+    return Encoder(
+        name, arch, repo, None, "see the model page", kwargs=kwargs,
+        size=data["input_size"][-1], normalisation=(tuple(data["mean"]), tuple(data["std"])),
+    )  # fmt: skip
+
+
+def _build(encoder: Encoder):
+    import timm
+
+    kwargs = dict(encoder.kwargs)
+    if "mlp_layer" in kwargs:
+        kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])
+    return timm.create_model(encoder.arch, pretrained=False, **{**kwargs, "num_classes": 0})
+
+
+def _conch(path: str):
+    from conch.open_clip_custom import create_model_from_pretrained
+
+    return create_model_from_pretrained("conch_ViT-B-16", checkpoint_path=path, return_transform=False)
+
+
+def _load_weights(model, path: str, encoder: Encoder) -> None:
+    from timm.models import load_state_dict
+
+    try:
+        state = load_state_dict(path, use_ema=False, weights_only=True)
+        state = {key: value for key, value in state.items() if hasattr(value, "shape")}
+    except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: not a file of weights that torch or safetensors can read ({reason})") from error
+    own = model.state_dict()
+    classifier = (model.pretrained_cfg or {}).get("classifier")
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    state = {k: v for k, v in state.items() if k in own or k.rpartition(".")[0] not in heads}
+    wrong = [f"lacks {key}" for key in own if key not in state][:1]
+    wrong += [f"has {key}, which the model has not" for key in state if key not in own][:1]
+    wrong += [
+        f"has {key} of shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ][:1]
+    if wrong:
+        raise InputError(f"{path}: not the weights of --encoder={encoder.name} ({encoder.arch}): {'; '.join(wrong)}")
+    model.load_state_dict(state)
+
+
+def _download(encoder: Encoder, login: str | None) -> str:
+    """Path of the weights file: downloaded before, or from the hub."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    if not encoder.repo:
+        raise InputError(f"--encoder={encoder.name} has no weights on the Hugging Face hub: give --weights=FILE")
+    for filename in _WEIGHT_FILES:
+        path = try_to_load_from_cache(encoder.repo, filename)
+        if isinstance(path, str):
+            return path
+    logging.info("downloading the weights of %s (licence: %s)", encoder.repo, encoder.licence)
+    for filename in _WEIGHT_FILES:
+        try:
+            return _from_hub(encoder.repo, functools.partial(hf_hub_download, filename=filename), login)
+        except RemoteEntryNotFoundError:
+            continue
+    raise InputError(f"https://huggingface.co/{encoder.repo} has none of {', '.join(_WEIGHT_FILES)}: give --weights")
+
+
+def _from_hub(repo: str, get: Callable[[str], Any], login: str | None) -> Any:
+    """``get(repo)`` with the token ``login``, and one line for whatever keeps us from it."""
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()  # it warns at each of its retries
+    page = f"https://huggingface.co/{repo}"
+    before = os.environ.get("HF_TOKEN")
+    if login:
+        os.environ["HF_TOKEN"] = login
+    try:
+        return get(repo)
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"{repo} is gated: ask for access at {page}, then give --login=TOKEN or set HF_TOKEN, or give "
+            f"--weights=FILE; encoders open to all: {_open_encoders()}"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"{page} is not there, or the token of --login or HF_TOKEN is not allowed to see it; "
+            f"encoders open to all: {_open_encoders()}"
+        ) from error
+    except errors.RemoteEntryNotFoundError:
+        raise
+    except (errors.HTTPError, OSError) as error:
+        reason = "no network" if isinstance(error, errors.LocalEntryNotFoundError) else str(error).split("\n")[0]
+        raise InputError(
+            f"{page} cannot be reached ({reason}): give --weights=FILE, or use --encoder=stain, which needs none"
+        ) from error
+    finally:
+        if login:
+            os.environ.pop("HF_TOKEN")
+            if before is not None:
+                os.environ["HF_TOKEN"] = before
+
+
+def _open_encoders() -> str:
+    return ", ".join(["stain", *(e.name for e in ENCODERS.values() if not e.gated), "timm:NAME"])

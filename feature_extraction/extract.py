@@ -1,0 +1,228 @@
+"""Computes image features of a section's spots: image to cache.
+
+    python -m feature_extraction.extract --section=PATH --encoder=uni
+
+An extraction that was killed goes on from the last rows that it saved when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+from tqdm import tqdm
+
+from feature_extraction import cache, encoders
+from feature_extraction.patches import Patches
+from spabit_jax import cli
+from spabit_jax.errors import InputError
+from spabit_jax.readers.image import open_image
+
+_SAVE_EVERY = 5.0  # seconds between two saves of what is done
+
+
+def extract_section(
+    adata,
+    encoder: str,
+    patch_px: float,
+    cache_dir: str | os.PathLike,
+    *,
+    weights: str | None = None,
+    login: str | None = None,
+    batch_size: int = 32,
+    num_workers: int | None = None,
+    dtype: str = "float32",
+    autocast: bool | None = None,
+    transposed_crop: bool = False,
+) -> Path:
+    """Computes the features of all spots of a section, or finds them in the cache.
+
+    Args:
+      adata: as ``spabit_jax.readers.read_section`` makes it.
+      encoder: see ``feature_extraction.encoders``.
+      patch_px: width of a patch in full-resolution pixels.
+      cache_dir: folder of the cache.
+      weights, login, autocast: see ``feature_extraction.encoders.load``.
+      batch_size: patches per forward pass.
+      num_workers: processes that cut patches; None means 8 on a GPU and none on a CPU, where cutting costs little.
+      dtype: of the cache, float32 or float16.
+      transposed_crop: see ``feature_extraction.patches``.
+
+    Returns:
+      Path of the (N, D) ``.npy``; its ``.json`` lies beside it.
+
+    Raises:
+      InputError: no image, unknown encoder, weights that cannot be used, or a cache of that name of something else.
+    """
+    encoders.check_name(encoder)
+    if dtype not in ("float32", "float16"):
+        raise InputError(f"--dtype={dtype}: float32 or float16 is needed")
+    if batch_size < 1:
+        raise InputError(f"--batch_size={batch_size}: at least 1 is needed")
+    asked = cache.request(adata, encoder, patch_px, transposed_crop)
+    npy, json_path = cache.cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
+    if asked["image_file"] is None:
+        raise InputError(f"section {asked['section']} has no image: name one with --image=FILE")
+    if _is_done(npy, asked, dtype, weights):
+        logging.info("%s: already there, nothing to do", npy)
+        return npy
+
+    image = open_image(asked["image_file"])
+    loaded = encoders.load(encoder, weights, login, autocast)
+    spots = adata.obsm["spatial"]
+    patches = Patches(
+        image, spots, patch_px, asked["image_scale"], loaded.size, loaded.patch_transform, transposed_crop
+    )
+    patches[0]  # an image that cannot be decoded is found out before anything is written
+    um_per_px = adata.uns["spabit"].get("um_per_px")
+    meta = asked | {
+        "image_file": Path(asked["image_file"]).name,
+        **cache.image_stamp(asked["image_file"]),
+        "dim": loaded.dim,
+        "weights_hash": loaded.weights_hash,
+        "transform": f"window of {patches.width} image px, white outside; {loaded.transform}",
+        "patch_um": None if um_per_px is None else patch_px * float(um_per_px),
+        "pixel_order": "x,y",
+        "dtype": dtype,
+        "device": loaded.device,
+        "batch_size": batch_size,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in _packages(encoder)}},
+    }
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count() or 1) if loaded.device == "cuda" else 0
+    began = time.perf_counter()
+    npy.parent.mkdir(parents=True, exist_ok=True)
+    partial, progress = _partial(npy)
+    try:
+        _compute(npy, meta, patches, loaded, batch_size, num_workers)
+    except InputError:  # nothing that the same command could go on from
+        partial.unlink(missing_ok=True)
+        progress.unlink(missing_ok=True)
+        raise
+    os.replace(partial, npy)
+    cache.write_json(json_path, meta)  # last: a cache is whole once this is there
+    progress.unlink()
+    logging.info("%s: %d spots x %d, %.1f s", npy, len(spots), loaded.dim, time.perf_counter() - began)
+    return npy
+
+
+def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None) -> bool:
+    meta = cache.read_meta(npy)
+    if meta is None:
+        return False
+    cache.check(npy, meta, asked)
+    also = {"dtype": dtype}
+    if weights and Path(weights).is_file():
+        also["weights_hash"] = cache.hash_file(weights)
+    for key, want in also.items():
+        if meta.get(key) != want:
+            raise InputError(
+                f"{npy}: made with {key} {meta.get(key)}, {want} is asked for: delete it and its .json, or use "
+                "another --cache_dir"
+            )
+    return True
+
+
+def _compute(npy: Path, meta: dict, patches: Patches, loaded: encoders.Embedder, batch_size: int, workers: int) -> None:
+    """Fills the partial file, going on from where an earlier run of the same was killed."""
+    partial, progress = _partial(npy)
+    shape = (len(patches), loaded.dim)
+    done = _rows_done(partial, progress, meta, shape)
+    if done:
+        logging.info("%s: going on from spot %d of %d", npy, done, len(patches))
+        rows = np.lib.format.open_memmap(partial, "r+")
+    else:
+        progress.unlink(missing_ok=True)  # before the rows that it speaks of are gone
+        rows = np.lib.format.open_memmap(partial, "w+", dtype=meta["dtype"], shape=shape)
+    saved = time.monotonic()
+    with tqdm(total=len(patches), initial=done, unit="spot", disable=None) as bar:
+        for batch in _batches(patches, done, batch_size, workers):
+            with np.errstate(over="ignore"):  # caught as infinite
+                features = loaded.embed(batch).astype(meta["dtype"])
+            if not np.isfinite(features).all():
+                raise InputError(f"{meta['encoder']} gives features that are not finite: weights or --dtype unsuited")
+            rows[done : done + len(features)] = features
+            done += len(features)
+            bar.update(len(features))
+            if time.monotonic() - saved > _SAVE_EVERY or done == len(patches):
+                rows.flush()  # the rows must be on disk before anything says that they are
+                cache.write_json(progress, meta | {"done": done})
+                saved = time.monotonic()
+
+
+def _rows_done(partial: Path, progress: Path, meta: dict, shape: tuple[int, int]) -> int:
+    """Rows that an earlier run of exactly this extraction has left in the partial file."""
+    if not partial.is_file() or not progress.is_file():
+        return 0
+    state = json.loads(progress.read_text())  # written by rename, so it is whole
+    done = state.pop("done")
+    if state != json.loads(json.dumps(meta)) or np.load(partial, mmap_mode="r").shape != shape:
+        return 0
+    return done
+
+
+def _batches(patches: Patches, start: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:
+    """(B, ...) arrays of patches from spot ``start`` on, in order."""
+    if workers == 0:
+        for i in range(start, len(patches), batch_size):
+            yield np.stack([patches[j] for j in range(i, min(i + batch_size, len(patches)))])
+        return
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        patches,
+        batch_size,
+        sampler=range(start, len(patches)),
+        num_workers=workers,
+        collate_fn=np.stack,
+        multiprocessing_context="spawn",  # a fork would share the image file's position, and its threads' locks
+    )
+    try:
+        yield from loader
+    except InputError as error:  # from a worker, where it has a whole traceback in its text
+        raise InputError(str(error).strip().splitlines()[-1].rpartition("InputError: ")[2]) from error
+
+
+def _partial(npy: Path) -> tuple[Path, Path]:
+    """The rows so far, and the description that says how many of them are done."""
+    return npy.with_name(f"{npy.stem}.partial.npy"), npy.with_name(f"{npy.stem}.partial.json")
+
+
+def _packages(encoder: str) -> list[str]:
+    return ["numpy", "pillow"] + (["scikit-image"] if encoder == "stain" else ["torch", "timm"])
+
+
+def main() -> None:
+    adata = cli.read_flagged_section()
+    extract_section(
+        adata,
+        cli.FLAGS.encoder,
+        cli.patch_px(adata),
+        cli.FLAGS.cache_dir,
+        weights=cli.FLAGS.weights,
+        login=cli.FLAGS.login,
+        batch_size=cli.FLAGS.batch_size,
+        num_workers=cli.FLAGS.num_workers,
+        dtype=cli.FLAGS.dtype,
+        autocast=cli.FLAGS.autocast,
+        transposed_crop=cli.FLAGS.transposed_crop,
+    )
+
+
+if __name__ == "__main__":
+    cli.define_section_flags()
+    flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
+    flags.DEFINE_string("login", None, "Token of the Hugging Face hub (default: $HF_TOKEN, or the hub's own login).")
+    flags.DEFINE_integer("batch_size", 32, "Patches per forward pass.")
+    flags.DEFINE_integer("num_workers", None, "Processes that cut patches (default: 8 on a GPU, 0 on a CPU).")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the cached features.")
+    flags.DEFINE_boolean("autocast", None, "Compute in bfloat16 where that is safe (default: on a GPU).")
+    flags.DEFINE_boolean("transposed_crop", False, "Cut patches at (y, x), a fault of the reference implementation.")
+    cli.run(main)

@@ -1,0 +1,92 @@
+"""Sections on disk, whatever their layout, as AnnData.
+
+One module per layout. Each has ``LOOKS_FOR`` (what it needs, for error messages), ``matches(path)`` and
+``read(path, name, image, positions, labels)``; a new layout is a module and a line in ``FORMATS``.
+Imports neither jax nor torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from anndata import AnnData
+
+from spabit_jax.errors import InputError
+from spabit_jax.readers import h5ad, reference, st, visium
+
+# The first that matches is taken: a reference folder may also hold all that a Visium folder does.
+FORMATS = {"h5ad": h5ad, "st": st, "reference": reference, "visium": visium}
+
+_NOT_A_NAME = re.compile(r"outs|binned_outputs|square_\d+um")
+
+
+def read_section(
+    path: str | os.PathLike,
+    format: str = "auto",
+    image: str | os.PathLike | None = None,
+    positions: str | os.PathLike | None = None,
+    labels: str | os.PathLike | None = None,
+    name: str | None = None,
+) -> AnnData:
+    """Reads one section.
+
+    Args:
+      path: a folder; for legacy ST the counts file ``NAME.tsv[.gz]``; or a .h5ad file.
+      format: a key of ``FORMATS``, or ``auto`` to find out.
+      image: image file instead of the one that is found. It is taken to be in full-resolution pixels, unless it is
+        the ``tissue_hires_image`` or ``tissue_lowres_image`` of a folder with scale factors.
+      positions: positions file instead of the one that is found, in the layout's own form (10x for .h5ad).
+      labels: file of barcode,label (header or not, comma or tab), or her2st's ``*_labeled_coordinates.tsv``, or one
+        label per spot in tissue; instead of the one that is found.
+      name: default: the file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``.
+
+    Returns:
+      AnnData of the N spots in tissue that have counts, in the order of the positions file:
+
+      - ``X``: (N, G) CSR float32, raw counts; ``var_names`` unique, ``var["gene_ids"]`` where the file has them.
+      - ``obsm["spatial"]``: (N, 2) float64, (x, y) of the spot centres in full-resolution pixels.
+      - ``obs``: array_row, array_col, in_tissue (integers); label (categorical, NaN where unknown) if there are labels.
+      - ``uns["spatial"][name]``: images (``hires``, ``lowres``: (h, w, 3) uint8), scalefactors and metadata, as scanpy
+        and squidpy expect them, with a scale factor for each image that is there and for no other. No entry without
+        an image (plot with ``img_key=None`` and a ``spot_size``, or with ``scanpy.pl.embedding``).
+      - ``uns["spabit"]``: name; format; array_min and array_max, [row, col] over all spots of the positions file,
+        in tissue or not (legacy ST: over the selected ones); lattice (``hex`` or ``square``); image_path and
+        image_scale (image pixels per full-resolution pixel) if there is an image; um_per_px if it is known.
+
+    Raises:
+      InputError: anything that is missing, unreadable or contradictory; the message names the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if format != "auto" and format not in FORMATS:
+        raise InputError(f"unknown format {format!r}: known formats are auto, {', '.join(FORMATS)}")
+    image, positions, labels = (None if p is None else Path(p) for p in (image, positions, labels))
+    for file in (image, positions, labels):
+        if file is not None and not file.is_file():
+            raise InputError(f"{file}: no such file")
+    name = name or section_name(path)
+    if "/" in name:
+        raise InputError(f"{name!r} cannot be the name of a section: leave the slash out")
+    reader = FORMATS[_find_out(path) if format == "auto" else format]
+    return reader.read(path, name=name, image=image, positions=positions, labels=labels)
+
+
+def section_name(path: str | os.PathLike) -> str:
+    """The file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``."""
+    path = Path(path).resolve()
+    if path.is_file():
+        return Path(path.name.removesuffix(".gz")).stem
+    while _NOT_A_NAME.fullmatch(path.name):
+        path = path.parent
+    return path.name
+
+
+def _find_out(path: Path) -> str:
+    for name, reader in FORMATS.items():
+        if reader.matches(path):
+            return name
+    known = "; ".join(f"{name}: {reader.LOOKS_FOR}" for name, reader in FORMATS.items())
+    raise InputError(f"{path}: not a section in a known format. Looked for {known}")

@@ -1,0 +1,125 @@
+"""Counts, positions, labels and images into the AnnData that ``read_section`` promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from absl import logging
+from anndata import AnnData
+from scipy import sparse
+
+from spabit_jax.errors import InputError
+from spabit_jax.readers.image import open_image
+from spabit_jax.readers.lattice import measure
+from spabit_jax.readers.tables import read_labels
+
+THUMBNAIL_PX = 2000
+
+
+def assemble(
+    counts: AnnData,
+    positions: pd.DataFrame,
+    *,
+    name: str,
+    format: str,
+    counts_path: Path,
+    positions_path: Path,
+    labels: Path | pd.Series | None = None,
+    image: Path | None = None,
+    image_scale: float = 1.0,
+    images: dict[str, np.ndarray] | None = None,
+    scalefactors: dict[str, float] | None = None,
+    square_um: float | None = None,
+) -> AnnData:
+    """Puts a section together.
+
+    Args:
+      counts: X (M, G) raw counts; barcodes, gene names and var.
+      positions: as ``tables.read_positions_10x`` returns it.
+      name, format: for uns.
+      counts_path, positions_path: for error messages.
+      labels: file, or labels indexed by barcode.
+      image: file of which windows are read; image_scale: its pixels per full-resolution pixel.
+      images: ``hires`` and ``lowres``, (h, w, 3) uint8; a missing ``hires`` is made from a full-resolution ``image``.
+      scalefactors: ``tissue_<image>_scalef`` of each of these, and ``spot_diameter_fullres`` where known.
+      square_um: pitch of a square lattice in µm.
+
+    Returns:
+      AnnData as ``spabit_jax.readers.read_section`` describes it.
+
+    Raises:
+      InputError: counts that are not raw, repeated barcodes, no barcode in common, an image that is too small.
+    """
+    check_raw(counts.X, counts_path)
+    counts.var_names_make_unique()
+    names = counts.obs_names
+    if not names.is_unique:
+        raise InputError(f"{counts_path}: barcode {names[names.duplicated()][0]} occurs twice: remove one of them")
+    spots = positions[positions["in_tissue"] == 1]
+    row = names.get_indexer(spots.index)
+    n_lost = int((row < 0).sum())
+    if n_lost == len(spots):
+        raise InputError(
+            f"{counts_path} ({names[0] if len(names) else 'no spot'}, …) and {positions_path} ({spots.index[0]}, …) "
+            "share no spot in tissue: give the positions of these counts (--positions)"
+        )
+    n_unplaced = len(names) - len(spots) + n_lost
+    if n_lost or n_unplaced:
+        logging.info(
+            "%s: dropped %d spots in tissue without counts, and the counts of %d spots that have no position in tissue",
+            name, n_lost, n_unplaced,
+        )  # fmt: skip
+    label = read_labels(labels, spots.index) if isinstance(labels, Path) else labels
+    spots, row = spots[row >= 0], row[row >= 0]
+
+    xy = spots[["x", "y"]].to_numpy()
+    array = positions[["array_row", "array_col"]].to_numpy()
+    lattice, pitch_px, um_per_px = measure(array, positions[["x", "y"]].to_numpy(), square_um)
+    obs = spots[["array_row", "array_col", "in_tissue"]].rename_axis(None)
+    if label is not None:
+        obs["label"] = label.reindex(obs.index).astype("category").cat.remove_unused_categories()
+    adata = AnnData(sparse.csr_matrix(counts.X, dtype=np.float32)[row], obs=obs, var=counts.var.copy())
+    adata.obsm["spatial"] = xy
+
+    images, scalefactors = dict(images or {}), dict(scalefactors or {})
+    section = {"name": name, "format": format, "array_min": array.min(0), "array_max": array.max(0), "lattice": lattice}
+    metadata = {}
+    if um_per_px is not None:
+        section["um_per_px"] = float(um_per_px)
+    if image is not None:
+        slide = open_image(image)
+        _check_inside(slide, image_scale, xy, positions_path)
+        section["image_path"] = metadata["source_image_path"] = str(image.resolve())
+        section["image_scale"] = float(image_scale)
+        if image_scale == 1.0 and "hires" not in images:
+            images["hires"], scale = slide.thumbnail(THUMBNAIL_PX)
+            scalefactors["tissue_hires_scalef"] = scale * image_scale
+    # Visium: spots of 55 µm every 100 µm; legacy ST: 100 µm every 200 µm.
+    scalefactors.setdefault("spot_diameter_fullres", float(pitch_px / 2) if pitch_px > 0 else 1.0)
+    if images:  # scanpy and squidpy take an entry without an image for a mistake
+        adata.uns["spatial"] = {name: {"images": images, "scalefactors": scalefactors, "metadata": metadata}}
+    adata.uns["spabit"] = section
+    return adata
+
+
+def check_raw(x, path: Path) -> None:
+    """Raises InputError unless all values of ``x`` (sparse or dense) are whole numbers, none negative."""
+    values = x.data if sparse.issparse(x) else np.asarray(x)
+    if not is_raw(values):
+        raise InputError(f"{path}: counts are negative, missing or not whole numbers: raw counts are needed")
+
+
+def is_raw(values: np.ndarray) -> bool:
+    return bool(np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
+
+
+def _check_inside(slide, scale: float, xy: np.ndarray, positions_path: Path) -> None:
+    low, high = xy.min(0) * scale, xy.max(0) * scale
+    if (low < 0).any() or (high > [slide.width, slide.height]).any():
+        raise InputError(
+            f"{slide.path}: {slide.width} x {slide.height} px, but the spots of {positions_path} lie from "
+            f"({low[0]:.0f}, {low[1]:.0f}) to ({high[0]:.0f}, {high[1]:.0f}) at scale {scale:g}: "
+            "give the right --image, or exchange x and y if the positions are transposed"
+        )

@@ -1,0 +1,239 @@
+"""Windows and thumbnails of section images of any size, as 8-bit RGB.
+
+TIFF (tiled, stripped, pyramidal, SVS, OME) is read through tifffile and zarr, window by window; JPEG and PNG through
+Pillow, decoded once. Imports neither jax nor torch.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import zarr
+from PIL import Image
+
+from spabit_jax.errors import InputError
+
+Image.MAX_IMAGE_PIXELS = None  # sections are larger than Pillow's guard against decompression bombs
+
+_TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
+_CHANNEL_AXES = "SCQI"  # samples, channels, unknown, and pages of one channel each
+_PHOTOMETRIC = {"RGB", "YCBCR", "MINISBLACK"}
+_BAND_BYTES = 2**26  # what a thumbnail without a pyramid holds at a time
+
+
+class SlideImage:
+    """A section image of which windows are read.
+
+    ``width`` and ``height`` are in image pixels. An instance may be pickled, and used after a fork: files are opened
+    again in the new process. Pixels are 8-bit RGB: 16-bit values are divided by 257, gray is repeated, and
+    transparency is laid over white.
+    """
+
+    path: str
+    width: int
+    height: int
+
+    def _clip(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+        """The window [y0:y1, x0:x1], which lies inside the image."""
+        raise NotImplementedError
+
+    def _small(self, width: int, height: int) -> Image.Image:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Forgets open files and decoded pixels; the next read opens them again."""
+
+    def __getstate__(self):
+        self.close()
+        return self.__dict__
+
+    def __del__(self):
+        self.close()
+
+    def read(self, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """The window whose upper left pixel is (x, y).
+
+        Args:
+          x, y: column and row of the corner in image pixels; may lie outside the image.
+          width, height: of the window in image pixels.
+
+        Returns:
+          (height, width, 3) uint8, white outside the image.
+
+        Raises:
+          InputError: the file cannot be decoded.
+        """
+        window = np.full((height, width, 3), 255, np.uint8)
+        x0, x1 = max(x, 0), min(x + width, self.width)
+        y0, y1 = max(y, 0), min(y + height, self.height)
+        if x0 < x1 and y0 < y1:
+            window[y0 - y : y1 - y, x0 - x : x1 - x] = _decode(self.path, self._clip, x0, y0, x1, y1)
+        return window
+
+    def thumbnail(self, max_px: int) -> tuple[np.ndarray, float]:
+        """The whole image, its longer side at most ``max_px``.
+
+        Returns:
+          (h, w, 3) uint8 and the scale, thumbnail pixels per image pixel (at most 1).
+
+        Raises:
+          InputError: the file cannot be decoded.
+        """
+        scale = min(1.0, max_px / max(self.width, self.height))
+        size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
+        small = _decode(self.path, self._small, *size)
+        return np.asarray(small.resize(size, Image.Resampling.BOX) if small.size != size else small), scale
+
+
+class _PillowImage(SlideImage):
+    def __init__(self, path: str):
+        self.path, self._pixels = path, None
+        with Image.open(path) as image:
+            self.width, self.height = image.size
+
+    def close(self):
+        self._pixels = None
+
+    def _clip(self, x0, y0, x1, y1):
+        if self._pixels is None:
+            with Image.open(self.path) as image:
+                self._pixels = np.asarray(_pillow_rgb(image))
+        return self._pixels[y0:y1, x0:x1]
+
+    def _small(self, width, height):
+        if self._pixels is not None:
+            return Image.fromarray(self._pixels)
+        with Image.open(self.path) as image:
+            image.draft("RGB", (width, height))  # a JPEG is then decoded at 1/2, 1/4 or 1/8
+            return _pillow_rgb(image)
+
+
+class _TiffImage(SlideImage):
+    def __init__(self, path: str):
+        self.path, self._pid, self._tiff, self._arrays = path, None, None, {}
+        with tifffile.TiffFile(path) as tiff:
+            series = _main_series(tiff)
+            page = series.keyframe
+            if page.photometric.name not in _PHOTOMETRIC:
+                raise InputError(f"{path}: a TIFF in {page.photometric.name} colours: convert it to RGB")
+            if series.dtype not in (np.uint8, np.uint16):
+                raise InputError(f"{path}: pixels of type {series.dtype}: convert it to 8-bit RGB")
+            others = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1]
+            if len(others) > 1 or any(a not in _CHANNEL_AXES or n not in (3, 4) for a, n in others):
+                raise InputError(f"{path}: axes {series.axes} {series.shape}: an RGB or gray image is needed")
+            self._axes = series.axes
+            self._alpha = bool(page.extrasamples) and int(page.extrasamples[0]) in (1, 2)
+            sizes = [(s.shape[s.axes.index("X")], s.shape[s.axes.index("Y")]) for s in series.levels]
+            _check_whole(path, series)
+        self._sizes = sizes  # (width, height) of each pyramid level, the full one first
+        self.width, self.height = sizes[0]
+
+    def close(self):
+        if self._tiff is not None:
+            self._tiff.close()
+        self._pid, self._tiff, self._arrays = None, None, {}
+
+    def _level(self, level: int):
+        """A pyramid level as something that is sliced: a zarr array, or a memory map of uncompressed pixels."""
+        if self._pid != os.getpid():  # a forked process shares the file's position with its parent
+            self.close()
+            self._tiff, self._pid = tifffile.TiffFile(self.path), os.getpid()
+        if level not in self._arrays:
+            series = _main_series(self._tiff)
+            plain = series.levels[level]
+            if plain.dataoffset is not None:
+                dtype = plain.dtype.newbyteorder(self._tiff.byteorder)
+                array = np.memmap(self.path, dtype, "r", plain.dataoffset, plain.shape)
+            else:
+                array = zarr.open_array(series.aszarr(level=level), mode="r")
+                if array.nchunks == 1:
+                    array = array[:]  # one strip holds it all: decode it once
+            self._arrays[level] = array
+        return self._arrays[level]
+
+    def _clip(self, x0, y0, x1, y1, level=0):
+        window = {"Y": slice(y0, y1), "X": slice(x0, x1)}
+        pixels = self._level(level)[tuple(window.get(a, slice(None) if a in _CHANNEL_AXES else 0) for a in self._axes)]
+        axes = [a for a in self._axes if a in window or a in _CHANNEL_AXES]
+        order = [axes.index("Y"), axes.index("X"), *(i for i, a in enumerate(axes) if a not in window)]
+        pixels = np.asarray(pixels).transpose(order).reshape(y1 - y0, x1 - x0, -1)
+        if pixels.dtype != np.uint8:
+            pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return _rgb(pixels, self._alpha)
+
+    def _small(self, width, height):
+        level = max(i for i, (w, h) in enumerate(self._sizes) if i == 0 or (w >= width and h >= height))
+        full_width, full_height = self._sizes[level]
+        factor = max(1, min(full_width // width, full_height // height))
+        rows = factor * max(1, _BAND_BYTES // (3 * full_width * factor))
+        bands = [
+            np.asarray(Image.fromarray(self._clip(0, y, full_width, min(y + rows, full_height), level)).reduce(factor))
+            for y in range(0, full_height, rows)
+        ]
+        return Image.fromarray(np.concatenate(bands))
+
+
+def open_image(path: str | os.PathLike) -> SlideImage:
+    """Opens a section image; no pixel is decoded yet.
+
+    Raises:
+      InputError: no such file, not an image, a truncated TIFF, or an image that is neither RGB nor gray.
+    """
+    path = os.fspath(path)
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such image file")
+    with open(path, "rb") as file:
+        magic = file.read(4)
+    tiff = magic[:2] in (b"II", b"MM") and magic[2:] in (b"*\0", b"\0*", b"+\0", b"\0+")
+    if not tiff and Path(path).suffix.lower() in _TIFF_SUFFIXES:
+        raise InputError(f"{path}: not a TIFF, whatever its name says: is the download complete?")
+    return _decode(path, _TiffImage if tiff else _PillowImage, path)
+
+
+def _decode(path: str, function, *args):
+    """``function(*args)``, with whatever a decoder raises turned into one line."""
+    try:
+        return function(*args)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # tifffile, imagecodecs and Pillow share no base class
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a readable image, or truncated ({reason}): replace the file") from error
+
+
+def _main_series(tiff: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    return max(
+        (s for s in tiff.series if {"X", "Y"} <= set(s.axes)),
+        key=lambda s: s.shape[s.axes.index("X")] * s.shape[s.axes.index("Y")],
+    )
+
+
+def _check_whole(path: str, series: tifffile.TiffPageSeries) -> None:
+    size = Path(path).stat().st_size
+    for page in series.pages:
+        if page is not None and len(page.dataoffsets):
+            end = int((np.asarray(page.dataoffsets, np.uint64) + np.asarray(page.databytecounts, np.uint64)).max())
+            if end > size:
+                raise InputError(f"{path}: truncated, {size} bytes where {end} are needed: replace the file")
+
+
+def _rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
+    """(h, w, 1, 3 or 4) uint8 to (h, w, 3); a fourth channel is transparency if ``alpha``, else it is dropped."""
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] == 4 and alpha:
+        opacity = pixels[..., 3:].astype(np.uint32)
+        return ((pixels[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+    return pixels[..., :3]
+
+
+def _pillow_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip
+        gray = (np.asarray(image).astype(np.uint32) + 128) // 257
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        return Image.fromarray(_rgb(np.asarray(image.convert("RGBA")), alpha=True))
+    return image.convert("RGB")

@@ -1,0 +1,140 @@
+"""Text tables: counts, positions and labels, as people have them."""
+
+from __future__ import annotations
+
+import gzip
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from spabit_jax.errors import InputError
+
+POSITIONS_10X = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turns whatever a library raises on a broken file into one line that names it."""
+    try:
+        with warnings.catch_warnings():
+            # Genes are made unique, and repeated barcodes refused, in assemble().
+            warnings.filterwarnings("ignore", "(Variable|Observation) names are not unique", UserWarning)
+            yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # h5py, pandas, scanpy and zlib share no base class
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: cannot be read as {what}, or is truncated ({reason}): replace the file") from error
+
+
+def _first_line(path: Path) -> str:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+        return file.readline().rstrip("\r\n")
+
+
+def _separator(line: str) -> str:
+    return "\t" if "\t" in line else ","
+
+
+def read_counts(path: Path) -> AnnData:
+    """Reads a text table of spots × genes, header the genes, first column the barcodes; sparse from the start.
+
+    Raises:
+      InputError: unreadable, or not numbers.
+    """
+    with reading(path, "a table of counts (spots × genes)"):
+        barcodes, parts, genes = [], [], None
+        for chunk in pd.read_csv(path, sep=_separator(_first_line(path)), index_col=0, chunksize=512):
+            barcodes += [str(barcode) for barcode in chunk.index]
+            parts.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
+            genes = chunk.columns.astype(str)
+        x = sparse.vstack(parts, format="csr")
+        return AnnData(x, obs=pd.DataFrame(index=barcodes), var=pd.DataFrame(index=genes))
+
+
+def read_positions_10x(path: Path) -> pd.DataFrame:
+    """Reads a 10x positions file, with a header or without.
+
+    Returns:
+      A frame indexed by barcode, in the file's order: in_tissue, array_row, array_col (integers), x, y (float,
+      full-resolution pixels; x is the file's pxl_col).
+
+    Raises:
+      InputError: unreadable, columns missing or not numbers, repeated barcodes.
+    """
+    with reading(path, "a positions file"):
+        line = _first_line(path)
+        second = [*line.split(_separator(line)), ""][1].strip().strip('"')
+        header = None if second.replace(".", "", 1).isdigit() else 0
+        table = pd.read_csv(path, sep=_separator(line), header=header)
+    if set(POSITIONS_10X) <= set(table.columns):
+        table = table[POSITIONS_10X]
+    if table.shape[1] != 6:
+        raise InputError(f"{path}: {table.shape[1]} columns where {','.join(POSITIONS_10X)} are needed")
+    table.columns = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]
+    return check_positions(table.set_index("barcode"), path)
+
+
+def check_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Gives the columns of ``read_positions_10x`` their types.
+
+    Raises:
+      InputError: no row, values that are not numbers, repeated barcodes, no spot in tissue.
+    """
+    table = table.apply(pd.to_numeric, errors="coerce")
+    bad = ~np.isfinite(table.to_numpy(np.float64)).all(axis=1)
+    whole = table[["in_tissue", "array_row", "array_col"]]
+    bad |= (whole != whole.round()).any(axis=1).to_numpy()
+    if bad.any():
+        raise InputError(f"{path}: the position of spot {table.index[bad][0]} is missing or not a number: correct it")
+    table.index = table.index.astype(str)
+    if not table.index.is_unique:
+        raise InputError(f"{path}: barcode {table.index[table.index.duplicated()][0]} occurs twice: remove one row")
+    if not (table["in_tissue"] == 1).any():
+        raise InputError(f"{path}: no spot is in tissue: in_tissue must be 1 for those to be used")
+    integers = dict.fromkeys(whole.columns, np.int64)
+    return table.astype({**integers, "x": np.float64, "y": np.float64})[[*integers, "x", "y"]]
+
+
+def read_labels(path: Path, barcodes: pd.Index) -> pd.Series:
+    """Reads a label for each spot.
+
+    Args:
+      path: barcode and label (comma or tab, header or not); or a table with columns x, y and label, the spot's name
+        being the rounded ``<x>x<y>`` (her2st); or one label per spot, separated by white space.
+      barcodes: of the spots in tissue, in the order of the positions file.
+
+    Returns:
+      Labels (str or NaN) indexed by ``barcodes``.
+
+    Raises:
+      InputError: unreadable, none of these forms, or no barcode in common.
+    """
+    forms = "needed are barcode,label; or columns x, y, label; or one label for each spot in tissue"
+    with reading(path, "labels"):
+        line = _first_line(path)
+        fields = line.split(_separator(line))
+        if len(fields) == 1:
+            values = path.read_text().split()
+            if len(values) != len(barcodes):
+                raise InputError(f"{path}: {len(values)} labels for {len(barcodes)} spots in tissue: {forms}")
+            return pd.Series(values, index=barcodes).replace("NA", np.nan)
+        if {"x", "y", "label"} <= set(fields):
+            table = pd.read_csv(path, sep=_separator(line), dtype={"label": str}).dropna(subset=["x", "y"])
+            x, y = (table[c].round().astype(int).astype(str) for c in "xy")
+            labels = table["label"].set_axis(x + "x" + y)
+        elif len(fields) == 2:
+            labels = pd.read_csv(path, sep=_separator(line), header=None, index_col=0, dtype=str)[1]
+        else:
+            raise InputError(f"{path}: {len(fields)} columns: {forms}")
+    if not labels.index.is_unique:
+        raise InputError(f"{path}: spot {labels.index[labels.index.duplicated()][0]} has two labels: remove one")
+    if not labels.index.isin(barcodes).any():
+        raise InputError(f"{path}: names none of the spots ({barcodes[0]}, …): {forms}")
+    return labels.reindex(barcodes)

@@ -1,0 +1,123 @@
+"""Small sections in the true layouts, written to disk."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import sparse
+from scipy.io import mmwrite
+
+GENES = ["TP53", "ACTB", "ACTB", "MT-CO1", "KRT8"]
+
+
+def _write_h5(path: Path, counts: np.ndarray, barcodes: list[str], types: list[str] | None = None) -> None:
+    """A 10x .h5 file of version 3; counts (spots, genes)."""
+    x = sparse.csr_matrix(counts)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["barcodes"] = np.array(barcodes, "S")
+        group["data"], group["indices"], group["indptr"] = x.data.astype(np.int32), x.indices, x.indptr
+        group["shape"] = np.array(counts.shape[::-1])
+        features = group.create_group("features")
+        features["id"] = np.array([f"ENSG{i:03}" for i in range(len(GENES))], "S")
+        features["name"] = np.array(GENES, "S")
+        features["feature_type"] = np.array(types or ["Gene Expression"] * len(GENES), "S")
+        features["genome"] = np.array(["GRCh38"] * len(GENES), "S")
+        features["_all_tag_keys"] = np.array(["genome"], "S")
+
+
+def _write_mtx(folder: Path, counts: np.ndarray, barcodes: list[str], columns: int = 3) -> None:
+    """matrix.mtx.gz, features.tsv.gz with that many columns, barcodes.tsv.gz."""
+    folder.mkdir()
+    with gzip.open(folder / "matrix.mtx.gz", "wb") as file:
+        mmwrite(file, sparse.coo_matrix(counts.T))
+    features = [(f"ENSG{i:03}", gene, "Gene Expression")[:columns] for i, gene in enumerate(GENES)]
+    if columns == 1:
+        features = [(gene,) for gene in GENES]
+    with gzip.open(folder / "features.tsv.gz", "wt") as file:
+        file.writelines("\t".join(row) + "\n" for row in features)
+    with gzip.open(folder / "barcodes.tsv.gz", "wt") as file:
+        file.writelines(barcode + "\n" for barcode in barcodes)
+
+
+class Visium:
+    """7 × 11 array positions of a hexagonal lattice; the middle rows are in tissue, in an order of their own."""
+
+    genes = GENES
+
+    def __init__(self, folder: Path):
+        rng = np.random.default_rng(0)
+        array = [(r, c) for r in range(1, 8) for c in range(2, 24) if (r + c) % 2 == 0]
+        table = pd.DataFrame(array, columns=["array_row", "array_col"])
+        table.insert(0, "in_tissue", table["array_row"].between(2, 5).astype(int))
+        table["pxl_row_in_fullres"] = np.rint(40 + 86.6 * table["array_row"]).astype(int)
+        table["pxl_col_in_fullres"] = 30 + 50 * table["array_col"]
+        table.insert(0, "barcode", [f"SPOT{i:03}-1" for i in rng.permutation(len(table))])
+        self.folder, self.table = folder, table.sample(frac=1, random_state=1)
+        self.spots = self.table[self.table["in_tissue"] == 1]
+        self.barcodes = sorted(self.spots["barcode"])  # counts come in another order than positions
+        self.counts = rng.poisson(3, (len(self.barcodes), len(GENES)))
+        self.truth = pd.DataFrame(self.counts, index=self.barcodes).loc[self.spots["barcode"]].to_numpy()
+        (folder / "spatial").mkdir(parents=True)
+
+    def positions(self, file: str = "spatial/tissue_positions_list.csv", header: bool = False) -> Path:
+        self.table.to_csv(self.folder / file, index=False, header=header)
+        return self.folder / file
+
+    def image(self, file: str, scale: float = 1.0) -> Path:
+        Image.new("RGB", (round(1300 * scale), round(700 * scale)), (200, 120, 160)).save(self.folder / file)
+        return self.folder / file
+
+    def h5(self, barcodes: list[str] | None = None, types: list[str] | None = None) -> None:
+        _write_h5(self.folder / "filtered_feature_bc_matrix.h5", self.counts, barcodes or self.barcodes, types)
+
+    def mtx(self, folder: str, columns: int = 3, barcodes: list[str] | None = None) -> None:
+        _write_mtx(self.folder / folder, self.counts, barcodes or self.barcodes, columns)
+
+    def write(self) -> Path:
+        """Space Ranger 1: .h5, positions without a header, hires and lowres images."""
+        self.h5()
+        self.positions()
+        self.image("spatial/tissue_hires_image.png", 0.5)
+        self.image("spatial/tissue_lowres_image.png", 0.1)
+        factors = {"spot_diameter_fullres": 55.0, "tissue_hires_scalef": 0.5, "tissue_lowres_scalef": 0.1}
+        (self.folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
+        return self.folder
+
+
+@pytest.fixture
+def visium(tmp_path) -> Visium:
+    return Visium(tmp_path / "S1")
+
+
+class LegacyST:
+    """5 × 4 spots, one of them not selected, one without counts, and counts of a spot that is nowhere."""
+
+    def __init__(self, folder: Path):
+        rng = np.random.default_rng(0)
+        xy = [(x, y) for x in range(3, 8) for y in range(11, 15)]
+        self.table = pd.DataFrame(xy, columns=["x", "y"])
+        self.table["new_x"], self.table["new_y"] = self.table["x"] + 0.02, self.table["y"] - 0.02
+        self.table["pixel_x"], self.table["pixel_y"] = 40.5 * self.table["x"], 40.5 * self.table["y"]
+        self.table["selected"] = [0, *[1] * 19]
+        self.spots = [f"{x}x{y}" for x, y in xy[2:]]  # with counts and selected
+        names = [*reversed(self.spots), f"{xy[0][0]}x{xy[0][1]}", "30x30"]
+        self.counts = pd.DataFrame(rng.poisson(2, (len(names), 3)), index=names, columns=["B", "A", "C"])
+        self.path = folder / "C2.tsv.gz"
+
+    def write(self, positions: str = "C2_selection.tsv") -> Path:
+        self.counts.to_csv(self.path, sep="\t")
+        self.table.to_csv(self.path.parent / positions, sep="\t", index=False)
+        return self.path
+
+
+@pytest.fixture
+def legacy_st(tmp_path) -> LegacyST:
+    return LegacyST(tmp_path)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from spabit_jax.readers import read_section
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_h5ad_round_trip(visium, tmp_path, images):
+    visium.write()
+    if not images:
+        for key in ("hires", "lowres"):
+            (visium.folder / f"spatial/tissue_{key}_image.png").unlink()
+    adata = read_section(visium.folder)
+    adata.obs["label"] = pd.Categorical(np.arange(adata.n_obs) % 2)
+    adata.write_h5ad(tmp_path / "S1.h5ad")
+    stored = anndata.read_h5ad(tmp_path / "S1.h5ad")
+    assert stored.uns["spabit"]["lattice"] == "hex" and ("image_path" in stored.uns["spabit"]) == images
+    again = read_section(tmp_path / "S1.h5ad")
+    assert (again.X != adata.X).nnz == 0 and list(again.obs_names) == list(adata.obs_names)
+    pd.testing.assert_frame_equal(again.obs, adata.obs)
+    assert again.uns["spabit"]["array_min"].tolist() == [1, 2]
+    np.testing.assert_array_equal(again.obsm["spatial"], adata.obsm["spatial"])
+    if images:
+        np.testing.assert_array_equal(
+            again.uns["spatial"]["S1"]["images"]["hires"], adata.uns["spatial"]["S1"]["images"]["hires"]
+        )
+
+
+@pytest.mark.parametrize("place", ["layers", "X", "raw"])
+def test_h5ad_finds_raw_counts(tmp_path, place):
+    counts = np.arange(12, dtype=np.float32).reshape(4, 3)
+    adata = anndata.AnnData(counts.copy(), obs=pd.DataFrame(index=list("abcd")), var=pd.DataFrame(index=list("ABC")))
+    if place == "raw":
+        adata.raw = adata.copy()
+    elif place == "layers":
+        adata.layers["counts"] = counts
+    if place != "X":
+        adata.X = np.log1p(counts)
+    adata.obsm["spatial"] = np.array([[10, 10], [20, 10], [10, 20], [20, 20]])
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    result = read_section(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(result.X.toarray(), counts)
+    assert result.obs[["array_row", "array_col"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert result.uns["spabit"]["image_path"] == str(tmp_path.resolve() / "a.png")
+    assert "um_per_px" not in result.uns["spabit"]
+
+
+def test_h5ad_images_of_scanpy_become_uint8(tmp_path):
+    adata = anndata.AnnData(np.ones((2, 1), np.float32), obsm={"spatial": np.array([[1.0, 2], [3, 4]])})
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3))
+    scalefactors = {"tissue_hires_scalef": 0.5, "tissue_lowres_scalef": 0.1, "spot_diameter_fullres": 3.0}
+    adata.uns["spatial"] = {"x": {"images": {"hires": np.float32(pixels / 255)}, "scalefactors": scalefactors}}
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    library = read_section(tmp_path / "a.h5ad").uns["spatial"]["a"]
+    np.testing.assert_array_equal(library["images"]["hires"], pixels)
+    assert library["images"]["hires"].dtype == np.uint8
+    assert library["scalefactors"] == {"tissue_hires_scalef": 0.5, "spot_diameter_fullres": 3.0}
