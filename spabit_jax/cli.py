@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from spabit_jax.errors import InputError
 
 FLAGS = flags.FLAGS
+NO_CONFIG = "--config names no Python file with a get_config() that returns a spabit_jax.config.Config"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -52,6 +53,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(_own_flags())}")
     except flags.Error as error:
         _fail(" ".join(str(error).split()))
+    except (KeyError, OSError) as error:  # of ml_collections: an unknown field, or no such file
+        _fail_config(error)
 
 
 def _own_flags() -> list[str]:
@@ -124,9 +127,7 @@ def define_config_flag(default: str = "experiments/configs/default.py") -> None:
     try:
         config_flags.DEFINE_config_file("config", default, "Preset; its fields are set as in --config.model.depth=6.")
     except KeyError as error:  # ml_collections looks at the overrides on the command line as it defines them
-        from spabit_jax.config import Config
-
-        _fail(f"{' '.join(str(error.args[0]).split())}; known fields: {', '.join(_field_names(Config()))}")
+        _fail_config(error)
 
 
 def read_flagged_config():
@@ -134,8 +135,16 @@ def read_flagged_config():
     from spabit_jax.config import Config
 
     if not isinstance(FLAGS.config, Config):
-        raise InputError("--config names no file with a get_config() that returns a spabit_jax.config.Config")
+        raise InputError(NO_CONFIG)
     return FLAGS.config.validate()
+
+
+def _fail_config(error: KeyError | OSError) -> None:
+    from spabit_jax.config import Config
+
+    if isinstance(error, OSError):
+        _fail(NO_CONFIG)
+    _fail(f"{error.args[0]}; known fields: {', '.join(_field_names(Config()))}")
 
 
 def _field_names(config, prefix: str = "config") -> list[str]:

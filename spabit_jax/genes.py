@@ -77,7 +77,8 @@ def _highly_variable(adata: AnnData, n_genes: int) -> list[str]:
     sc.pp.normalize_total(normalised, target_sum=1e4)
     sc.pp.log1p(normalised)
     chosen = sc.pp.highly_variable_genes(normalised, n_top_genes=min(n_genes, normalised.n_vars), inplace=False)
-    return sorted(normalised.var_names[chosen["highly_variable"].to_numpy()])
+    # scanpy cuts at the dispersion of the last gene, so that ties would make the panel larger than asked for
+    return sorted(chosen["dispersions_norm"].set_axis(normalised.var_names).nlargest(n_genes).index)
 
 
 def _from_file(panel: str, adata: AnnData) -> list[str]:

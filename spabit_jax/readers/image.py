@@ -40,7 +40,8 @@ class SlideImage:
         """The window [y0:y1, x0:x1], which lies inside the image."""
         raise NotImplementedError
 
-    def _small(self, width: int, height: int) -> Image.Image:
+    def _small(self, width: int, height: int) -> tuple[Image.Image, tuple[float, float]]:
+        """The whole image, at least so large, and how much of that is image: a reduced pixel may reach beyond it."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -84,8 +85,8 @@ class SlideImage:
         """
         scale = min(1.0, max_px / max(self.width, self.height))
         size = max(1, round(self.width * scale)), max(1, round(self.height * scale))
-        small = _decode(self.path, self._small, *size)
-        return np.asarray(small.resize(size, Image.Resampling.BOX) if small.size != size else small), scale
+        small, extent = _decode(self.path, self._small, *size)
+        return np.asarray(small.resize(size, Image.Resampling.BILINEAR, box=(0, 0, *extent))), scale
 
 
 class _PillowImage(SlideImage):
@@ -105,10 +106,10 @@ class _PillowImage(SlideImage):
 
     def _small(self, width, height):
         if self._pixels is not None:
-            return Image.fromarray(self._pixels)
+            return Image.fromarray(self._pixels), (self.width, self.height)
         with Image.open(self.path) as image:
-            image.draft("RGB", (width, height))  # a JPEG is then decoded at 1/2, 1/4 or 1/8
-            return _pillow_rgb(image)
+            draft = image.draft("RGB", (width, height))  # a JPEG is then decoded at 1/2, 1/4 or 1/8
+            return _pillow_rgb(image), draft[1][2:] if draft else image.size
 
 
 class _TiffImage(SlideImage):
@@ -173,7 +174,7 @@ class _TiffImage(SlideImage):
             np.asarray(Image.fromarray(self._clip(0, y, full_width, min(y + rows, full_height), level)).reduce(factor))
             for y in range(0, full_height, rows)
         ]
-        return Image.fromarray(np.concatenate(bands))
+        return Image.fromarray(np.concatenate(bands)), (full_width / factor, full_height / factor)
 
 
 def open_image(path: str | os.PathLike) -> SlideImage:
@@ -236,4 +237,5 @@ def _pillow_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         return Image.fromarray(_rgb(np.asarray(image.convert("RGBA")), alpha=True))
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -52,7 +52,7 @@ def initial_state(params, optimizer: optax.GradientTransformation, n_epochs: int
         params=params,
         optimizer=optimizer.init(params),
         best_params=jax.tree.map(jnp.copy, params) if validated else None,
-        losses=jnp.full((n_epochs, 2), jnp.nan),
+        losses=jnp.full((n_epochs, 2), jnp.nan, jnp.float32),
         epoch=jnp.zeros((), jnp.int32),
         stopped=jnp.zeros((), bool),
         seconds=jnp.zeros(()),
@@ -118,6 +118,7 @@ def fit(
         while not _ended(state):
             start = time.monotonic()
             state = chunk(state, data, key, min(chunk_epochs, n_epochs - int(state.epoch)))
+            jax.block_until_ready(state)
             state = _after_chunk(state, patience, time.monotonic() - start, title)
             done = int(state.epoch)
             bar.update(done - bar.n)

@@ -98,5 +98,6 @@ def gene_tokens(section: SectionData, near: np.ndarray, config: Config, folder: 
 
 def initial_gat_state(n_genes: int, config: Config, seed: int) -> FitState:
     """A new GAT regressor's state."""
-    model = GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(seed))
-    return initial_state(nnx.state(model, nnx.Param), gat_optimizer(config), config.gat.epochs, validated=False)
+    new_params = jax.jit(lambda key: nnx.state(GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(key)), nnx.Param))
+    params = new_params(jax.random.key(seed))
+    return initial_state(params, gat_optimizer(config), config.gat.epochs, validated=False)

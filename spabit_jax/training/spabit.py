@@ -118,22 +118,23 @@ class Trainer:
         self.section = section
         self.train_spots = np.flatnonzero(section.is_train).astype(np.int32)
         self.data = jax.tree.map(jnp.asarray, TrainingData(section, gene_tokens, part, None, None))
-        graphdef, _ = nnx.split(nnx.eval_shape(partial(self.new_model, 0)))
+        graphdef, _ = nnx.split(nnx.eval_shape(partial(self.new_model, jax.random.key(0))))
+        self._new_params = jax.jit(lambda key: nnx.state(self.new_model(key), nnx.Param))
         self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
         self._apply = jax.jit(
             lambda params, data, spots, valid: nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid)
         )
 
-    def new_model(self, seed: int):
+    def new_model(self, key: jax.Array):
         """A new model of this configuration."""
         section = self.section
         model = MODELS[self.config.model.name]
         n_genes, n_features = section.expression.shape[1], section.features.shape[1]
-        return model(n_genes, n_features, self.config, rngs=nnx.Rngs(seed))
+        return model(n_genes, n_features, self.config, rngs=nnx.Rngs(key))
 
     def initial_state(self, seed: int) -> FitState:
         """State before the first epoch."""
-        params = nnx.state(self.new_model(seed), nnx.Param)
+        params = self._new_params(jax.random.key(seed))
         validated = not self.config.faults.no_validation
         return initial_state(params, spabit_optimizer(self.config), self.config.train.epochs, validated)
 

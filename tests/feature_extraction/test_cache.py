@@ -122,9 +122,6 @@ def test_damaged(section, cached, tmp_path):
 
 
 def test_imports_neither_jax_nor_torch():
-    code = (
-        "import sys, feature_extraction.extract; print(sorted({'jax', 'torch', 'timm'} & set(sys.modules)));"
-        "import feature_extraction.encoders as e; e._build(e.ENCODERS['lunit']); print('jax' in sys.modules)"
-    )
+    code = "import sys, feature_extraction.extract; print(sorted({'jax', 'torch', 'timm'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split("\n")[:2] == ["[]", "False"]
+    assert result.stdout.strip() == "[]"

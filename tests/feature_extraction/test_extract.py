@@ -63,7 +63,7 @@ def test_transposed_crop_is_another_cache(section, tmp_path):
     assert cache.is_cached(section, "stain", 16, tmp_path / "cache", transposed_crop=True)
 
 
-def test_already_there(section, tmp_path, monkeypatch, tiny_weights):
+def test_already_there(section, tmp_path, monkeypatch):
     npy = extract_section(section, "stain", 16, tmp_path / "cache")
     before = npy.stat().st_mtime_ns
     monkeypatch.setattr(encoders, "load", None)

@@ -1,0 +1,60 @@
+"""Shared fixtures. Types and shapes of the annotated functions are checked while tests run."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("spabit_jax.models", "beartype.beartype")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from spabit_jax.config import Config  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Many tests build the same small model: compile each program once."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """A small simulated section on disk: path of its .h5ad, with the image beside it."""
+    from spabit_jax.simulate import simulate_section, write_section
+
+    adata, image = simulate_section(seed=1, n_rows=16, n_cols=14, n_genes=60, name="tiny")
+    return write_section(adata, image, tmp_path_factory.mktemp("section"))
+
+
+@pytest.fixture
+def tiny_config():
+    """A small model with every fault off."""
+    config = Config()
+    config.data.n_genes = 13
+    config.gat.heads, config.gat.head_width, config.gat.out_width, config.gat.mlp_width = 2, 5, 11, 17
+    config.gat.epochs = 7
+    config.model.n_context, config.model.width, config.model.mlp_width, config.model.depth = 5, 12, 17, 1
+    config.model.cross_heads, config.model.heads, config.model.head_width, config.model.feedforward_width = 3, 2, 5, 7
+    config.train.epochs, config.train.batch_size, config.train.chunk_epochs = 9, 16, 3
+    return config
+
+
+@pytest.fixture
+def section_data(simulated):
+    """Makes SectionData of the simulated section: ``section_data(config)``; features are noise."""
+
+    def make(config, features=7):
+        from spabit_jax.genes import select_genes
+        from spabit_jax.readers import read_section
+        from spabit_jax.section import make_section
+        from spabit_jax.split import split_spots
+
+        adata = read_section(simulated)
+        is_train = split_spots(adata, "lattice")
+        genes = select_genes(adata, "train_spots", config.data.n_genes, is_train)
+        image = np.random.default_rng(0).standard_normal((adata.n_obs, features)) if features else None
+        return make_section(adata, genes, is_train, image, config)
+
+    return make

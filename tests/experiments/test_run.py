@@ -1,0 +1,179 @@
+"""The command itself, on a small simulated section."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+SMALL = [
+    "--config=experiments/configs/demo.py",
+    *("--config.model.width=16", "--config.model.cross_heads=2", "--config.model.mlp_width=16"),
+    *("--config.gat.head_width=4", "--config.train.epochs=24", "--config.train.chunk_epochs=4"),
+    *("--config.data.n_genes=23", "--config.model.n_context=4", "--num_seeds=2", "--patch_px=48"),
+]
+
+
+def command(section, folder, *flags):
+    paths = [f"--section={section}", f"--out={folder / 'run'}", f"--cache_dir={folder / 'cache'}"]
+    return [sys.executable, "-m", "experiments.run", *paths, *SMALL, *flags]
+
+
+def run(*args):
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(simulated, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    result = run(simulated, folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def metrics(folder):
+    content = json.loads((folder / "run" / "metrics.json").read_text())
+    del content["seconds"]
+    return content
+
+
+def test_the_run_folder_is_as_designed(finished):
+    out = finished[0] / "run"
+    names = {"config.json", "metrics.json", "history.csv", "checkpoints", "genes.csv", "predictions.h5ad", "figures"}
+    assert names | {"report.html"} <= {path.name for path in out.iterdir()}
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"seed_0", "seed_1"}
+    content = metrics(finished[0])
+    assert content["section"] == "tiny" and content["encoder"] == "stain" and content["seeds"] == [0, 1]
+    assert content["protocol"]["split"] == "lattice" and content["protocol"]["n_genes"] == 23
+    config = json.loads((out / "config.json").read_text())
+    assert config["config"]["model"]["width"] == 16 and config["versions"]["jax"]
+    history = pd.read_csv(out / "history.csv")
+    assert set(history["seed"]) == {0, 1} and history["train_loss"].notna().all()
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 3
+
+
+def test_metrics_follow_from_the_predictions(finished):
+    from scipy.stats import pearsonr
+
+    out = finished[0] / "run"
+    adata = anndata.read_h5ad(out / "predictions.h5ad")
+    test = (adata.obs["split"] == "test").to_numpy()
+    truth, predicted = adata.layers["truth"][test], adata.X[test]
+    assert test.sum() == metrics(finished[0])["protocol"]["n_test"]
+    pcc = np.array([pearsonr(t, p)[0] if np.ptp(t) else np.nan for t, p in zip(truth.T, predicted.T, strict=True)])
+    content = metrics(finished[0])
+    assert content["ensemble"]["pcc"] == pytest.approx(np.nanmean(pcc), abs=1e-5)
+    assert content["ensemble"]["mse"] == pytest.approx(((truth - predicted) ** 2).mean(), rel=1e-5)
+    genes = pd.read_csv(out / "genes.csv")
+    mine = genes[(genes["method"] == "demo") & (genes["seed"] == "ensemble")].set_index("gene")["pcc"]
+    np.testing.assert_allclose(mine[adata.var_names], pcc, atol=1e-5)
+    assert {"knn_mean", "ridge"} < set(genes["method"])
+    assert adata.obsm["spatial"].shape == (adata.n_obs, 2) and (adata.layers["sd"] > 0).all()
+    assert "images" in adata.uns["spatial"]["tiny"]
+
+
+def test_the_predictions_open_in_scanpy(finished, tmp_path):
+    import warnings
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scanpy's own
+        import scanpy as sc
+
+        adata = sc.read_h5ad(finished[0] / "run" / "predictions.h5ad")
+        figure = sc.pl.embedding(adata, basis="spatial", color=adata.var_names[0], return_fig=True)
+        assert len(figure.axes) == 2
+        sc.pl.spatial(adata, color=adata.var_names[0], show=False)
+
+
+def test_what_is_done_is_not_done_again(finished, simulated):
+    out = finished[0] / "run"
+    before = {path: path.stat().st_mtime_ns for path in [*out.glob("checkpoints/*/*"), out / "predictions.h5ad"]}
+    result = run(simulated, finished[0])
+    assert result.returncode == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert result.stdout == finished[1].stdout
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished, simulated):
+    result = run(simulated, finished[0], "--config.model.depth=2")
+    assert result.returncode == 2
+    assert "config.model.depth was 1 and is now 2" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_killed_in_training_and_started_again_it_gives_the_same_metrics(finished, simulated, tmp_path):
+    process = subprocess.Popen(command(simulated, tmp_path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "checkpoints" / "seed_0").exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    result = run(simulated, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert metrics(tmp_path) == metrics(finished[0])
+
+
+def test_test_spots_reach_nothing_before_the_metrics(finished, simulated, tmp_path):
+    """With the counts of test spots shuffled, the predictions are the same to the bit."""
+    out = finished[0] / "run"
+    split = anndata.read_h5ad(out / "predictions.h5ad").obs["split"]
+    adata = anndata.read_h5ad(simulated)
+    test = np.flatnonzero((split == "test").to_numpy())
+    x = adata.X.toarray()
+    x[test] = x[np.random.default_rng(0).permutation(test)]
+    adata.X = type(adata.X)(x)
+    adata.write_h5ad(tmp_path / "tiny.h5ad")
+    (tmp_path / "tiny.png").write_bytes(simulated.with_suffix(".png").read_bytes())
+    panel = tmp_path / "genes.txt"
+    panel.write_text("\n".join(json.loads((out / "config.json").read_text())["inputs"]["genes"]))
+    result = run(tmp_path / "tiny.h5ad", tmp_path, f"--config.data.panel={panel}")
+    assert result.returncode == 0, result.stderr
+    seeds = "run/predictions_per_seed.npy"
+    np.testing.assert_array_equal(np.load(tmp_path / seeds), np.load(finished[0] / seeds))
+    assert metrics(tmp_path)["ensemble"]["pcc"] != metrics(finished[0])["ensemble"]["pcc"]
+
+
+def test_a_section_without_an_image_runs_with_one_warning(simulated, tmp_path):
+    (tmp_path / "bare.h5ad").write_bytes(simulated.read_bytes())
+    adata = anndata.read_h5ad(tmp_path / "bare.h5ad")
+    adata.uns.pop("spatial")
+    adata.write_h5ad(tmp_path / "bare.h5ad")
+    result = run(tmp_path / "bare.h5ad", tmp_path, "--num_seeds=1")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("has no image") == 1
+    assert metrics(tmp_path)["encoder"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--encoder=unii"], "uni2h"),
+        (["--colour=red"], "--patch_px"),
+        (["--config.model.dpth=3"], "config.model.depth"),
+        (["--config=nowhere.py"], "get_config"),
+        (["--config.data.split=half"], "lattice, random, block, none"),
+        (["--config.data.split=random", "--config.data.train_fraction=0.9999"], "no test spot"),
+        (["--stages=train,dance"], "features, gat, train, predict, evaluate"),
+        (["--stages=predict"], "feature_extraction.extract"),
+        (["--patch_px=0"], "patch"),
+        (["--section=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--num_seeds=0"], "num_seeds"),
+    ],
+)
+def test_bad_input_gives_one_line_and_status_2(simulated, tmp_path, flags, message):
+    result = run(simulated, tmp_path, *flags)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "config.json"]

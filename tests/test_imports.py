@@ -1,0 +1,27 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("spabit_jax", ["jax", "torch", "numpy"]),
+        ("spabit_jax.readers", ["jax", "torch"]),
+        ("spabit_jax.training.spabit", ["torch"]),
+        ("experiments.run", ["jax", "torch"]),
+        ("feature_extraction.extract", ["jax"]),
+        ("feature_extraction.encoders", ["jax"]),
+    ],
+)
+def test_imports_stay_on_their_side(module, forbidden):
+    code = f"import {module}, sys; bad = [m for m in {forbidden} if m in sys.modules]; assert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_is_imported_at_once():
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import spabit_jax"], check=True)
+    assert time.monotonic() - start < 1

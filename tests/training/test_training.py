@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+
+from spabit_jax.config import Faults
+from spabit_jax.errors import InputError
+from spabit_jax.training import fit as fit_module
+from spabit_jax.training.gat import gene_tokens
+from spabit_jax.training.spabit import Trainer, gather_tokens
+
+
+def reference(config, **faults):
+    config.faults = Faults(**(dict.fromkeys(vars(Faults()), True) | faults))
+    config.model.residual = config.gat.joint = False
+    config.train.neighbour_dropout = config.train.weight_decay = 0.0
+    config.data.standardise_genes = False
+    config.data.image_transform = "reference"
+    return config.validate()
+
+
+def equal(a, b):
+    import jax
+
+    return all(
+        np.array_equal(x, y, equal_nan=True) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_parameters(section_data, tiny_config):
+    tiny_config.train.epochs, tiny_config.train.learning_rate = 30, 1e-2
+    state = Trainer(section_data(tiny_config), tiny_config).fit(seed=0)
+    losses = np.asarray(state.losses)[: int(state.epoch)]
+    assert losses[-1, 0] < 0.9 * losses[0, 0]
+    assert np.isfinite(losses).all()
+    assert not equal(state.params, state.chosen) or np.argmin(losses[:, 1]) == len(losses) - 1
+
+
+def test_the_best_parameters_are_those_of_the_lowest_validation_loss(section_data, tiny_config):
+    tiny_config.train.epochs, tiny_config.train.learning_rate, tiny_config.train.chunk_epochs = 12, 3e-2, 1
+    trainer = Trainer(section_data(tiny_config), tiny_config)
+    state = trainer.fit(seed=3)
+    valid = trainer.held_out(3)
+    assert np.isin(valid, trainer.train_spots).all()
+    predicted = trainer.predict(state.chosen, valid)
+    section = trainer.section
+    error = ((predicted - section.expression[valid]) / section.gene_sd) ** 2
+    assert error.mean() == pytest.approx(float(np.nanmin(np.asarray(state.losses)[:, 1])), rel=1e-4)
+
+
+def test_training_stops_when_validation_no_longer_improves(section_data, tiny_config):
+    tiny_config.train.epochs, tiny_config.train.patience, tiny_config.train.learning_rate = 60, 4, 0.1
+    state = Trainer(section_data(tiny_config), tiny_config).fit(seed=0)
+    losses = np.asarray(state.losses)[: int(state.epoch), 1]
+    assert bool(state.stopped) and len(losses) < 60
+    assert len(losses) - 1 - losses.argmin() >= 4
+    assert len(losses) - 1 - losses.argmin() < 4 + tiny_config.train.chunk_epochs
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(section_data, tiny_config, tmp_path, monkeypatch, faulty):
+    if faulty:
+        tiny_config = reference(tiny_config)
+    trainer = Trainer(*with_tokens(section_data(tiny_config), tiny_config))
+    whole = trainer.fit(seed=1, folder=tmp_path / "whole")
+
+    monkeypatch.setattr(fit_module, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    chunk, calls = trainer._chunk, []
+
+    def interrupted(*args):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return chunk(*args)
+
+    trainer._chunk = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(seed=1, folder=tmp_path / "parts")
+    with pytest.raises(InputError, match="no finished training"):
+        trainer.restore(1, tmp_path / "parts")
+    trainer._chunk = chunk
+    parts = trainer.fit(seed=1, folder=tmp_path / "parts")
+    assert int(parts.epoch) == int(whole.epoch) > 2 * tiny_config.train.chunk_epochs
+    for name in ("params", "optimizer", "best_params", "losses"):
+        assert equal(getattr(whole, name), getattr(parts, name)), name
+    assert equal(trainer.restore(1, tmp_path / "whole").params, whole.params)
+
+
+def with_tokens(section, config):
+    if config.gat.joint:
+        return section, config
+    tokens, part, _ = gene_tokens(section, section.xy, config)
+    return section, config, tokens, part
+
+
+def test_seeds_differ_and_repeat(section_data, tiny_config):
+    trainer = Trainer(section_data(tiny_config), tiny_config)
+    a, b, c = (trainer.fit(seed).chosen for seed in (0, 0, 1))
+    assert equal(a, b) and not equal(a, c)
+
+
+def test_predictions_do_not_depend_on_batch_order_or_company(section_data, tiny_config):
+    section = section_data(tiny_config)
+    trainer = Trainer(section, tiny_config)
+    params = trainer.fit(seed=0).chosen
+    spots = np.arange(len(section.xy))
+    whole = trainer.predict(params, spots)
+    assert np.isfinite(whole).all()
+    order = np.random.default_rng(0).permutation(spots)[:41]
+    np.testing.assert_allclose(trainer.predict(params, order), whole[order], rtol=1e-4, atol=1e-5)
+    tiny_config.train.batch_size = 7
+    other = Trainer(section, tiny_config)
+    np.testing.assert_allclose(other.predict(params, spots), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_no_spot_sees_its_own_expression(section_data, tiny_config):
+    section = section_data(tiny_config)
+    trainer = Trainer(section, tiny_config)
+    params = trainer.fit(seed=0).chosen
+    spot = int(trainer.train_spots[5])
+    before = trainer.predict(params, [spot])
+    expression = section.expression.copy()
+    expression[spot] += 3
+    changed = Trainer(section._replace(expression=expression), tiny_config)
+    np.testing.assert_array_equal(changed.predict(params, [spot]), before)
+    assert (
+        np.abs(changed.predict(params, trainer.train_spots) - trainer.predict(params, trainer.train_spots)).max() > 1e-3
+    )
+    tiny_config.faults.self_in_gene_token = True
+    faulty = [
+        Trainer(s, tiny_config).predict(params, [spot]) for s in (section, section._replace(expression=expression))
+    ]
+    assert np.abs(faulty[0] - faulty[1]).max() > 1e-4
+
+
+def test_gene_tokens_of_train_spots_are_made_without_their_part(section_data, tiny_config):
+    section = section_data(reference(tiny_config, self_in_gene_token=False))
+    tokens, part, states = gene_tokens(section, section.xy, tiny_config)
+    assert len(tokens) == len(states) == tiny_config.gat.folds + 1
+    assert (part[~section.is_train] == tiny_config.gat.folds).all()
+    spots = np.flatnonzero(part == 2)
+    assert section.is_train[spots].all() and len(spots) > 3
+    expression = section.expression.copy()
+    expression[spots] += 2.0
+    other, _, _ = gene_tokens(section._replace(expression=expression), section.xy, tiny_config)
+    np.testing.assert_array_equal(other[2], tokens[2])
+    assert np.abs(other[1] - tokens[1]).max() > 1e-3
+
+
+def test_the_reference_mode_uses_the_separate_network(section_data, tiny_config):
+    section = section_data(reference(tiny_config))
+    tokens, part, states = gene_tokens(section, section.xy, tiny_config)
+    assert tokens.shape == (1, *section.expression.shape) and not part.any()
+    losses = np.asarray(states[0].losses)
+    assert losses[-1, 0] < losses[0, 0] and np.isnan(losses[:, 1]).all()
+    trainer = Trainer(section, tiny_config, tokens, part)
+    batch = gather_tokens(trainer.data, np.array([4, 9]), tiny_config)
+    np.testing.assert_array_equal(batch.genes, tokens[0, [4, 9]][:, None])
+    state = trainer.fit(seed=0)
+    assert int(state.epoch) == tiny_config.train.epochs and state.best_params is None
+    assert (trainer.predict(state.chosen, np.arange(20)) >= 0).all()
+
+
+def test_hidden_context_spots_are_replaced_by_the_next_nearest(section_data, tiny_config):
+    import jax
+
+    section = section_data(tiny_config)
+    trainer = Trainer(section, tiny_config)
+    spots = trainer.train_spots[:9]
+    plain = np.asarray(gather_tokens(trainer.data, spots, tiny_config).offset)
+    drawn = np.asarray(gather_tokens(trainer.data, spots, tiny_config, jax.random.key(0)).offset)
+    assert plain.shape == drawn.shape
+    distance = [np.linalg.norm(a[:, 1:], axis=-1) for a in (plain, drawn)]
+    assert distance[1].mean() > distance[0].mean()
+    allowed = section.xy[section.context[spots]] - section.xy[spots][:, None]
+    assert all(any(np.allclose(o, a) for a in allowed[i]) for i in range(9) for o in drawn[i, 1:])
+
+
+def test_a_loss_that_is_not_finite_ends_training(section_data, tiny_config):
+    section = section_data(tiny_config)
+    broken = section._replace(features=np.full_like(section.features, np.inf))
+    with pytest.raises(FloatingPointError, match="epoch 0"):
+        Trainer(broken, tiny_config).fit(seed=0)
