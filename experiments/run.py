@@ -13,7 +13,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from spabit_jax import cli
 from spabit_jax.errors import InputError
@@ -41,29 +41,15 @@ class Run:
     """A run folder and what is needed to fill it. Each stage reads the files of those before."""
 
     def __init__(self, out: Path):
-        from feature_extraction import cache, encoders
-        from spabit_jax.genes import select_genes
-        from spabit_jax.split import split_spots
+        from experiments.inputs import Inputs
 
         self.out = out
         self.config = cli.read_flagged_config()
         self.seeds = list(range(cli.FLAGS.num_seeds))
-        self.adata = cli.read_flagged_section()
-        self.name = self.adata.uns["spabit"]["name"]
-        data = self.config.data
-        self.is_train = split_spots(self.adata, data.split, data.train_fraction, data.split_seed)
-        if self.is_train.sum() < 3:
-            raise InputError(f"section {self.name} has {self.is_train.sum()} train spots: at least 3 are needed")
-        self.genes = select_genes(self.adata, data.panel, data.n_genes, self.is_train)
-        self.encoder = cli.FLAGS.encoder
-        if "image_path" not in self.adata.uns["spabit"]:
-            logging.warning("section %s has no image: running without image features", self.name)
-            self.encoder = "none"
-        self.patch_px = cli.patch_px(self.adata)
-        self._cache = (self.adata, self.encoder, self.patch_px, cli.FLAGS.cache_dir, self.config.faults.transposed_crop)
-        if self.encoder != "none":
-            encoders.check_name(self.encoder)
-            cache.is_cached(*self._cache)  # refuses a cache that does not match before anything is written
+        adata = cli.read_flagged_section()
+        self.inputs = Inputs(
+            adata, self.config, cli.FLAGS.encoder, cli.patch_px(adata, cli.FLAGS.patch_px), cli.FLAGS.cache_dir
+        )
         self._config_content = self._check_config()
         self._trainer = self._states = None
 
@@ -71,14 +57,8 @@ class Run:
 
     def features(self) -> None:
         """Image features into the cache."""
-        from feature_extraction import cache
-        from feature_extraction.extract import extract_section
-
-        if self.encoder == "none" or cache.is_cached(*self._cache):
-            return
-        *asked, transposed = self._cache
         start = time.monotonic()
-        extract_section(*asked, transposed_crop=transposed)
+        self.inputs.extract()
         self._note_seconds("features", time.monotonic() - start)
 
     def gat(self) -> None:
@@ -91,7 +71,9 @@ class Run:
         path = self.out / "gene_tokens.npz"
         if self.config.gat.joint or path.exists():
             return
-        tokens, part, states = gene_tokens(self._section(), self._near(), self.config, self.out / "checkpoints" / "gat")
+        tokens, part, states = gene_tokens(
+            self.inputs.section(), self.inputs.near(), self.config, self.out / "checkpoints" / "gat"
+        )
         losses = np.stack([np.asarray(state.losses) for state in states])
         with replacing(path) as temporary:
             np.savez(temporary, tokens=tokens, part=part, losses=losses)
@@ -129,14 +111,15 @@ class Run:
         trainer = self._make_trainer()
         states = self._states or [trainer.restore(s, self.out / "checkpoints" / f"seed_{s}") for s in self.seeds]
         start = time.monotonic()
-        test, train = np.flatnonzero(~self.is_train), np.flatnonzero(self.is_train)
-        per_seed = np.empty((len(states), self.adata.n_obs, len(self.genes)), np.float32)
+        inputs = self.inputs
+        test, train = inputs.test_spots, trainer.train_spots
+        per_seed = np.empty((len(states), inputs.adata.n_obs, len(inputs.genes)), np.float32)
         for predicted, seed, state in zip(per_seed, self.seeds, states, strict=True):
             predicted[train] = trainer.predict(state.chosen, train)
             if len(test):
                 predicted[test] = trainer.predict(state.chosen, test, jax.random.key(seed))
         residual = residual_sd(trainer.section, per_seed, [trainer.held_out(seed) for seed in self.seeds])
-        out = predictions_adata(self.adata, self.genes, self.is_train, per_seed, residual, self._provenance())
+        out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, per_seed, residual, self._provenance())
         with replacing(seeds_path) as temporary:
             np.save(temporary, per_seed)
         with replacing(path) as temporary:
@@ -152,7 +135,7 @@ class Run:
 
         predictions = _needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
         per_seed = _needed(self.out / "predictions_per_seed.npy", "predict", np.load)
-        if not (~self.is_train).any():
+        if not len(self.inputs.test_spots):
             print("every spot is a train spot: there is no test spot to evaluate on")
             return
         seconds = self._seconds()
@@ -160,18 +143,12 @@ class Run:
             self.out,
             predictions,
             per_seed,
-            self._features(),
+            self.inputs.features(),
             header={
-                "section": self.name,
+                "section": self.inputs.name,
                 "method": self.config.name,
-                "encoder": self.encoder,
-                "protocol": {
-                    "split": self.config.data.split,
-                    "panel": self.config.data.panel,
-                    "n_genes": len(self.genes),
-                    "n_train": int(self.is_train.sum()),
-                    "n_test": int((~self.is_train).sum()),
-                },
+                "encoder": self.inputs.encoder,
+                "protocol": self.inputs.protocol(),
                 "seeds": self.seeds,
             },
             seconds={
@@ -182,21 +159,6 @@ class Run:
         )
 
     # what the stages share
-
-    def _features(self):
-        from feature_extraction.cache import read_cache
-
-        return None if self.encoder == "none" else read_cache(*self._cache)
-
-    def _section(self):
-        from spabit_jax.section import make_section
-
-        return make_section(self.adata, self.genes, self.is_train, self._features(), self.config)
-
-    def _near(self):
-        from spabit_jax.section import neighbour_coordinates
-
-        return neighbour_coordinates(self.adata, self.config)
 
     def _gene_tokens(self):
         import numpy as np
@@ -209,13 +171,13 @@ class Run:
         if self._trainer is None:
             tokens = self._gene_tokens()
             extra = () if tokens is None else (tokens["tokens"], tokens["part"])
-            self._trainer = Trainer(self._section(), self.config, *extra)
+            self._trainer = Trainer(self.inputs.section(), self.config, *extra)
         return self._trainer
 
     def _provenance(self) -> dict:
         return {
             "method": self.config.name,
-            "encoder": self.encoder,
+            "encoder": self.inputs.encoder,
             "split_rule": self.config.data.split,
             "train_spots_see_themselves": self.config.faults.self_in_gene_token,
         }
@@ -231,12 +193,13 @@ class Run:
         """The content of config.json; InputError where the folder holds another run."""
         from spabit_jax.files import content_hash
 
-        info = self.adata.uns["spabit"]
+        inputs = self.inputs
+        info = inputs.adata.uns["spabit"]
         content = {
-            "section": {"name": self.name, "format": info["format"], "path": str(Path(cli.FLAGS.section).resolve())},
-            "inputs": {"counts_and_positions": content_hash(self.adata), "genes": self.genes},
-            "encoder": self.encoder,
-            "patch_px": self.patch_px,
+            "section": {"name": inputs.name, "format": info["format"], "path": str(Path(cli.FLAGS.section).resolve())},
+            "inputs": {"counts_and_positions": content_hash(inputs.adata), "genes": inputs.genes},
+            "encoder": self.inputs.encoder,
+            "patch_px": inputs.patch_px,
             "num_seeds": len(self.seeds),
             "config": self.config.to_dict(),
             "command": sys.argv[1:],

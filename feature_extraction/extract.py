@@ -204,7 +204,7 @@ def main() -> None:
     extract_section(
         adata,
         cli.FLAGS.encoder,
-        cli.patch_px(adata),
+        cli.patch_px(adata, cli.FLAGS.patch_px),
         cli.FLAGS.cache_dir,
         weights=cli.FLAGS.weights,
         login=cli.FLAGS.login,

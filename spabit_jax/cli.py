@@ -67,8 +67,8 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def define_section_flags() -> None:
-    """Defines the flags that every script taking one section has."""
+def define_section_flags(several: bool = False) -> None:
+    """Defines the flags that every script taking a section has, or several sections."""
     flags.DEFINE_string("section", None, "The section: a folder; for legacy ST and .h5ad the file.")
     flags.DEFINE_string("name", None, "Name of the section; by default the file's stem or the folder's name.")
     flags.DEFINE_string("format", "auto", "Layout on disk: auto, or a reader's name.")
@@ -76,7 +76,13 @@ def define_section_flags() -> None:
     flags.DEFINE_string("positions", None, "Positions file, instead of the one that is found.")
     flags.DEFINE_string("labels", None, "File with a label for each spot, instead of the one that is found.")
     flags.DEFINE_string("encoder", "stain", "Image encoder; an unknown name lists the known ones.")
-    flags.DEFINE_float("patch_px", None, "Patch width in full-resolution pixels (default 224).")
+    if several:
+        flags.DEFINE_list("sections", [], "Several sections, instead of --section.")
+        flags.DEFINE_list(
+            "patch_px", None, "Patch width in full-resolution pixels (default 224), one or one a section."
+        )
+    else:
+        flags.DEFINE_float("patch_px", None, "Patch width in full-resolution pixels (default 224).")
     flags.DEFINE_float("patch_um", None, "Patch width in micrometres, instead of --patch_px.")
     flags.DEFINE_string("cache_dir", "cache", "Folder of the image features.")
 
@@ -104,9 +110,38 @@ def read_flagged_section():
     )
 
 
-def patch_px(adata) -> float:
-    """Patch width in full-resolution pixels that ``--patch_px`` or ``--patch_um`` asks for."""
-    if FLAGS.patch_px is not None and FLAGS.patch_um is not None:
+def read_flagged_sections():
+    """Reads the sections of ``--sections`` (or the one of ``--section``) one after the other.
+
+    Yields:
+      AnnData as ``spabit_jax.readers.read_section`` makes it, and its patch width in full-resolution pixels.
+
+    Raises:
+      InputError: none is given, one cannot be read, or there are not as many of ``--patch_px`` as sections.
+    """
+    from spabit_jax.readers import read_section
+
+    paths = FLAGS.sections or ([FLAGS.section] if FLAGS.section else [])
+    if not paths:
+        raise InputError("--sections is missing: give the sections' folders or files, separated by commas")
+    try:
+        widths = [None if FLAGS.patch_px is None else float(w) for w in FLAGS.patch_px or [None]]
+    except ValueError as error:
+        raise InputError(f"--patch_px: {error}: give numbers separated by commas") from error
+    if len(widths) not in (1, len(paths)):
+        raise InputError(f"--patch_px has {len(widths)} values for {len(paths)} sections: give one, or one a section")
+    if len(paths) > 1 and (FLAGS.name or FLAGS.image or FLAGS.positions or FLAGS.labels):
+        raise InputError("--name, --image, --positions and --labels are for one section: use --section with them")
+    for path, width in zip(paths, widths * len(paths), strict=False):
+        adata = read_section(
+            path, FLAGS.format, image=FLAGS.image, positions=FLAGS.positions, labels=FLAGS.labels, name=FLAGS.name
+        )
+        yield adata, patch_px(adata, width)
+
+
+def patch_px(adata, given: float | None) -> float:
+    """Patch width in full-resolution pixels: the one given, or that of ``--patch_um``, or 224."""
+    if given is not None and FLAGS.patch_um is not None:
         raise InputError("give --patch_px or --patch_um, not both")
     if FLAGS.patch_um is not None:
         um_per_px = adata.uns["spabit"].get("um_per_px")
@@ -114,7 +149,7 @@ def patch_px(adata) -> float:
             raise InputError(f"the scale of {FLAGS.section} is not known in µm: give --patch_px instead of --patch_um")
         width = FLAGS.patch_um / um_per_px
     else:
-        width = 224.0 if FLAGS.patch_px is None else FLAGS.patch_px
+        width = 224.0 if given is None else given
     if not width >= 1:
         raise InputError(f"a patch of {width:g} full-resolution pixels is too small: at least 1 is needed")
     return width

@@ -55,6 +55,7 @@ class ModelConfig:
     n_context: int = 12  # nearest train spots that a spot sees (none where single_key is on)
     width: int = 128  # width of all tokens
     mlp_width: int = 256  # hidden width of the gene embedding and of the head
+    cross_attention: str = "both"  # both, or one: image_to_gene (image queries) or gene_to_image (gene queries)
     cross_heads: int = 8  # heads of the cross-attentions
     cross_dropout: float = 0.1  # on the cross-attentions' weights
     depth: int = 2  # Transformer layers
@@ -109,6 +110,12 @@ class Config:
             f"one of {', '.join(IMAGE_TRANSFORMS)}",
             self,
         )
+        _check(
+            self.model.cross_attention in CROSS_ATTENTIONS,
+            "model.cross_attention",
+            f"one of {', '.join(CROSS_ATTENTIONS)}",
+            self,
+        )
         _check(self.model.width % self.model.cross_heads == 0, "model.width", "a multiple of model.cross_heads", self)
         _check(
             not (self.model.residual and self.faults.single_key),
@@ -129,6 +136,7 @@ class Config:
         return dataclasses.asdict(self)
 
 
+CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
 SPLITS = ("lattice", "random", "block", "none")
 IMAGE_TRANSFORMS = ("standardise", "reference")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -49,7 +50,9 @@ def _load(path: str | os.PathLike):
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():  # a pickle that torch did not write: refused below, with a way out
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, weights_only=True, map_location="cpu")
     except UnpicklingError as error:
         saved = path.with_name(path.stem + "state_dict.pt" if path.stem.endswith("_") else path.stem + "_state_dict.pt")
         raise InputError(
@@ -59,6 +62,5 @@ def _load(path: str | os.PathLike):
             f"`torch.save(model.state_dict(), {saved.name!r})`, and give {saved.name}"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
-        raise InputError(
-            f"{path}: damaged, or no PyTorch file ({str(error).splitlines()[0]}): copy it again"
-        ) from error
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
+        raise InputError(f"{path}: damaged, or no PyTorch file ({reason}): copy it again") from error

@@ -40,9 +40,15 @@ class SpaBiT(nnx.Module):
         self.gene_in = MLP(n_genes, model.mlp_width, width, rngs=rngs)
         self.offset_in = None if faults.single_key else linear(4, width, rngs=rngs)
         self.gat = ContextGAT(width, config.gat, rngs=rngs) if config.gat.joint else None
-        self.image_to_gene = CrossAttention(width, model.cross_heads, model.cross_dropout, rngs=rngs)
-        self.gene_to_image = CrossAttention(width, model.cross_heads, model.cross_dropout, rngs=rngs)
-        self.fusion = linear(2 * width, width, rngs=rngs)
+
+        def cross_attention(direction):
+            if model.cross_attention in ("both", direction):
+                return CrossAttention(width, model.cross_heads, model.cross_dropout, rngs=rngs)
+            return None
+
+        self.image_to_gene = cross_attention("image_to_gene")
+        self.gene_to_image = cross_attention("gene_to_image")
+        self.fusion = linear((2 if model.cross_attention == "both" else 1) * width, width, rngs=rngs)
         self.layers = nnx.List(
             TransformerLayer(width, model.heads, model.head_width, model.feedforward_width, rngs=rngs)
             for _ in range(model.depth)
@@ -73,9 +79,12 @@ class SpaBiT(nnx.Module):
         if self.gat is not None:
             genes += self.gat(genes, tokens.offset, key=keys[0])
 
-        image_side = self.image_to_gene(image, genes, key=keys[1])
-        gene_side = self.gene_to_image(genes, image, key=keys[2])
-        x = self.fusion(jnp.concatenate([image_side, gene_side], axis=-1))  # (B, M, W)
+        fused = []
+        if self.image_to_gene is not None:
+            fused.append(self.image_to_gene(image, genes, key=keys[1]))
+        if self.gene_to_image is not None:
+            fused.append(self.gene_to_image(genes, image, key=keys[2]))
+        x = self.fusion(jnp.concatenate(fused, axis=-1))  # (B, M, W)
         if self.batch_attention:
             x = x[None, :, 0]
         for layer in self.layers:
@@ -100,26 +109,27 @@ class ImageEmbedding(nnx.Module):
 
 
 class ContextGAT(nnx.Module):
-    """GAT over the tokens of each spot: every context token is a neighbour of every token, itself included.
+    """GAT over the tokens of each spot: a token has the context tokens nearest to it as neighbours, itself included.
 
     Its edges carry a bias that falls with the distance between the two tokens, at a learned rate.
     """
 
     def __init__(self, width: int, config, *, rngs: nnx.Rngs):
         self.gat = GAT(width, config.heads, config.head_width, width, config.dropout, rngs=rngs)
+        self.n_neighbours = config.n_neighbours
         self.decay = nnx.Param(jnp.zeros(()))
 
     def __call__(self, genes: Float[Array, "B M W"], offset: Float[Array, "B M 2"], *, key=None):
         """(B, M, W) gene tokens → (B, M, W) their embedding among their neighbours."""
         b, m, width = genes.shape
-        receivers, senders = (a.ravel() for a in np.meshgrid(np.arange(m), np.arange(1, m), indexing="ij"))
-        distance = jnp.linalg.norm(offset[:, receivers] - offset[:, senders] + 1e-6, axis=-1)  # (B, E)
-        first = m * np.arange(b)[:, None]
+        distance = jnp.linalg.norm(offset[:, :, None] - offset[:, None, 1:], axis=-1)  # (B, M, M - 1)
+        closeness, nearest = jax.lax.top_k(-distance, min(self.n_neighbours + 1, m - 1))  # (B, M, k)
+        first = m * np.arange(b)[:, None, None]
         graph = make_graph(
-            (senders + first).ravel(),
-            (receivers + first).ravel(),
+            (first + 1 + nearest).ravel(),
+            np.repeat(np.arange(b * m), nearest.shape[-1]),
             n_node=b * m,
-            edges=-nnx.softplus(self.decay[...]) * distance.reshape(-1, 1),
+            edges=nnx.softplus(self.decay[...]) * closeness.reshape(-1, 1),
         )
         return self.gat(genes.reshape(b * m, width), graph, key=key).reshape(b, m, width)
 

@@ -36,7 +36,8 @@ def test_metrics():
 def test_panel(n_genes):
     rng = np.random.default_rng(1)
     n, n_all = 53, 1511
-    names = [f"{prefix}{i}" for i, prefix in zip(range(n_all), ["MT-", "mt-", "RP", "rp", *"ABCDEFGHIJKLM"] * 100)]  # noqa: B905
+    prefixes = ["MT-", "mt-", "RP", "rp", *"ABCDEFGHIJKLM"]
+    names = [f"{prefixes[i % len(prefixes)]}{i}" for i in range(n_all)]
     counts = rng.negative_binomial(0.5, 0.5 / (0.5 + rng.gamma(0.3, 3, n_all)), (n, n_all)).astype(np.float32)
     counts[:, rng.permutation(n_all)[:97]] = 0
     adata = anndata.AnnData(sp.csr_matrix(counts), var=pd.DataFrame(index=names))
@@ -61,40 +62,33 @@ def lattice(kind: str) -> np.ndarray:
 def test_split(kind, col_step):
     array = lattice(kind)
     inside = np.hypot(array[:, 0] - 10, array[:, 1] - 15) < 9.5
-    chosen = set()
-    x0, y0 = 4, 6
-    y_end = 24 if kind == "hex" else 25  # the column range stops before the maximum on the hexagon
-    for x in range(x0, 18, 2):
-        for y in range(y0, y_end, col_step):
-            chosen.add((x, y))
+    last_col = 24 if kind == "hex" else 25  # the column range stops before the maximum on the hexagon
+    chosen = {(row, col) for row in range(4, 18, 2) for col in range(6, last_col, col_step)}
     expected = [tuple(spot) in chosen for spot in array[inside].tolist()]
-    adata = anndata.AnnData(
-        obs=pd.DataFrame(array[inside], columns=["array_row", "array_col"]).set_index(
-            np.arange(inside.sum()).astype(str)
-        )
-    )
+    names = pd.Index([f"{row}x{col}" for row, col in array[inside]])
+    adata = anndata.AnnData(obs=pd.DataFrame(array[inside], names, ["array_row", "array_col"]))
     adata.uns["spabit"] = {"name": "s", "lattice": kind, "array_min": array.min(0), "array_max": array.max(0)}
     is_train = split_spots(adata, "lattice")
     np.testing.assert_array_equal(is_train, expected)
     assert 0.15 < is_train.mean() < 0.35
 
 
-def test_imputed_expression():
+@pytest.mark.parametrize("ties", [False, True])
+def test_imputed_expression(ties):
     """Without ties any search finds the neighbours; with ties they are the KDTree's."""
     rng = np.random.default_rng(2)
     counts = rng.poisson(3, (83, 7)).astype(float)
     is_train = rng.random(83) < 0.4
-    for coordinates in (rng.random((83, 2)), lattice("hex")[:83].astype(float)):
-        expected = np.log2(counts + 1)
-        train_xy, train_counts = coordinates[is_train], counts[is_train]
-        for i in np.flatnonzero(~is_train):
-            if coordinates is not None and np.unique(coordinates[:, 0]).size == 83:
-                near = np.argsort(np.linalg.norm(train_xy - coordinates[i], axis=1))[:6]
-            else:
-                near = KDTree(train_xy).query(coordinates[[i]], k=6)[1][0]
-            expected[i] = np.log2(train_counts[near].mean(axis=0) + 1)
-        hidden = np.where(is_train[:, None], counts, np.nan)  # nothing of a test spot may be looked at
-        np.testing.assert_allclose(impute_from_train(hidden, coordinates, is_train, 6), expected, rtol=1e-6)
+    coordinates = lattice("hex")[:83].astype(float) if ties else rng.random((83, 2))
+    expected = np.log2(counts + 1)
+    for i in np.flatnonzero(~is_train):
+        if ties:
+            near = KDTree(coordinates[is_train]).query(coordinates[[i]], k=6)[1][0]
+        else:
+            near = np.argsort(np.linalg.norm(coordinates[is_train] - coordinates[i], axis=1))[:6]
+        expected[i] = np.log2(counts[is_train][near].mean(axis=0) + 1)
+    hidden = np.where(is_train[:, None], counts, np.nan)  # nothing of a test spot may be looked at
+    np.testing.assert_allclose(impute_from_train(hidden, coordinates, is_train, 6), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -1,0 +1,177 @@
+"""The port beside the reference: the PyTorch oracle run here on the same arrays, and result files of the reference.
+
+    python -m experiments.compare_reference --section=data/C2.tsv.gz --out=runs/compare --num_seeds=5 --gat_per_seed \
+        --config.gat.epochs=300 --config.train.epochs=300
+
+Both sides have the same panel, split, graph, imputed expression and image features, and as many epochs; each trains its
+own GAT. With ``--sections=A,B,…`` over the 12 DLPFC sections, ``--encoder=uni``, ten seeds and the published epochs,
+which are the preset's, ``port_results.csv`` is the paper's table. What is done already in the folder is not done again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from absl import flags
+from scipy import stats
+
+from experiments.inputs import Inputs
+from spabit_jax import cli, metrics, plots
+from spabit_jax.errors import InputError
+from spabit_jax.files import replacing
+
+METRICS = ("pcc", "pcc_defined", "mse", "mae", "n_constant_genes")
+REFERENCE_ROWS = {"PCC": "pcc_defined", "MSE": "mse", "MAE": "mae"}  # the reference's file → our metric
+CONFIDENCE = 0.995
+# What the oracle computes; the two other switches act on the arrays that both sides are given.
+ORACLE_FAULTS = ("single_key", "batch_attention", "self_in_gene_token", "no_validation", "relu_output")
+
+
+def main() -> None:
+    if cli.FLAGS.out is None:
+        raise InputError("--out is missing: give a folder for the tables")
+    config = cli.read_flagged_config()
+    if off := [name for name in ORACLE_FAULTS if not getattr(config.faults, name)]:
+        raise InputError(
+            f"the oracle has the fault {off[0]}: leave config.faults.{off[0]} on, or use experiments.ablate"
+        )
+    published = read_reference_csv(Path(cli.FLAGS.reference_csv)) if cli.FLAGS.reference_csv else {}
+    out = Path(cli.FLAGS.out)
+    rows, scores = [], {}
+    for adata, patch_px in cli.read_flagged_sections():
+        inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
+        inputs.extract()
+        predictions = _predictions(inputs, out / inputs.name)
+        truth = inputs.truth()[inputs.test_spots]
+        tables = {side: [metrics.gene_metrics(truth, p) for p in runs] for side, runs in predictions.items()}
+        scores[inputs.name] = {side: pd.DataFrame(map(metrics.summarize, runs)) for side, runs in tables.items()}
+        rows += compare(inputs.name, scores[inputs.name], published)
+        x, y = (np.mean([t["pcc"] for t in tables[side]], axis=0) for side in ("oracle", "port"))
+        plots.plot_pcc_scatter(x, y, "reference (PyTorch)", "port (JAX)", out / f"{inputs.name}_genes.png")
+    table = pd.DataFrame(rows)
+    with replacing(out / "comparison.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    for side in ("oracle", "port"):
+        with replacing(out / f"{side}_results.csv") as temporary:
+            reference_format({name: score[side] for name, score in scores.items()}).to_csv(temporary)
+    print(table.to_string(index=False))
+    print(f"written to {out}: comparison.csv, port_results.csv, oracle_results.csv, *_genes.png")
+
+
+def _predictions(inputs: Inputs, folder: Path) -> dict[str, list[np.ndarray]]:
+    """(n, G) predictions at the test spots: for each side a list over the seeds, computed unless they are on disk."""
+    from experiments import sides
+    from spabit_jax.training.gat import GAT_SEED
+
+    config, per_seed = inputs.config, cli.FLAGS.gat_per_seed
+    section = inputs.section()
+    out = {"oracle": [], "port": []}
+    for seed in range(cli.FLAGS.num_seeds):
+        gat_seed = seed if per_seed else GAT_SEED
+        for side, runs in out.items():
+            name = f"{side}_gat{gat_seed}x{config.gat.epochs}"
+            tokens = _once(
+                folder / f"{name}_tokens.npy", lambda side=side, g=gat_seed: sides.gene_tokens(side, section, config, g)
+            )
+            runs.append(
+                _once(
+                    folder / f"{name}_seed{seed}x{config.train.epochs}.npy",
+                    lambda side=side, seed=seed, tokens=tokens: sides.predict(
+                        side, section, tokens, inputs.test_spots, config, seed
+                    ),
+                )
+            )
+    return out
+
+
+def _once(path: Path, compute) -> np.ndarray:
+    if not path.exists():
+        array = compute()
+        with replacing(path) as temporary:
+            np.save(temporary, array)
+    return np.load(path)
+
+
+def compare(section: str, scores: dict[str, pd.DataFrame], published: dict) -> list[dict]:
+    """Rows of the comparison: both sides over their seeds, and Welch's interval of their difference.
+
+    Args:
+      scores: ``oracle`` and ``port``, a row per seed and a column per metric.
+      published: (section, metric) → (mean, sd) of a reference result file.
+    """
+    rows = []
+    for metric in METRICS:
+        oracle, port = scores["oracle"][metric].to_numpy(float), scores["port"][metric].to_numpy(float)
+        difference, error, verdict = port.mean() - oracle.mean(), np.nan, "one seed: no interval"
+        if len(port) > 1:
+            error, half_width = welch(port, oracle)
+            verdict = "equal" if abs(difference) <= half_width else "differs"
+        theirs = published.get((section, metric))
+        rows.append(
+            {
+                "section": section,
+                "metric": metric,
+                "reference (PyTorch, run here)": metrics.format_mean_sd(oracle.mean(), oracle.std()),
+                "reference (its file)": metrics.format_mean_sd(*theirs) if theirs else "",
+                "port": metrics.format_mean_sd(port.mean(), port.std()),
+                "difference": round(difference, 5),
+                "standard_error": round(error, 5),
+                "verdict": verdict,
+            }
+        )
+    return rows
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Standard error of mean(a) − mean(b), and half the width of Welch's ``CONFIDENCE`` interval (Welch 1947)."""
+    parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
+    if not parts.any():
+        return 0.0, 0.0
+    freedom = parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum()
+    error = float(np.sqrt(parts.sum()))
+    return error, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+
+
+def reference_format(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Results as the reference writes them: rows PCC, MSE, MAE, a column per section, cells ``mean ± sd``."""
+    columns = {
+        section: [metrics.format_mean_sd(s[m].mean(), s[m].std(ddof=0)) for m in REFERENCE_ROWS.values()]
+        for section, s in scores.items()
+    }
+    return pd.DataFrame(columns, index=list(REFERENCE_ROWS))
+
+
+def read_reference_csv(path: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """(section, metric) → (mean, sd) of the reference's own result file, or of a table typed in by hand.
+
+    The former has rows PCC, MSE, MAE and a column per section with ``mean ± sd``; the latter has columns dataset,
+    metric, mean, sd, source. Their PCC leaves out constant predictions, which is our ``pcc_defined``.
+
+    Raises:
+      InputError: no such file, or it is neither of the two.
+    """
+    try:
+        table = pd.read_csv(path)
+        if {"dataset", "metric", "mean", "sd"} <= set(table.columns):
+            cells = table[["dataset", "metric", "mean", "sd"]].itertuples(index=False)
+        else:
+            long = table.set_index(table.columns[0]).stack()
+            cells = [(section, metric, *cell.split("±")) for (metric, section), cell in long.items()]
+        return {(str(s), REFERENCE_ROWS[m.strip().upper()]): (float(mean), float(sd)) for s, m, mean, sd in cells}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"{path} is no table of reference results ({type(error).__name__}: {error}): it needs rows PCC, MSE, MAE "
+            "with a column 'mean ± sd' per section, or columns dataset, metric, mean, sd, source"
+        ) from error
+
+
+if __name__ == "__main__":
+    cli.define_section_flags(several=True)
+    cli.define_config_flag("experiments/configs/reference.py")
+    flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
+    flags.DEFINE_integer("num_seeds", 5, "Seeds of each side.", lower_bound=1)
+    flags.DEFINE_boolean("gat_per_seed", False, "Train a GAT for each seed; the reference trains one for all.")
+    flags.DEFINE_string("reference_csv", None, "The reference's result file, or a table typed in by hand.")
+    cli.run(main)

@@ -1,0 +1,200 @@
+"""Brings what the reference left on disk into a run folder of the port.
+
+    python -m experiments.import_reference --torch_weights=FILE --out=DIR
+    python -m experiments.import_reference --torch_weights=FILE --section=PATH --processed=PATH/processed --out=DIR
+
+``--torch_weights`` is a state dict of SpaBiT (``checkpoints/seed_0``) or of the GAT (``checkpoints/gat/pass_0``).
+``--processed`` takes ``local_ebd*.pt`` into the feature cache and ``gat_ebd.pt`` as gene tokens. The flags with which
+``experiments.run`` predicts from the folder are printed at the end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from spabit_jax import cli
+from spabit_jax.errors import InputError
+
+# local_ebd.pt and local_ebd_NAME.pt: the reference's names of encoders that have another one here
+ENCODERS = {"": "uni", "resnet": "resnet50"}
+
+
+def main() -> None:
+    out, weights, processed = cli.FLAGS.out, cli.FLAGS.torch_weights, cli.FLAGS.processed
+    if out is None:
+        raise InputError("--out is missing: give the folder of the run")
+    if weights is None and processed is None:
+        raise InputError("nothing to import: give --torch_weights=FILE, --processed=DIR or both")
+    asked = cli.read_flagged_config()
+    config, needed = asked, ["--num_seeds=1"]
+    found = None if processed is None else Processed(Path(processed), Path(out), config)  # before anything is written
+    if weights is not None:
+        config = import_weights(Path(weights), Path(out), config)
+    if found is not None:
+        found.write()
+        needed += found.flags
+    flag = cli.FLAGS["config"]
+    fields = config_flags.get_override_values(flag) | _differences(asked.to_dict(), config.to_dict())
+    needed += [f"--config.{name}={value}" for name, value in fields.items()]
+    command = f"python -m experiments.run --config={config_flags.get_config_filename(flag)} --out={out}"
+    print(f"predict with the flags of the section and: {command} --stages=gat,predict,evaluate {' '.join(needed)}")
+
+
+def import_weights(path: Path, out: Path, config):
+    """Writes a state dict as the checkpoint of a finished training.
+
+    Args:
+      path: state dict of SpaBiT or the GAT.
+      out: run folder.
+      config: the preset ``reference``.
+
+    Returns:
+      The configuration with the sizes of the state dict.
+
+    Raises:
+      InputError: the file is no state dict of the reference, or the folder has such a checkpoint already.
+    """
+    import jax
+    import jax.numpy as jnp
+    import orbax.checkpoint as ocp
+
+    from spabit_jax.interop.files import read_torch
+    from spabit_jax.interop.weights import config_from_state_dict, from_torch, kind_of
+    from spabit_jax.training.fit import initial_state
+    from spabit_jax.training.gat import gat_optimizer
+    from spabit_jax.training.spabit import spabit_optimizer
+
+    weights = read_torch(path)
+    try:
+        kind = kind_of(weights)
+        config = config_from_state_dict(weights, config)
+        params, _ = from_torch(weights, config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if kind == "gat":
+        folder, optimizer, epochs = out / "checkpoints" / "gat" / "pass_0", gat_optimizer(config), config.gat.epochs
+    else:
+        folder, optimizer, epochs = out / "checkpoints" / "seed_0", spabit_optimizer(config), config.train.epochs
+    _must_be_new(folder)
+    state = initial_state(jax.tree.map(jnp.asarray, params), optimizer, epochs, validated=False)
+    # trained elsewhere: over, without an epoch of our own
+    state = state._replace(stopped=jnp.asarray(True))
+    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
+        manager.save(0, args=ocp.args.StandardSave(state))
+        manager.wait_until_finished()
+    logging.info("%s: weights of the reference's %s", folder, "GAT" if kind == "gat" else "SpaBiT")
+    return config
+
+
+class Processed:
+    """What is of use in the reference's folder ``processed/`` of the section that the flags describe.
+
+    Attributes:
+      flags: of ``experiments.run``, to make use of it.
+
+    Raises:
+      InputError: no section is given, there is nothing in the folder, its files are of other spots or genes, or what
+        they would become is there already.
+    """
+
+    def __init__(self, folder: Path, out: Path, config):
+        from experiments.inputs import ROW_FIRST_FORMATS
+        from feature_extraction import cache, encoders
+        from spabit_jax.interop.files import read_matrix
+
+        self.adata = cli.read_flagged_section()
+        transposed = config.faults.transposed_crop and self.adata.uns["spabit"]["format"] in ROW_FIRST_FORMATS
+        self.flags, self.caches, self.tokens, self.tokens_path = [], [], None, out / "gene_tokens.npz"
+        for path in sorted(folder.glob("local_ebd*.pt")):
+            name = path.stem.removeprefix("local_ebd").removeprefix("_")
+            encoder = ENCODERS.get(name, name)
+            try:
+                encoders.check_name(encoder)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from error
+            asked = cache.request(self.adata, encoder, cli.patch_px(self.adata), transposed)
+            if asked["image_file"] is None:
+                raise InputError(f"section {asked['section']} has no image: name that of {path} with --image=FILE")
+            npy, _ = cache.cache_paths(
+                cli.FLAGS.cache_dir, asked["section"], encoder, asked["patch_px"], asked["transposed_crop"]
+            )
+            _must_be_new(npy)
+            self.caches.append((npy, asked, self._of_spots(read_matrix(path), path)))
+        tokens, panel = folder / "gat_ebd.pt", folder / "selected_gene_list.txt"
+        if tokens.exists():
+            _must_be_new(self.tokens_path)
+            self.tokens = self._of_spots(read_matrix(tokens), tokens)
+        elif not self.caches:
+            raise InputError(f"{folder}: holds neither local_ebd*.pt nor gat_ebd.pt: give the reference's processed/")
+        if self.caches:
+            encoders_found = [asked["encoder"] for _, asked, _ in self.caches]
+            self.flags += [f"--encoder={'|'.join(encoders_found)}", f"--cache_dir={cli.FLAGS.cache_dir}"]
+        if panel.exists():
+            self.flags.append(f"--config.data.panel={panel}")
+            n_genes = len(panel.read_text().split())
+            if self.tokens is not None and n_genes != self.tokens.shape[1]:
+                raise InputError(
+                    f"{tokens} has {self.tokens.shape[1]} genes, {panel} {n_genes}: they must be of one run"
+                )
+
+    def write(self) -> None:
+        """Features into the cache, gene tokens into the run folder."""
+        import numpy as np
+
+        from feature_extraction import cache
+        from spabit_jax.files import replacing
+
+        for npy, asked, features in self.caches:
+            with replacing(npy) as temporary:
+                np.save(temporary, features)
+            meta = {
+                "image_file": Path(asked["image_file"]).name,
+                **cache.image_stamp(asked["image_file"]),
+                "dim": features.shape[1],
+                "weights_hash": None,
+                "transform": "the reference's",
+                "dtype": str(features.dtype),
+            }
+            cache.write_json(npy.with_suffix(".json"), asked | meta)  # last: a cache is whole once this is there
+            logging.info("%s: %d spots x %d", npy, *features.shape)
+        if self.tokens is not None:
+            part = np.zeros(len(self.tokens), np.int32)  # one GAT for all spots
+            with replacing(self.tokens_path) as temporary:
+                np.savez(temporary, tokens=self.tokens[None], part=part, losses=np.empty((1, 0, 2)))
+            logging.info("%s: %d spots x %d genes", self.tokens_path, *self.tokens.shape)
+
+    def _of_spots(self, matrix, path: Path):
+        if len(matrix) != self.adata.n_obs:
+            raise InputError(
+                f"{path}: has {len(matrix)} rows, and the section {self.adata.n_obs} spots in tissue with counts: give "
+                "the section that it was computed for"
+            )
+        return matrix
+
+
+def _must_be_new(path: Path) -> None:
+    if path.exists():
+        raise InputError(f"{path} is there already: delete it, or give another folder")
+
+
+def _differences(before: dict, now: dict, prefix: str = "") -> dict:
+    """Fields of a configuration that have changed: name, dots included, → new value."""
+    changed = {}
+    for name, value in now.items():
+        if isinstance(value, dict):
+            changed |= _differences(before[name], value, f"{prefix}{name}.")
+        elif value != before[name]:
+            changed[prefix + name] = value
+    return changed
+
+
+if __name__ == "__main__":
+    cli.define_section_flags()
+    cli.define_config_flag("experiments/configs/reference.py")
+    flags.DEFINE_string("out", None, "Folder of the run.")
+    flags.DEFINE_string("torch_weights", None, "State dict of the reference's SpaBiT or GAT.")
+    flags.DEFINE_string("processed", None, "The reference's folder processed/ of this section.")
+    cli.run(main)

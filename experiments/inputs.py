@@ -1,0 +1,97 @@
+"""What every experiment starts from: a section with its split, its gene panel and its image features."""
+
+from __future__ import annotations
+
+import numpy as np
+from absl import logging
+from anndata import AnnData
+
+from feature_extraction import cache, encoders
+from spabit_jax.config import Config
+from spabit_jax.errors import InputError
+from spabit_jax.genes import select_genes
+from spabit_jax.split import split_spots
+
+MIN_TRAIN_SPOTS = 3
+# Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
+ROW_FIRST_FORMATS = ("visium", "reference")
+
+
+class Inputs:
+    """A section as a configuration wants it.
+
+    Attributes:
+      adata: the section, N spots, all genes.
+      is_train: (N,) bool.
+      genes: the panel, G names.
+      encoder: of the image, ``none`` where there is no image.
+
+    Raises:
+      InputError: the split, the panel, the encoder or a cache that is there already does not fit the section.
+    """
+
+    def __init__(self, adata: AnnData, config: Config, encoder: str, patch_px: float, cache_dir: str):
+        self.adata, self.config, self.patch_px = adata, config, patch_px
+        info = adata.uns["spabit"]
+        self.name = info["name"]
+        data = config.data
+        self.is_train = split_spots(adata, data.split, data.train_fraction, data.split_seed)
+        if self.is_train.sum() < MIN_TRAIN_SPOTS:
+            raise InputError(
+                f"section {self.name} has {self.is_train.sum()} train spots under the split {data.split!r}: "
+                f"at least {MIN_TRAIN_SPOTS} are needed"
+            )
+        self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
+        self.encoder = encoder
+        if "image_path" not in info:
+            logging.warning("section %s has no image: running without image features", self.name)
+            self.encoder = "none"
+        transposed = config.faults.transposed_crop and info["format"] in ROW_FIRST_FORMATS
+        self._cache = (adata, self.encoder, patch_px, cache_dir, transposed)
+        if self.encoder != "none":
+            encoders.check_name(self.encoder)
+            cache.is_cached(*self._cache)  # refuses a cache that does not match
+
+    @property
+    def test_spots(self) -> np.ndarray:
+        """(n,) indices."""
+        return np.flatnonzero(~self.is_train)
+
+    def extract(self) -> None:
+        """Image features into the cache, if they are not there."""
+        if self.encoder == "none" or cache.is_cached(*self._cache):
+            return
+        from feature_extraction.extract import extract_section
+
+        *asked, transposed = self._cache
+        extract_section(*asked, transposed_crop=transposed)
+
+    def features(self) -> np.ndarray | None:
+        """(N, D) image features from the cache; None without an image."""
+        return None if self.encoder == "none" else cache.read_cache(*self._cache)
+
+    def section(self):
+        """The ``SectionData`` of this configuration."""
+        from spabit_jax.section import make_section
+
+        return make_section(self.adata, self.genes, self.is_train, self.features(), self.config)
+
+    def near(self) -> np.ndarray:
+        """(N, 2) coordinates by which neighbours are found."""
+        from spabit_jax.section import neighbour_coordinates
+
+        return neighbour_coordinates(self.adata, self.config)
+
+    def truth(self) -> np.ndarray:
+        """(N, G) measured log2(count + 1) of every spot: for metrics, and for nothing before them."""
+        return np.log2(self.adata[:, self.genes].X.toarray() + 1)
+
+    def protocol(self) -> dict:
+        """The protocol as metrics.json has it."""
+        return {
+            "split": self.config.data.split,
+            "panel": self.config.data.panel,
+            "n_genes": len(self.genes),
+            "n_train": int(self.is_train.sum()),
+            "n_test": len(self.test_spots),
+        }

@@ -1,0 +1,48 @@
+"""The two sides of a comparison, the oracle (PyTorch) and the port (JAX), behind the same two functions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spabit_jax.config import Config
+from spabit_jax.section import SectionData
+from spabit_jax.training import gat
+from spabit_jax.training.spabit import Trainer
+
+
+def gene_tokens(side: str, section: SectionData, config: Config, seed: int) -> np.ndarray:
+    """Trains the GAT once and gives its reconstruction of every spot: (N, G)."""
+    if side == "port":
+        (tokens,), _, _ = gat.gene_tokens(section, None, config, seed=seed)
+        return tokens
+    from experiments import reference_torch
+
+    names = ("heads", "head_width", "out_width", "mlp_width")
+    sizes = {name: getattr(config.gat, name) for name in names}
+    edges = (section.graph.senders, section.graph.receivers)
+    trained = reference_torch.train_gat(section.imputed, edges, config.gat.epochs, seed, **sizes)
+    return reference_torch.reconstruct(trained.model, section.imputed, edges)
+
+
+def predict(side: str, section: SectionData, tokens: np.ndarray, spots: np.ndarray, config: Config, seed: int):
+    """Trains SpaBiT with one seed and predicts (n,) spots: (n, G)."""
+    if side == "port":
+        import jax
+
+        trainer = Trainer(section, config, tokens[None], np.zeros(len(tokens), np.int32))
+        return trainer.predict(trainer.fit(seed).chosen, spots, jax.random.key(seed))
+    from experiments import reference_torch
+
+    train = np.flatnonzero(section.is_train)
+    names = ("mlp_width", "cross_heads", "cross_dropout", "depth", "heads", "head_width", "feedforward_width")
+    trained = reference_torch.train_spabit(
+        section.features,
+        tokens,
+        section.expression[train],
+        train,
+        config.train.epochs,
+        seed,
+        batch_size=config.train.batch_size,
+        **{name: getattr(config.model, name) for name in names},
+    )
+    return reference_torch.predict(trained.model, section.features, tokens, spots, seed, config.train.batch_size)
