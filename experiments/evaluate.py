@@ -80,7 +80,8 @@ def _figures(out: Path, predictions, ensemble: pd.DataFrame, knn: pd.DataFrame, 
         x, y = knn["pcc"].to_numpy(), ensemble["pcc"].to_numpy()
         figures["PCC of each gene"] = folder / "pcc_scatter.png"
         plots.plot_pcc_scatter(x, y, "mean of the 6 nearest train spots", method, folder / "pcc_scatter.png")
-    if (out / "history.csv").exists():
+    history = pd.read_csv(out / "history.csv") if (out / "history.csv").exists() else ()
+    if len(history):  # an imported network has none
         figures["Training"] = folder / "history.png"
-        plots.plot_history(pd.read_csv(out / "history.csv"), folder / "history.png")
+        plots.plot_history(history, folder / "history.png")
     return figures

@@ -101,12 +101,12 @@ class Processed:
     """
 
     def __init__(self, folder: Path, out: Path, config):
-        from experiments.inputs import ROW_FIRST_FORMATS
+        from experiments.inputs import transposed_crop
         from feature_extraction import cache, encoders
         from spabit_jax.interop.files import read_matrix
 
         self.adata = cli.read_flagged_section()
-        transposed = config.faults.transposed_crop and self.adata.uns["spabit"]["format"] in ROW_FIRST_FORMATS
+        transposed = transposed_crop(self.adata, config)
         self.flags, self.caches, self.tokens, self.tokens_path = [], [], None, out / "gene_tokens.npz"
         for path in sorted(folder.glob("local_ebd*.pt")):
             name = path.stem.removeprefix("local_ebd").removeprefix("_")
@@ -115,7 +115,7 @@ class Processed:
                 encoders.check_name(encoder)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from error
-            asked = cache.request(self.adata, encoder, cli.patch_px(self.adata), transposed)
+            asked = cache.request(self.adata, encoder, cli.patch_px(self.adata, cli.FLAGS.patch_px), transposed)
             if asked["image_file"] is None:
                 raise InputError(f"section {asked['section']} has no image: name that of {path} with --image=FILE")
             npy, _ = cache.cache_paths(

@@ -17,6 +17,11 @@ MIN_TRAIN_SPOTS = 3
 ROW_FIRST_FORMATS = ("visium", "reference")
 
 
+def transposed_crop(adata: AnnData, config: Config) -> bool:
+    """Whether the fault ``transposed_crop`` is on and has an effect on this section."""
+    return config.faults.transposed_crop and adata.uns["spabit"]["format"] in ROW_FIRST_FORMATS
+
+
 class Inputs:
     """A section as a configuration wants it.
 
@@ -46,8 +51,7 @@ class Inputs:
         if "image_path" not in info:
             logging.warning("section %s has no image: running without image features", self.name)
             self.encoder = "none"
-        transposed = config.faults.transposed_crop and info["format"] in ROW_FIRST_FORMATS
-        self._cache = (adata, self.encoder, patch_px, cache_dir, transposed)
+        self._cache = (adata, self.encoder, patch_px, cache_dir, transposed_crop(adata, config))
         if self.encoder != "none":
             encoders.check_name(self.encoder)
             cache.is_cached(*self._cache)  # refuses a cache that does not match

@@ -223,7 +223,9 @@ class Run:
     def _note_seconds(self, stage: str, seconds: float) -> None:
         from spabit_jax.files import write_json
 
-        write_json(self.out / "seconds.json", self._seconds() | {stage: round(seconds, 3)})
+        write_json(
+            self.out / "seconds.json", {stage: round(seconds, 3)} | self._seconds()
+        )  # a repeated run does nothing
 
 
 def _needed(path: Path, stage: str, read):

@@ -45,8 +45,6 @@ def _quiet_logging() -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    # ml_collections wants the config file before its overrides; users should not have to know.
-    argv = [argv[0], *sorted(argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))]
     try:
         return FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -159,6 +157,8 @@ def define_config_flag(default: str = "experiments/configs/default.py") -> None:
     """Defines ``--config=FILE`` and, from the command line, the overrides of its fields."""
     from ml_collections import config_flags
 
+    # ml_collections wants the file before its overrides in sys.argv; users should not have to know
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
     try:
         config_flags.DEFINE_config_file("config", default, "Preset; its fields are set as in --config.model.depth=6.")
     except KeyError as error:  # ml_collections looks at the overrides on the command line as it defines them

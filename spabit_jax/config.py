@@ -52,7 +52,7 @@ class GATConfig:
 @dataclass
 class ModelConfig:
     name: str = "spabit"  # a name in spabit_jax.models.MODELS
-    n_context: int = 12  # nearest train spots that a spot sees (none where single_key is on)
+    n_context: int = 24  # nearest train spots that a spot sees (none where single_key is on)
     width: int = 128  # width of all tokens
     mlp_width: int = 256  # hidden width of the gene embedding and of the head
     cross_attention: str = "both"  # both, or one: image_to_gene (image queries) or gene_to_image (gene queries)
@@ -69,12 +69,12 @@ class ModelConfig:
 class TrainConfig:
     epochs: int = 400  # at most
     batch_size: int = 128  # spots a step; the last batch of an epoch is short
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     weight_decay: float = 1e-4  # decoupled (AdamW); the reference has none
-    neighbour_dropout: float = 0.3  # probability with which a training step hides each context spot
+    neighbour_dropout: float = 0.5  # probability with which a training step hides each context spot
     validation_fraction: float = 0.2  # of the train spots, for early stopping (not with faults.no_validation)
-    patience: int = 80  # epochs without improvement before training stops
-    chunk_epochs: int = 20  # epochs run between checkpoints, in one call
+    patience: int = 40  # epochs without improvement before training stops
+    chunk_epochs: int = 10  # epochs run between checkpoints, in one call
 
 
 @dataclass

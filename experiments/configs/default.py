@@ -2,7 +2,7 @@
 
     python -m experiments.run --section=PATH --config=experiments/configs/default.py --out=runs/NAME
 
-Every spot is predicted from its 12 nearest train spots, without its own expression in training as in use. Expect one
+Every spot is predicted from its 24 nearest train spots, without its own expression in training as in use. Expect one
 to four minutes for five seeds on two CPU cores, depending on the number of train spots (46 to 740).
 """
 

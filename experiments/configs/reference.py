@@ -23,7 +23,7 @@ def get_config() -> Config:
             feedforward_width=1024,
             residual=False,
         ),
-        train=TrainConfig(epochs=1000, weight_decay=0.0, neighbour_dropout=0.0),
+        train=TrainConfig(epochs=1000, learning_rate=1e-3, weight_decay=0.0, neighbour_dropout=0.0),
         faults=Faults(
             single_key=True,
             batch_attention=True,

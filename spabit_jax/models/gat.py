@@ -56,7 +56,7 @@ class GraphAttention(nnx.Module):
         if graph.edges is not None:
             score += graph.edges
         score = jax.nn.leaky_relu(score, 0.01)
-        weight = jnp.exp(score - jax.lax.stop_gradient(score.max(axis=0)))
+        weight = jnp.exp(score - score.max(axis=0))  # the 1e-9 below makes the maximum count, in the gradient too
         total = jraph.segment_sum(weight, graph.receivers, n)
         weight /= total[graph.receivers] + 1e-9
         weight = self.dropout(weight, deterministic=key is None, rngs=key)
