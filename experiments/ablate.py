@@ -10,19 +10,21 @@ added to ``ablation.csv`` one by one: an interrupted command goes on where it wa
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from absl import flags
 
-from experiments.inputs import Inputs
+from experiments.compare_reference import settings
+from experiments.inputs import Inputs, transposed_crop
 from spabit_jax import cli, metrics
-from spabit_jax.config import Config
+from spabit_jax.config import Config, Faults
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing
+from spabit_jax.files import replacing, write_or_match
 
-FAULTS = ("single_key", "batch_attention", "self_in_gene_token", "no_validation", "array_neighbours", "relu_output")
+FAULTS = tuple(field.name for field in dataclasses.fields(Faults))
 N_CONTEXT = 6
 
 # name → fields of the configuration that it changes; image and gat are parts of the input rather than fields
@@ -48,7 +50,12 @@ def main() -> None:
     path = out / "ablation.csv"
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     for adata, patch_px in cli.read_flagged_sections():
+        inputs = Inputs(adata, base, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
+        inputs.extract()
+        write_or_match(out / inputs.name / "config.json", settings(inputs), keys=("inputs", "config"))
         for variant in cli.FLAGS.variants:
+            if variant == "transposed_crop off" and not transposed_crop(adata, base):
+                continue  # of no effect on this format
             config = changed(base, VARIANTS[variant])
             inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
             inputs.extract()

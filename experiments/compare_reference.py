@@ -20,29 +20,45 @@ from scipy import stats
 from experiments.inputs import Inputs
 from spabit_jax import cli, metrics, plots
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing
+from spabit_jax.files import replacing, write_or_match
 
 METRICS = ("pcc", "pcc_defined", "mse", "mae", "n_constant_genes")
 REFERENCE_ROWS = {"PCC": "pcc_defined", "MSE": "mse", "MAE": "mae"}  # the reference's file → our metric
 CONFIDENCE = 0.995
-# What the oracle computes; the two other switches act on the arrays that both sides are given.
-ORACLE_FAULTS = ("single_key", "batch_attention", "self_in_gene_token", "no_validation", "relu_output")
+# What the oracle does, whatever the configuration says; the other fields act on both sides.
+FIXED = {
+    "data.standardise_genes": False,
+    "gat.joint": False,
+    "gat.learning_rate": 1e-4,
+    "gat.weight_decay": 5e-4,
+    "gat.dropout": 0.2,
+    "model.name": "spabit",
+    "model.cross_attention": "both",
+    "train.learning_rate": 1e-3,
+    "train.weight_decay": 0.0,
+    "faults.single_key": True,
+    "faults.batch_attention": True,
+    "faults.self_in_gene_token": True,
+    "faults.no_validation": True,
+    "faults.relu_output": True,
+}
 
 
 def main() -> None:
     if cli.FLAGS.out is None:
         raise InputError("--out is missing: give a folder for the tables")
     config = cli.read_flagged_config()
-    if off := [name for name in ORACLE_FAULTS if not getattr(config.faults, name)]:
-        raise InputError(
-            f"the oracle has the fault {off[0]}: leave config.faults.{off[0]} on, or use experiments.ablate"
-        )
+    for name, value in FIXED.items():
+        part, field = name.split(".")
+        if getattr(getattr(config, part), field) != value:
+            raise InputError(f"the oracle has {name} = {value}: leave config.{name} at that, or use experiments.ablate")
     published = read_reference_csv(Path(cli.FLAGS.reference_csv)) if cli.FLAGS.reference_csv else {}
     out = Path(cli.FLAGS.out)
     rows, scores = [], {}
     for adata, patch_px in cli.read_flagged_sections():
         inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
         inputs.extract()
+        write_or_match(out / inputs.name / "config.json", settings(inputs), keys=("inputs", "config"))
         predictions = _predictions(inputs, out / inputs.name)
         truth = inputs.truth()[inputs.test_spots]
         tables = {side: [metrics.gene_metrics(truth, p) for p in runs] for side, runs in predictions.items()}
@@ -58,6 +74,13 @@ def main() -> None:
             reference_format({name: score[side] for name, score in scores.items()}).to_csv(temporary)
     print(table.to_string(index=False))
     print(f"written to {out}: comparison.csv, port_results.csv, oracle_results.csv, *_genes.png")
+
+
+def settings(inputs: Inputs) -> dict:
+    """What results in a folder have in common; epochs are in their files' names."""
+    config = inputs.config.to_dict()
+    del config["gat"]["epochs"], config["train"]["epochs"]
+    return {"inputs": inputs.describe(), "config": config}
 
 
 def _predictions(inputs: Inputs, folder: Path) -> dict[str, list[np.ndarray]]:

@@ -9,7 +9,9 @@ from anndata import AnnData
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config
 from spabit_jax.errors import InputError
+from spabit_jax.files import content_hash
 from spabit_jax.genes import select_genes
+from spabit_jax.models import MODELS
 from spabit_jax.split import split_spots
 
 MIN_TRAIN_SPOTS = 3
@@ -46,14 +48,16 @@ class Inputs:
                 f"section {self.name} has {self.is_train.sum()} train spots under the split {data.split!r}: "
                 f"at least {MIN_TRAIN_SPOTS} are needed"
             )
+        if config.model.name not in MODELS:
+            raise InputError(f"config.model.name is {config.model.name!r}: known models are {', '.join(MODELS)}")
         self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
+        encoders.check_name(encoder)
         self.encoder = encoder
         if "image_path" not in info:
             logging.warning("section %s has no image: running without image features", self.name)
             self.encoder = "none"
         self._cache = (adata, self.encoder, patch_px, cache_dir, transposed_crop(adata, config))
         if self.encoder != "none":
-            encoders.check_name(self.encoder)
             cache.is_cached(*self._cache)  # refuses a cache that does not match
 
     @property
@@ -73,6 +77,22 @@ class Inputs:
     def features(self) -> np.ndarray | None:
         """(N, D) image features from the cache; None without an image."""
         return None if self.encoder == "none" else cache.read_cache(*self._cache)
+
+    def describe(self) -> dict:
+        """What decides on results besides the configuration: JSON; the features must be in the cache."""
+        described = {
+            "counts_and_positions": content_hash(self.adata),
+            "genes": self.genes,
+            "encoder": self.encoder,
+            "patch_px": self.patch_px,
+        }
+        if self.encoder != "none":
+            self.features()  # refuses a cache that is missing or damaged
+            _, encoder, patch_px, cache_dir, transposed = self._cache
+            npy, _ = cache.cache_paths(cache_dir, self.name, encoder, patch_px, transposed)
+            meta = cache.read_meta(npy)
+            described |= {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
+        return described
 
     def section(self):
         """The ``SectionData`` of this configuration."""

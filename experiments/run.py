@@ -29,10 +29,7 @@ def main() -> None:
     if cli.FLAGS.out is None:
         raise InputError("--out is missing: give the folder of the run")
     run = Run(Path(cli.FLAGS.out))
-    if "features" in stages:
-        run.features()
-    run.write_config()
-    for stage in STAGES[1:]:
+    for stage in STAGES:
         if stage in stages:
             getattr(run, stage)()
 
@@ -50,7 +47,8 @@ class Run:
         self.inputs = Inputs(
             adata, self.config, cli.FLAGS.encoder, cli.patch_px(adata, cli.FLAGS.patch_px), cli.FLAGS.cache_dir
         )
-        self._config_content = self._check_config()
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out={self.out} is a file: give a folder")
         self._trainer = self._states = None
 
     # stages
@@ -69,7 +67,10 @@ class Run:
         from spabit_jax.training.gat import gene_tokens
 
         path = self.out / "gene_tokens.npz"
-        if self.config.gat.joint or path.exists():
+        if self.config.gat.joint:
+            return
+        self._write_config()
+        if path.exists():
             return
         tokens, part, states = gene_tokens(
             self.inputs.section(), self.inputs.near(), self.config, self.out / "checkpoints" / "gat"
@@ -85,6 +86,7 @@ class Run:
 
         history = []
         trainer = self._make_trainer()
+        self._write_config()
         self._states = [trainer.fit(seed, self.out / "checkpoints" / f"seed_{seed}") for seed in self.seeds]
         for seed, state in zip(self.seeds, self._states, strict=True):
             history.append(_history("spabit", seed, state.losses[: int(state.epoch)]))
@@ -107,9 +109,11 @@ class Run:
 
         path, seeds_path = self.out / "predictions.h5ad", self.out / "predictions_per_seed.npy"
         if path.exists() and seeds_path.exists():
+            self._write_config()
             return
         trainer = self._make_trainer()
         states = self._states or [trainer.restore(s, self.out / "checkpoints" / f"seed_{s}") for s in self.seeds]
+        self._write_config()
         start = time.monotonic()
         inputs = self.inputs
         test, train = inputs.test_spots, trainer.train_spots
@@ -135,6 +139,7 @@ class Run:
 
         predictions = _needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
         per_seed = _needed(self.out / "predictions_per_seed.npy", "predict", np.load)
+        self._write_config()
         if not len(self.inputs.test_spots):
             print("every spot is a train spot: there is no test spot to evaluate on")
             return
@@ -163,7 +168,17 @@ class Run:
     def _gene_tokens(self):
         import numpy as np
 
-        return None if self.config.gat.joint else _needed(self.out / "gene_tokens.npz", "gat", np.load)
+        if self.config.gat.joint:
+            return None
+        path = self.out / "gene_tokens.npz"
+        tokens = _needed(path, "gat", np.load)
+        wanted = (self.inputs.adata.n_obs, len(self.inputs.genes))
+        if tokens["tokens"].shape[1:] != wanted:
+            found = tokens["tokens"].shape[1:]
+            raise InputError(
+                f"{path} holds {found} spots and genes, not {wanted}: delete it, or give the panel it is of"
+            )
+        return tokens
 
     def _make_trainer(self):
         from spabit_jax.training.spabit import Trainer
@@ -182,39 +197,21 @@ class Run:
             "train_spots_see_themselves": self.config.faults.self_in_gene_token,
         }
 
-    def write_config(self) -> None:
-        """Writes config.json, once the inputs have proved good."""
-        from spabit_jax.files import write_json
+    def _write_config(self) -> None:
+        """Writes config.json before anything else goes into the folder; InputError where it holds another run."""
+        from spabit_jax.files import write_or_match
 
-        if not (self.out / "config.json").exists():
-            write_json(self.out / "config.json", self._config_content)
-
-    def _check_config(self) -> dict:
-        """The content of config.json; InputError where the folder holds another run."""
-        from spabit_jax.files import content_hash
-
-        inputs = self.inputs
-        info = inputs.adata.uns["spabit"]
+        info = self.inputs.adata.uns["spabit"]
         content = {
-            "section": {"name": inputs.name, "format": info["format"], "path": str(Path(cli.FLAGS.section).resolve())},
-            "inputs": {"counts_and_positions": content_hash(inputs.adata), "genes": inputs.genes},
-            "encoder": self.inputs.encoder,
-            "patch_px": inputs.patch_px,
+            "section": {"name": self.inputs.name, "format": info["format"], "image": str(info.get("image_path", ""))},
+            "inputs": self.inputs.describe(),
             "num_seeds": len(self.seeds),
             "config": self.config.to_dict(),
             "command": sys.argv[1:],
             "versions": {name: version(name) for name in PACKAGES},
         }
-        if "image_path" in info:
-            content["inputs"]["image"] = str(info["image_path"])
-        path = self.out / "config.json"
-        if path.exists():
-            before = json.loads(path.read_text())
-            for key in ("inputs", "encoder", "patch_px", "num_seeds", "config"):
-                if before.get(key) != content[key]:
-                    where = _first_difference(before.get(key), content[key], key)
-                    raise InputError(f"{path} is of another run, {where}: give another --out, or delete the folder")
-        return content
+        content["section"]["path"] = str(Path(cli.FLAGS.section).resolve())
+        write_or_match(self.out / "config.json", content, keys=("inputs", "num_seeds", "config"))
 
     def _seconds(self) -> dict:
         path = self.out / "seconds.json"
@@ -241,16 +238,6 @@ def _history(stage: str, seed: int, losses):
     losses = np.asarray(losses)
     columns = {"stage": stage, "seed": seed, "epoch": np.arange(len(losses))}
     return pd.DataFrame(columns | {"train_loss": losses[:, 0], "valid_loss": losses[:, 1]})
-
-
-def _first_difference(before, now, name: str) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in now:
-            if before.get(key) != now[key]:
-                return _first_difference(before.get(key), now[key], f"{name}.{key}")
-    if isinstance(now, list):
-        return f"{name} differs"
-    return f"{name} was {before} and is now {now}"
 
 
 if __name__ == "__main__":

@@ -98,7 +98,10 @@ def extract_section(
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if loaded.device == "cuda" else 0
     began = time.perf_counter()
-    npy.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        npy.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--cache_dir={cache_dir} cannot be made ({error.strerror}): give a folder") from error
     partial, progress = _partial(npy)
     try:
         _compute(npy, meta, patches, loaded, batch_size, num_workers)
@@ -220,8 +223,8 @@ if __name__ == "__main__":
     cli.define_section_flags()
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_string("login", None, "Token of the Hugging Face hub (default: $HF_TOKEN, or the hub's own login).")
-    flags.DEFINE_integer("batch_size", 32, "Patches per forward pass.")
-    flags.DEFINE_integer("num_workers", None, "Processes that cut patches (default: 8 on a GPU, 0 on a CPU).")
+    flags.DEFINE_integer("batch_size", 32, "Patches per forward pass.", 1)
+    flags.DEFINE_integer("num_workers", None, "Processes that cut patches (default: 8 on a GPU, 0 on a CPU).", 0)
     flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the cached features.")
     flags.DEFINE_boolean("autocast", None, "Compute in bfloat16 where that is safe (default: on a GPU).")
     flags.DEFINE_boolean("transposed_crop", False, "Cut patches at (y, x), a fault of the reference implementation.")

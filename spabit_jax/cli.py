@@ -51,7 +51,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(_own_flags())}")
     except flags.Error as error:
         _fail(" ".join(str(error).split()))
-    except (KeyError, OSError) as error:  # of ml_collections: an unknown field, or no such file
+    except Exception as error:  # the config file is the user's program: whatever goes wrong in it is bad input
         _fail_config(error)
 
 
@@ -94,18 +94,9 @@ def read_flagged_section():
     Raises:
       InputError: no ``--section``, or it cannot be read.
     """
-    from spabit_jax.readers import read_section
-
     if not FLAGS.section:
         raise InputError("--section is missing: give the section's folder or file")
-    return read_section(
-        FLAGS.section,
-        format=FLAGS.format,
-        image=FLAGS.image,
-        positions=FLAGS.positions,
-        labels=FLAGS.labels,
-        name=FLAGS.name,
-    )
+    return _read(FLAGS.section)
 
 
 def read_flagged_sections():
@@ -117,8 +108,6 @@ def read_flagged_sections():
     Raises:
       InputError: none is given, one cannot be read, or there are not as many of ``--patch_px`` as sections.
     """
-    from spabit_jax.readers import read_section
-
     paths = FLAGS.sections or ([FLAGS.section] if FLAGS.section else [])
     if not paths:
         raise InputError("--sections is missing: give the sections' folders or files, separated by commas")
@@ -131,10 +120,16 @@ def read_flagged_sections():
     if len(paths) > 1 and (FLAGS.name or FLAGS.image or FLAGS.positions or FLAGS.labels):
         raise InputError("--name, --image, --positions and --labels are for one section: use --section with them")
     for path, width in zip(paths, widths * len(paths), strict=False):
-        adata = read_section(
-            path, FLAGS.format, image=FLAGS.image, positions=FLAGS.positions, labels=FLAGS.labels, name=FLAGS.name
-        )
+        adata = _read(path)
         yield adata, patch_px(adata, width)
+
+
+def _read(path: str):
+    from spabit_jax.readers import read_section
+
+    return read_section(
+        path, FLAGS.format, image=FLAGS.image, positions=FLAGS.positions, labels=FLAGS.labels, name=FLAGS.name
+    )
 
 
 def patch_px(adata, given: float | None) -> float:
@@ -148,8 +143,8 @@ def patch_px(adata, given: float | None) -> float:
         width = FLAGS.patch_um / um_per_px
     else:
         width = 224.0 if given is None else given
-    if not width >= 1:
-        raise InputError(f"a patch of {width:g} full-resolution pixels is too small: at least 1 is needed")
+    if not 1 <= width < float("inf"):
+        raise InputError(f"a patch of {width:g} full-resolution pixels makes no sense: give at least 1")
     return width
 
 
@@ -161,7 +156,7 @@ def define_config_flag(default: str = "experiments/configs/default.py") -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
     try:
         config_flags.DEFINE_config_file("config", default, "Preset; its fields are set as in --config.model.depth=6.")
-    except KeyError as error:  # ml_collections looks at the overrides on the command line as it defines them
+    except Exception as error:  # ml_collections looks at the overrides on the command line as it defines them
         _fail_config(error)
 
 
@@ -174,12 +169,12 @@ def read_flagged_config():
     return FLAGS.config.validate()
 
 
-def _fail_config(error: KeyError | OSError) -> None:
+def _fail_config(error: Exception) -> None:
     from spabit_jax.config import Config
 
-    if isinstance(error, OSError):
-        _fail(NO_CONFIG)
-    _fail(f"{error.args[0]}; known fields: {', '.join(_field_names(Config()))}")
+    if isinstance(error, KeyError):
+        _fail(f"{error.args[0]}; known fields: {', '.join(_field_names(Config()))}")
+    _fail(f"{NO_CONFIG}: {' '.join(str(error).split())}")
 
 
 def _field_names(config, prefix: str = "config") -> list[str]:

@@ -12,7 +12,7 @@ from spabit_jax.errors import InputError
 
 @dataclass
 class Faults:
-    """Faults of the reference, each a switch; numbered as in docs/ARCHITECTURE.md."""
+    """Faults of the reference, each a switch; more on them in docs/ARCHITECTURE.md."""
 
     single_key: bool = False  # 1: each cross-attention sees one key, so that its softmax is identically 1
     batch_attention: bool = False  # 2: the Transformer attends across the spots of a batch
@@ -37,7 +37,7 @@ class DataConfig:
 @dataclass
 class GATConfig:
     joint: bool = True  # trained within the model on each spot's neighbours; else the reference's separate regressor
-    n_neighbours: int = 6  # neighbours of a spot in the separate regressor's graph, and in the imputed gene tokens
+    n_neighbours: int = 6  # neighbours of a spot or token in the GAT's graph, and in imputed expression
     heads: int = 4  # attention heads of the first layer
     head_width: int = 32  # width of each head
     out_width: int = 128  # width of the second layer
@@ -73,7 +73,7 @@ class TrainConfig:
     weight_decay: float = 1e-4  # decoupled (AdamW); the reference has none
     neighbour_dropout: float = 0.5  # probability with which a training step hides each context spot
     validation_fraction: float = 0.2  # of the train spots, for early stopping (not with faults.no_validation)
-    patience: int = 40  # epochs without improvement before training stops
+    patience: int = 40  # epochs without improvement before training stops, looked at every chunk_epochs
     chunk_epochs: int = 10  # epochs run between checkpoints, in one call
 
 
@@ -97,12 +97,13 @@ class Config:
         for part, names in positive.items():
             for name in names:
                 _check(getattr(getattr(self, part), name) > 0, f"{part}.{name}", "positive", self)
+        for name in ("data.split_seed", "gat.weight_decay", "train.weight_decay", "model.depth"):
+            _check(_get(self, name) >= 0, name, "0 or more", self)
         for name in ("data.train_fraction", "train.validation_fraction"):
             _check(0 < _get(self, name) < 1, name, "between 0 and 1", self)
         for name in ("gat.dropout", "model.cross_dropout", "train.neighbour_dropout"):
             _check(0 <= _get(self, name) < 1, name, "at least 0 and below 1", self)
         _check(self.gat.folds >= 2, "gat.folds", "at least 2", self)
-        _check(self.model.depth >= 0, "model.depth", "0 or more", self)
         _check(self.data.split in SPLITS, "data.split", f"one of {', '.join(SPLITS)}", self)
         _check(
             self.data.image_transform in IMAGE_TRANSFORMS,

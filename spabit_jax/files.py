@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
+
+from spabit_jax.errors import InputError
 
 
 @contextmanager
@@ -15,9 +19,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary name in the folder of ``path``, renamed to ``path`` once the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix: writers go by it
+    temporary = path.with_name(f".tmp.{path.name}")  # keeps the suffix: writers go by it
     try:
         yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -29,10 +35,34 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def write_or_match(path: str | os.PathLike, content: dict, keys: Sequence[str]) -> None:
+    """Writes ``content`` as JSON; where the file is there already, checks that it says the same under ``keys``.
+
+    Raises:
+      InputError: it does not; names the first value that differs.
+    """
+    path = Path(path)
+    if not path.exists():
+        write_json(path, content)
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): delete the folder, or give another --out") from error
+    for key in keys:
+        if before.get(key) != content[key]:
+            where = _first_difference(before.get(key), content[key], key)
+            raise InputError(f"{path} is of another run, {where}: give another --out, or delete the folder")
+
+
+def _first_difference(before, now, name: str) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            if before.get(key) != now[key]:
+                return _first_difference(before.get(key), now[key], f"{name}.{key}")
+    if isinstance(now, list):
+        return f"{name} differs"
+    return f"{name} was {before} and is now {now}"
 
 
 def content_hash(adata) -> str:
@@ -40,6 +70,9 @@ def content_hash(adata) -> str:
     digest = hashlib.sha256()
     for names in (adata.obs_names, adata.var_names):
         digest.update("\n".join(names).encode())
-    for array in (adata.X.data, adata.X.indices, adata.X.indptr, adata.obsm["spatial"]):
-        digest.update(array.tobytes())
+    array = adata.obs[["array_row", "array_col"]].to_numpy()
+    for values in (adata.X.data, adata.X.indices, adata.X.indptr, adata.obsm["spatial"], array):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    info = adata.uns["spabit"]
+    digest.update(f"{info['lattice']} {list(info['array_min'])} {list(info['array_max'])}".encode())
     return digest.hexdigest()

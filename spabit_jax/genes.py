@@ -85,7 +85,10 @@ def _from_file(panel: str, adata: AnnData) -> list[str]:
     path = Path(panel)
     if not path.is_file():
         raise InputError(f"unknown panel {panel!r}: give {', '.join(NAMED_PANELS)} or a text file of gene names")
-    genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"panel file {path} is no text file: give one gene of the section a line") from error
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing or not genes or len(set(genes)) < len(genes):
         problem = f"names {missing[0]}, which the section lacks" if missing else "is empty or names a gene twice"

@@ -53,8 +53,8 @@ def impute_from_train(counts: np.ndarray, coordinates: np.ndarray, is_train: np.
     return np.log2(imputed + 1).astype(np.float32)
 
 
-def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int, locations: np.ndarray | None = None) -> np.ndarray:
-    """The k nearest train spots of each location, nearest first, never the location itself.
+def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int) -> np.ndarray:
+    """The k nearest train spots of each spot, nearest first, never the spot itself.
 
     Ties are broken by coordinates, so that the result does not depend on the order of the spots.
 
@@ -62,23 +62,19 @@ def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int, locations: np.nd
       xy: (N, 2) coordinates of the spots.
       is_train: (N,) bool.
       k: how many; fewer where there are not that many other train spots.
-      locations: (M, 2); the spots themselves when None. A train spot at the very place of a location is left out.
 
     Returns:
-      (M, k) int32 indices of spots.
+      (N, k) int32 indices of spots.
     """
     train = np.flatnonzero(is_train)
     train = train[np.lexsort((xy[train, 1], xy[train, 0]))]
-    locations = xy if locations is None else locations
     k = min(k, len(train) - 1)
     spare = min(len(train), k + 1 + 12)  # room for ties at the k-th place, of which a lattice has at most 12
-    distance, nearest = KDTree(xy[train]).query(locations, k=spare)
-    distance = distance.reshape(len(locations), spare)
-    nearest = nearest.reshape(len(locations), spare)
-    distance[distance == 0] = np.inf
-    scale = np.median(distance[:, 0][np.isfinite(distance[:, 0])]) if k else 1.0
+    distance, nearest = KDTree(xy[train]).query(xy, k=spare)
+    distance[train[nearest] == np.arange(len(xy))[:, None]] = np.inf
     # train spots are sorted by coordinates, so their rank breaks ties of the rounded distance
-    order = np.lexsort((nearest, np.round(distance / scale, 6)), axis=1)[:, :k]
+    rounded = np.round(distance / np.median(distance.min(axis=1)), 6)
+    order = np.lexsort((nearest, rounded), axis=1)[:, :k]
     return train[np.take_along_axis(nearest, order, axis=1)].astype(np.int32)
 
 

@@ -152,4 +152,4 @@ def _tidy(ax: Axes) -> None:
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI)
+        figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")

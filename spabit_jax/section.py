@@ -22,14 +22,14 @@ class SectionData(NamedTuple):
     """
 
     expression: Float[np.ndarray, "N G"]  # log2(count + 1); NaN at test spots
-    imputed: Float[np.ndarray, "N G"]  # the same; at test spots log2 of the mean count of near train spots, plus 1
     features: Float[np.ndarray, "N D"]  # image features; D is 0 without an image
     gene_mean: Float[np.ndarray, "G"]  # the model works on (expression - gene_mean) / gene_sd
     gene_sd: Float[np.ndarray, "G"]
     xy: Float[np.ndarray, "N 2"]  # in units of the spot pitch, from the section's centre
     is_train: Bool[np.ndarray, "N"]
     context: Int[np.ndarray, "N K"]  # nearest train spots of each spot, nearest first, never itself
-    graph: GraphsTuple  # of the separate GAT: nodes None, N of them
+    imputed: Float[np.ndarray, "N G"] | None  # of the separate GAT: expression, at test spots imputed from train spots
+    graph: GraphsTuple | None  # of the separate GAT: N nodes without features
 
 
 def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, features, config: Config) -> SectionData:
@@ -58,14 +58,14 @@ def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, feature
     n_pool = config.model.n_context * (N_POOL if config.train.neighbour_dropout else 1)
     return SectionData(
         expression=expression,
-        imputed=impute_from_train(counts, near, is_train, k),
         features=image_features(features, adata.n_obs, config),
         gene_mean=gene_mean,
         gene_sd=gene_sd,
         xy=((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32),
         is_train=is_train,
         context=context_spots(near, is_train, n_pool),
-        graph=make_graph(*knn_graph(near, k), n_node=len(xy)),
+        imputed=None if config.gat.joint else impute_from_train(counts, near, is_train, k),
+        graph=None if config.gat.joint else make_graph(*knn_graph(near, k), n_node=len(xy)),
     )
 
 

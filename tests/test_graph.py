@@ -61,7 +61,19 @@ def test_context_does_not_depend_on_the_order_of_spots_even_where_distances_tie(
     np.testing.assert_array_equal(got, context_spots(xy, is_train, k=9)[order])
 
 
-def test_context_of_new_locations_and_of_few_spots():
+def test_context_where_every_spot_is_a_train_spot():
+    rng = np.random.default_rng(4)
+    xy = np.concatenate(
+        [rng.normal(size=(47, 2)), np.stack(np.meshgrid(np.arange(9.0), np.arange(7.0)), -1).reshape(-1, 2)]
+    )
+    got = context_spots(xy, np.ones(len(xy), bool), k=6)
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    assert (got != np.arange(len(xy))[:, None]).all()
+    np.testing.assert_allclose(np.take_along_axis(distance, got, axis=1), np.sort(distance, axis=1)[:, :6])
+
+
+def test_context_of_few_spots():
     xy = np.array([[0, 0], [1, 0], [5, 0]], float)
-    np.testing.assert_array_equal(context_spots(xy, np.ones(3, bool), 9, np.array([[4.0, 0]])), [[2, 1]])
+    np.testing.assert_array_equal(context_spots(xy, np.ones(3, bool), 9), [[1, 2], [0, 2], [1, 0]])
     assert spot_pitch(xy) == pytest.approx(1)

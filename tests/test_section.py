@@ -11,6 +11,7 @@ def test_expression_of_test_spots_does_not_enter(simulated, tiny_config):
     adata = read_section(simulated)
     is_train = split_spots(adata, "lattice")
     genes = select_genes(adata, "train_spots", 13, is_train)
+    tiny_config.gat.joint = False
     section = make_section(adata, genes, is_train, None, tiny_config)
     np.testing.assert_array_equal(np.isnan(section.expression).all(axis=1), ~is_train)
     np.testing.assert_allclose(section.expression[is_train], np.log2(adata[is_train, genes].X.toarray() + 1), rtol=1e-6)

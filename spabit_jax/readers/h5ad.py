@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Mapping
 from pathlib import Path
 
 import anndata
@@ -74,7 +75,7 @@ def _positions(adata: AnnData, path: Path) -> pd.DataFrame:
         raise InputError(f'{path}: no (N, 2) obsm["spatial"]: it must hold x and y of the spots in pixels')
     xy = np.asarray(xy, np.float64)[:, :2]
     table = pd.DataFrame(xy, index=adata.obs_names, columns=["x", "y"])
-    table["in_tissue"] = adata.obs["in_tissue"].astype(int) if "in_tissue" in adata.obs else 1
+    table["in_tissue"] = adata.obs.get("in_tissue", 1)
     if {"array_row", "array_col"} <= set(adata.obs):
         table[["array_row", "array_col"]] = adata.obs[["array_row", "array_col"]]
     elif np.isfinite(xy).all():
@@ -86,7 +87,8 @@ def _positions(adata: AnnData, path: Path) -> pd.DataFrame:
 
 def _embedded(adata: AnnData, name: str, path: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The images of ``uns["spatial"]`` that have a scale factor, as uint8, and their scale factors."""
-    libraries = adata.uns.get("spatial", {})
+    libraries = adata.uns.get("spatial")
+    libraries = libraries if isinstance(libraries, Mapping) else {}
     if len(libraries) > 1 and name not in libraries:
         raise InputError(f"{path}: holds {len(libraries)} sections ({', '.join(libraries)}): write one file for each")
     library = libraries.get(name) or next(iter(libraries.values()), {})

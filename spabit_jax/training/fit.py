@@ -59,6 +59,11 @@ def initial_state(params, optimizer: optax.GradientTransformation, n_epochs: int
     )
 
 
+def seed_keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys of a seed: for the initial parameters, for the epochs, and for what is drawn once before them."""
+    return tuple(jax.random.split(jax.random.key(seed), 3))
+
+
 def make_chunk(epoch_fn: Epoch):
     """Jits ``n`` epochs as one call: ``chunk(state, data, key, n)``; one compilation for each ``n``."""
 

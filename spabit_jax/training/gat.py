@@ -14,7 +14,7 @@ from spabit_jax.config import Config
 from spabit_jax.graph import impute_from_train
 from spabit_jax.models.gat import GATRegressor
 from spabit_jax.section import SectionData
-from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk
+from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, seed_keys
 
 # The reference trains its GAT once, with this seed, whatever the seed of the rest.
 GAT_SEED = 42
@@ -76,7 +76,7 @@ def gene_tokens(section: SectionData, near: np.ndarray, config: Config, folder: 
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(0))))
     chunk = make_chunk(make_gat_epoch(graphdef, config))
     reconstruct = jax.jit(lambda params, x, graph: nnx.merge(graphdef, params)(x, graph))
-    key = jax.random.key(seed)
+    _, key, _ = seed_keys(seed)
     tokens, states = [], []
     for i, (_, x) in enumerate(passes):
         state = initial_gat_state(n_genes, config, seed)
@@ -99,5 +99,5 @@ def gene_tokens(section: SectionData, near: np.ndarray, config: Config, folder: 
 def initial_gat_state(n_genes: int, config: Config, seed: int) -> FitState:
     """A new GAT regressor's state."""
     new_params = jax.jit(lambda key: nnx.state(GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(key)), nnx.Param))
-    params = new_params(jax.random.key(seed))
+    params = new_params(seed_keys(seed)[0])
     return initial_state(params, gat_optimizer(config), config.gat.epochs, validated=False)

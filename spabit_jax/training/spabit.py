@@ -15,7 +15,7 @@ from spabit_jax.config import Config
 from spabit_jax.models import MODELS
 from spabit_jax.models.spabit import Tokens
 from spabit_jax.section import SectionData
-from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, restore
+from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, restore, seed_keys
 
 
 class TrainingData(NamedTuple):
@@ -134,7 +134,7 @@ class Trainer:
 
     def initial_state(self, seed: int) -> FitState:
         """State before the first epoch."""
-        params = self._new_params(jax.random.key(seed))
+        params = self._new_params(seed_keys(seed)[0])
         validated = not self.config.faults.no_validation
         return initial_state(params, spabit_optimizer(self.config), self.config.train.epochs, validated)
 
@@ -142,9 +142,9 @@ class Trainer:
         """(m,) train spots that are no targets of this seed but decide when it stops; none with ``no_validation``."""
         if self.config.faults.no_validation:
             return self.train_spots[:0]
-        key = jax.random.fold_in(jax.random.key(seed), self.config.train.epochs)  # epochs use the numbers below
-        order = np.asarray(jax.random.permutation(key, self.train_spots))
-        return np.sort(order[: max(1, round(self.config.train.validation_fraction * len(order)))])
+        order = np.asarray(jax.random.permutation(seed_keys(seed)[2], self.train_spots))
+        n_valid = round(self.config.train.validation_fraction * len(order))
+        return np.sort(order[: min(max(1, n_valid), len(order) - 1)])
 
     def fit(self, seed: int, folder=None) -> FitState:
         """Trains one seed, or continues from the checkpoints in ``folder``.
@@ -158,7 +158,7 @@ class Trainer:
             self.initial_state(seed),
             self._chunk,
             data,
-            jax.random.key(seed),
+            seed_keys(seed)[1],
             chunk_epochs=config.chunk_epochs,
             patience=config.patience,
             folder=folder,

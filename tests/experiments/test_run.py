@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,9 +91,19 @@ def test_the_predictions_open_in_scanpy(finished, tmp_path):
         import scanpy as sc
 
         adata = sc.read_h5ad(finished[0] / "run" / "predictions.h5ad")
-        figure = sc.pl.embedding(adata, basis="spatial", color=adata.var_names[0], return_fig=True)
-        assert len(figure.axes) == 2
-        sc.pl.spatial(adata, color=adata.var_names[0], show=False)
+        sc.pl.embedding(adata, basis="spatial", color=adata.var_names[0], show=False)
+        (axes,) = sc.pl.spatial(adata, color=adata.var_names[0], show=False)
+    (image,) = axes.get_images()
+    height, width = image.get_array().shape[:2]
+    scale = adata.uns["spatial"]["tiny"]["scalefactors"]["tissue_hires_scalef"]
+    spots = adata.obsm["spatial"] * scale
+    assert (spots > 0).all() and (spots < [width, height]).all()
+    bottom, top = axes.get_ylim()
+    assert bottom > top  # y points down, as in the image
+    # the tissue is darker than the background that surrounds it
+    shade = np.asarray(image.get_array(), float).mean(axis=-1)
+    x, y = spots.astype(int).T
+    assert shade[y, x].mean() < shade[:3].mean() - 10
 
 
 def test_what_is_done_is_not_done_again(finished, simulated):
@@ -112,13 +123,24 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, simulated
 
 
 def test_killed_in_training_and_started_again_it_gives_the_same_metrics(finished, simulated, tmp_path):
-    process = subprocess.Popen(command(simulated, tmp_path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "run" / "checkpoints" / "seed_0").exists() and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.5)
+    eager = (
+        "import runpy, spabit_jax.training.fit as fit; fit.SECONDS_BETWEEN_CHECKPOINTS = 0; "
+        "runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)"
+    )
+    python, _, _, *flags = command(simulated, tmp_path)
+    process = subprocess.Popen([python, "-c", eager, *flags], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    seed = tmp_path / "run" / "checkpoints" / "seed_0"
+
+    def steps():
+        return [int(folder.name) for folder in seed.glob("*") if folder.name.isdigit()]
+
+    while not steps() and process.poll() is None:
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "run" / "metrics.json").exists()
+    done = pd.read_csv(finished[0] / "run" / "history.csv").query("seed == 0")["epoch"].max() + 1
+    assert 0 < max(steps()) < done
+    assert not (tmp_path / "run" / "predictions.h5ad").exists()
     result = run(simulated, tmp_path)
     assert result.returncode == 0, result.stderr
     assert metrics(tmp_path) == metrics(finished[0])
@@ -155,6 +177,31 @@ def test_a_section_without_an_image_runs_with_one_warning(simulated, tmp_path):
     assert metrics(tmp_path)["encoder"] == "none"
 
 
+def test_every_spot_can_be_a_train_spot(simulated, tmp_path):
+    result = run(simulated, tmp_path, "--config.data.split=none", "--num_seeds=1", "--config.train.epochs=4")
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    assert "no test spot" in result.stdout
+    adata = anndata.read_h5ad(tmp_path / "run" / "predictions.h5ad")
+    assert (adata.obs["split"] == "train").all() and np.isfinite(adata.X).all()
+    assert adata.uns["spabit"]["split_rule"] == "none"
+
+
+def test_a_run_is_not_continued_with_another_image(finished, simulated, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (tmp_path / "tiny.h5ad").write_bytes(simulated.read_bytes())
+    with Image.open(simulated.with_suffix(".png")) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "tiny.png")
+    result = run(tmp_path / "tiny.h5ad", folder)
+    assert result.returncode == 2 and "made from another image" in result.stderr
+    shutil.rmtree(folder / "cache")
+    result = run(tmp_path / "tiny.h5ad", folder)
+    assert result.returncode == 2 and "image_sha256" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -169,6 +216,9 @@ def test_a_section_without_an_image_runs_with_one_warning(simulated, tmp_path):
         (["--patch_px=0"], "patch"),
         (["--section=/nowhere/at/all"], "/nowhere/at/all"),
         (["--num_seeds=0"], "num_seeds"),
+        (["--config.model.name=spabitt"], "known models are spabit"),
+        (["--config.data.split_seed=-1"], "config.data.split_seed"),
+        (["--patch_px=inf"], "patch"),
     ],
 )
 def test_bad_input_gives_one_line_and_status_2(simulated, tmp_path, flags, message):
@@ -176,4 +226,4 @@ def test_bad_input_gives_one_line_and_status_2(simulated, tmp_path, flags, messa
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "config.json"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
