@@ -1,4 +1,4 @@
-"""The last stage of a run, and the only place where the truth of test spots is looked at."""
+"""The last stage of a run, where its predictions meet the truth of test spots."""
 
 from __future__ import annotations
 

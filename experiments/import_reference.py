@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from spabit_jax import cli
 from spabit_jax.errors import InputError
+from spabit_jax.files import write_json
 
 # local_ebd.pt and local_ebd_NAME.pt: the reference's names of encoders that have another one here
 ENCODERS = {"": "uni", "resnet": "resnet50"}
@@ -158,7 +159,7 @@ class Processed:
                 "transform": "the reference's",
                 "dtype": str(features.dtype),
             }
-            cache.write_json(npy.with_suffix(".json"), asked | meta)  # last: a cache is whole once this is there
+            write_json(npy.with_suffix(".json"), asked | meta)  # last: a cache is whole once this is there
             logging.info("%s: %d spots x %d", npy, *features.shape)
         if self.tokens is not None:
             part = np.zeros(len(self.tokens), np.int32)  # one GAT for all spots

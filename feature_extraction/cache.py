@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from spabit_jax.errors import InputError
+from spabit_jax.files import sha256
 
 
 def cache_paths(
@@ -63,16 +64,10 @@ def hash_coordinates(barcodes, coordinates) -> str:
     return digest.hexdigest()
 
 
-def hash_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def image_stamp(path: str | os.PathLike) -> dict[str, Any]:
     """What tells an image from another: its hash, and size and time, which spare hashing it again."""
     stat = os.stat(path)
-    return {"image_sha256": hash_file(path), "image_bytes": stat.st_size, "image_mtime_ns": stat.st_mtime_ns}
+    return {"image_sha256": sha256(path), "image_bytes": stat.st_size, "image_mtime_ns": stat.st_mtime_ns}
 
 
 def is_cached(adata, encoder: str, patch_px: float, cache_dir, transposed_crop: bool = False) -> bool:
@@ -151,23 +146,13 @@ def check(npy: Path, meta: dict[str, Any], asked: dict[str, Any]) -> None:
         raise InputError(f"{npy}: made from another image than {asked['image_file']}: {_remedy(npy)}")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes ``content`` so that ``path`` holds all of it or what it held before, even after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _same_image(meta: dict[str, Any], path: str) -> bool:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such image file")
     stat = os.stat(path)
     if (meta.get("image_bytes"), meta.get("image_mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
         return True
-    return meta.get("image_bytes") == stat.st_size and meta.get("image_sha256") == hash_file(path)
+    return meta.get("image_bytes") == stat.st_size and meta.get("image_sha256") == sha256(path)
 
 
 def _file_safe(name: str) -> str:

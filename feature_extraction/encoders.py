@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from feature_extraction import cache, stain
+from feature_extraction import stain
 from spabit_jax.errors import InputError
+from spabit_jax.files import sha256
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -135,7 +136,7 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
     dim = encoder.dim or embed(np.zeros((1, encoder.size, encoder.size, 3), np.uint8)).shape[1]
     mean, sd = encoder.normalisation
     transform = f"Lanczos to {encoder.size} px, / 255, mean {mean}, sd {sd}, {'bfloat16' if autocast else 'float32'}"
-    return Embedder(dim, encoder.size, transform, cache.hash_file(path), device, None, embed)
+    return Embedder(dim, encoder.size, transform, sha256(path), device, None, embed)
 
 
 def _embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[[np.ndarray], np.ndarray]:

@@ -23,6 +23,7 @@ from feature_extraction import cache, encoders
 from feature_extraction.patches import Patches
 from spabit_jax import cli
 from spabit_jax.errors import InputError
+from spabit_jax.files import sha256, write_json
 from spabit_jax.readers.image import open_image
 
 _SAVE_EVERY = 5.0  # seconds between two saves of what is done
@@ -110,7 +111,7 @@ def extract_section(
         progress.unlink(missing_ok=True)
         raise
     os.replace(partial, npy)
-    cache.write_json(json_path, meta)  # last: a cache is whole once this is there
+    write_json(json_path, meta)  # last: a cache is whole once this is there
     progress.unlink()
     logging.info("%s: %d spots x %d, %.1f s", npy, len(spots), loaded.dim, time.perf_counter() - began)
     return npy
@@ -123,7 +124,7 @@ def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None) -> bool:
     cache.check(npy, meta, asked)
     also = {"dtype": dtype}
     if weights and Path(weights).is_file():
-        also["weights_hash"] = cache.hash_file(weights)
+        also["weights_hash"] = sha256(weights)
     for key, want in also.items():
         if meta.get(key) != want:
             raise InputError(
@@ -156,7 +157,7 @@ def _compute(npy: Path, meta: dict, patches: Patches, loaded: encoders.Embedder,
             bar.update(len(features))
             if time.monotonic() - saved > _SAVE_EVERY or done == len(patches):
                 rows.flush()  # the rows must be on disk before anything says that they are
-                cache.write_json(progress, meta | {"done": done})
+                write_json(progress, meta | {"done": done})
                 saved = time.monotonic()
 
 

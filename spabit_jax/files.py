@@ -35,6 +35,12 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_or_match(path: str | os.PathLike, content: dict, keys: Sequence[str]) -> None:
     """Writes ``content`` as JSON; where the file is there already, checks that it says the same under ``keys``.
 

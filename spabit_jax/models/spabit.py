@@ -109,7 +109,7 @@ class ImageEmbedding(nnx.Module):
 
 
 class ContextGAT(nnx.Module):
-    """GAT over the tokens of each spot: a token has the context tokens nearest to it as neighbours, itself included.
+    """GAT over the tokens of each spot: a token has the nearest context tokens as neighbours, maybe itself.
 
     Its edges carry a bias that falls with the distance between the two tokens, at a learned rate.
     """

@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
 
-from feature_extraction import cache, encoders
+from feature_extraction import encoders
 from feature_extraction.patches import Patches
 from spabit_jax.errors import InputError
+from spabit_jax.files import sha256
 
 TINY = "timm:test_vit"
 
@@ -85,7 +86,7 @@ def test_weights_hash_and_safetensors(tiny_weights, tmp_path):
     save_file(torch.load(tiny_weights, weights_only=True), path)
     patches = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
     one, other = encoders.load(TINY, weights=str(tiny_weights)), encoders.load(TINY, weights=str(path))
-    assert one.weights_hash == cache.hash_file(tiny_weights) != other.weights_hash
+    assert one.weights_hash == sha256(tiny_weights) != other.weights_hash
     np.testing.assert_array_equal(one.embed(patches), other.embed(patches))
 
 
@@ -178,7 +179,7 @@ def test_hub(tiny_weights, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, env=env)
     assert result.returncode == 0, result.stderr
     out = json.loads(result.stdout)
-    assert out["tiny"] == out["offline_again"] == cache.hash_file(tiny_weights)
+    assert out["tiny"] == out["offline_again"] == sha256(tiny_weights)
     assert out["tokens"] == ["Bearer secret"] and not out["token_kept"]
     assert "secret" not in result.stderr
     assert not out["jax"]  # the PyTorch side does not load it

@@ -14,6 +14,7 @@ from feature_extraction.extract import extract_section
 from feature_extraction.patches import Patches
 from feature_extraction.stain import stain_statistics
 from spabit_jax.errors import InputError
+from spabit_jax.files import sha256
 
 TINY = "timm:test_vit"
 
@@ -41,7 +42,7 @@ def test_network(section, image, tiny_weights, tmp_path):
         expected = model((x - 0.5) / 0.5).numpy()
     np.testing.assert_allclose(np.load(npy), expected, atol=1e-4)
     meta = cache.read_meta(npy)
-    assert meta["weights_hash"] == cache.hash_file(tiny_weights)
+    assert meta["weights_hash"] == sha256(tiny_weights)
     assert meta["patch_um"] == 8 and meta["dim"] == 64
     assert {"python", "torch", "timm", "numpy"} <= set(meta["versions"])
     half = extract_section(section, TINY, 16, tmp_path / "half", dtype="float16", **kwargs)
