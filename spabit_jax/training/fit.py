@@ -119,7 +119,7 @@ def fit(
             template = jax.eval_shape(lambda: state)
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(template))
     last_saved = time.monotonic()
-    with tqdm(total=n_epochs, initial=int(state.epoch), desc=title, unit="epoch", leave=False) as bar:
+    with tqdm(total=n_epochs, initial=int(state.epoch), desc=title, unit="epoch", leave=False, disable=None) as bar:
         while not _ended(state):
             start = time.monotonic()
             state = chunk(state, data, key, min(chunk_epochs, n_epochs - int(state.epoch)))
