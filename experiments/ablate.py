@@ -91,8 +91,6 @@ def run(inputs: Inputs, variant: dict, seeds: list[int], folder: Path):
       variant: its entry in ``VARIANTS``.
       folder: for gene tokens, which the variants share where the GAT is the same.
     """
-    import jax
-
     from spabit_jax.training.gat import gene_tokens
     from spabit_jax.training.spabit import Trainer
 
@@ -117,7 +115,7 @@ def run(inputs: Inputs, variant: dict, seeds: list[int], folder: Path):
     trainer = Trainer(section, config, tokens, part)
     truth = inputs.truth()[inputs.test_spots]
     for seed in seeds:
-        predicted = trainer.predict(trainer.fit(seed).chosen, inputs.test_spots, jax.random.key(seed))
+        predicted = trainer.predict(trainer.fit(seed).chosen, inputs.test_spots, seed)
         yield metrics.summarize(metrics.gene_metrics(truth, predicted))
 
 

@@ -27,7 +27,8 @@ REFERENCE_ROWS = {"PCC": "pcc_defined", "MSE": "mse", "MAE": "mae"}  # the refer
 CONFIDENCE = 0.995
 # What the oracle does, whatever the configuration says; the other fields act on both sides.
 FIXED = {
-    "data.standardise_genes": False,
+    "model.n_components": 0,
+    "model.kriging": False,
     "gat.joint": False,
     "gat.learning_rate": 1e-4,
     "gat.weight_decay": 5e-4,

@@ -93,19 +93,35 @@ class Run:
         tokens = self._gene_tokens()
         if tokens is not None:
             history = [_history("gat", i, losses) for i, losses in enumerate(tokens["losses"])] + history
+        self._krige(trainer)
         import pandas as pd
 
         with replacing(self.out / "history.csv") as temporary:
             pd.concat(history).to_csv(temporary, index=False)
         self._note_seconds("train", float(sum(state.seconds for state in self._states)))
 
-    def predict(self) -> None:
-        """``predictions.h5ad``, and each seed's predictions beside it."""
-        import jax
+    def _krige(self, trainer) -> None:
+        """``kriging.npz``: kriging's mean and variance at every spot."""
         import numpy as np
 
         from spabit_jax.files import replacing
-        from spabit_jax.inference import predictions_adata, residual_sd
+        from spabit_jax.training.kriging import kriged
+
+        path = self.out / "kriging.npz"
+        if path.exists() or not self.config.model.kriging:
+            return
+        start = time.monotonic()
+        mean, variance = kriged(trainer.section, self.config.model.n_components)
+        with replacing(path) as temporary:
+            np.savez(temporary, mean=mean, variance=variance)
+        self._note_seconds("kriging", time.monotonic() - start)
+
+    def predict(self) -> None:
+        """``predictions.h5ad``, and each seed's predictions beside it."""
+        import numpy as np
+
+        from spabit_jax.files import replacing
+        from spabit_jax.inference import combine, predictions_adata
 
         path, seeds_path = self.out / "predictions.h5ad", self.out / "predictions_per_seed.npy"
         if path.exists() and seeds_path.exists():
@@ -116,16 +132,15 @@ class Run:
         self._write_config()
         start = time.monotonic()
         inputs = self.inputs
-        test, train = inputs.test_spots, trainer.train_spots
-        per_seed = np.empty((len(states), inputs.adata.n_obs, len(inputs.genes)), np.float32)
-        for predicted, seed, state in zip(per_seed, self.seeds, states, strict=True):
-            predicted[train] = trainer.predict(state.chosen, train)
-            if len(test):
-                predicted[test] = trainer.predict(state.chosen, test, jax.random.key(seed))
-        residual = residual_sd(trainer.section, per_seed, [trainer.held_out(seed) for seed in self.seeds])
-        out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, per_seed, residual, self._provenance())
+        kriged = None
+        if self.config.model.kriging:
+            kriged = _needed(self.out / "kriging.npz", "train", np.load)
+            kriged = kriged["mean"], kriged["variance"]
+        held_out = [trainer.held_out(seed) for seed in self.seeds]
+        prediction = combine(trainer.section, predict_seeds(trainer, states, self.seeds), held_out, kriged)
+        out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, prediction, self._provenance())
         with replacing(seeds_path) as temporary:
-            np.save(temporary, per_seed)
+            np.save(temporary, prediction.per_seed)
         with replacing(path) as temporary:
             out.write_h5ad(temporary)
         self._note_seconds("predict", time.monotonic() - start)
@@ -158,7 +173,7 @@ class Run:
             },
             seconds={
                 "features": seconds.get("features", 0.0),
-                "train": seconds.get("gat", 0.0) + seconds.get("train", 0.0),
+                "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "kriging")),
                 "predict": seconds.get("predict", 0.0),
             },
         )
@@ -223,6 +238,33 @@ class Run:
         write_json(
             self.out / "seconds.json", {stage: round(seconds, 3)} | self._seconds()
         )  # a repeated run does nothing
+
+
+def predict_seeds(trainer, states, seeds):
+    """(S, N, G) predictions of each seed's network; train and test spots never share a batch."""
+    import numpy as np
+
+    per_seed = np.empty((len(states), *trainer.section.expression.shape), np.float32)
+    for predicted, seed, state in zip(per_seed, seeds, states, strict=True):
+        for spots in (trainer.train_spots, np.flatnonzero(~trainer.section.is_train)):
+            predicted[spots] = trainer.predict(state.chosen, spots, seed)
+    return per_seed
+
+
+def fit_predict(inputs, seeds: list[int]):
+    """Trains the configured model in memory, with these seeds: its ``spabit_jax.inference.Prediction``."""
+    from spabit_jax.inference import combine
+    from spabit_jax.training.gat import gene_tokens
+    from spabit_jax.training.kriging import kriged
+    from spabit_jax.training.spabit import Trainer
+
+    config, section = inputs.config, inputs.section()
+    tokens = () if config.gat.joint else gene_tokens(section, inputs.near(), config)[:2]
+    trainer = Trainer(section, config, *tokens)
+    states = [trainer.fit(seed) for seed in seeds]
+    base = kriged(section, config.model.n_components) if config.model.kriging else None
+    per_seed = predict_seeds(trainer, states, seeds)
+    return combine(section, per_seed, [trainer.held_out(seed) for seed in seeds], base)
 
 
 def _needed(path: Path, stage: str, read):

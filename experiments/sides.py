@@ -27,10 +27,8 @@ def gene_tokens(side: str, section: SectionData, config: Config, seed: int) -> n
 def predict(side: str, section: SectionData, tokens: np.ndarray, spots: np.ndarray, config: Config, seed: int):
     """Trains SpaBiT with one seed and predicts (n,) spots: (n, G)."""
     if side == "port":
-        import jax
-
         trainer = Trainer(section, config, tokens[None], np.zeros(len(tokens), np.int32))
-        return trainer.predict(trainer.fit(seed).chosen, spots, jax.random.key(seed))
+        return trainer.predict(trainer.fit(seed).chosen, spots, seed)
     from experiments import reference_torch
 
     train = np.flatnonzero(section.is_train)

@@ -30,8 +30,8 @@ class DataConfig:
     split: str = "lattice"  # lattice, random, block, or none (every spot is a train spot)
     train_fraction: float = 0.25  # share of train spots in a random or block split
     split_seed: int = 0  # seed of a random or block split
-    standardise_genes: bool = True  # the model works on (log2(count + 1) - mean) / sd over train spots; else as it is
-    image_transform: str = "standardise"  # standardise, or reference: raw where the width fits, else projected to it
+    image_transform: str = "components"  # components, or reference: raw where the width fits, else projected to it
+    image_components: int = 12  # principal components of the image features around each spot, with components
 
 
 @dataclass
@@ -39,8 +39,8 @@ class GATConfig:
     joint: bool = True  # trained within the model on each spot's neighbours; else the reference's separate regressor
     n_neighbours: int = 6  # neighbours of a spot or token in the GAT's graph, and in imputed expression
     heads: int = 4  # attention heads of the first layer
-    head_width: int = 32  # width of each head
-    out_width: int = 128  # width of the second layer
+    head_width: int = 16  # width of each head
+    out_width: int = 64  # width of the second layer
     mlp_width: int = 2048  # hidden width of the separate regressor's output network
     dropout: float = 0.1  # on its inputs, hidden values and attention weights
     epochs: int = 3000  # of the separate regressor
@@ -52,25 +52,27 @@ class GATConfig:
 @dataclass
 class ModelConfig:
     name: str = "spabit"  # a name in spabit_jax.models.MODELS
-    n_context: int = 24  # nearest train spots that a spot sees (none where single_key is on)
-    width: int = 128  # width of all tokens
+    n_context: int = 16  # nearest train spots that a spot sees (none where single_key is on)
+    width: int = 64  # width of all tokens
     mlp_width: int = 256  # hidden width of the gene embedding and of the head
     cross_attention: str = "both"  # both, or one: image_to_gene (image queries) or gene_to_image (gene queries)
-    cross_heads: int = 8  # heads of the cross-attentions
+    cross_heads: int = 4  # heads of the cross-attentions
     cross_dropout: float = 0.1  # on the cross-attentions' weights
-    depth: int = 2  # Transformer layers
+    depth: int = 1  # Transformer layers
     heads: int = 4  # heads of the Transformer
-    head_width: int = 32  # width of each
-    feedforward_width: int = 128  # hidden width of the Transformer's feed-forward part
+    head_width: int = 16  # width of each
+    feedforward_width: int = 64  # hidden width of the Transformer's feed-forward part
     residual: bool = True  # predict a mix of the neighbours' expression plus a correction; else expression itself
+    n_components: int = 10  # principal components of expression that the model works in; 0: the genes themselves
+    kriging: bool = True  # the prediction is a mean with kriging, weighted by what held-out train spots say
 
 
 @dataclass
 class TrainConfig:
-    epochs: int = 400  # at most
+    epochs: int = 200  # at most
     batch_size: int = 128  # spots a step; the last batch of an epoch is short
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-4  # decoupled (AdamW); the reference has none
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2  # decoupled (AdamW); the reference has none
     neighbour_dropout: float = 0.5  # probability with which a training step hides each context spot
     validation_fraction: float = 0.2  # of the train spots, for early stopping (not with faults.no_validation)
     patience: int = 40  # epochs without improvement before training stops, looked at every chunk_epochs
@@ -89,7 +91,7 @@ class Config:
     def validate(self) -> "Config":
         """Returns itself; raises InputError naming the first field whose value makes no sense."""
         positive = {
-            "data": ["n_genes"],
+            "data": ["n_genes", "image_components"],
             "gat": ["n_neighbours", "heads", "head_width", "out_width", "mlp_width", "epochs", "learning_rate"],
             "model": ["n_context", "width", "mlp_width", "cross_heads", "heads", "head_width", "feedforward_width"],
             "train": ["epochs", "batch_size", "learning_rate", "patience", "chunk_epochs"],
@@ -97,7 +99,7 @@ class Config:
         for part, names in positive.items():
             for name in names:
                 _check(getattr(getattr(self, part), name) > 0, f"{part}.{name}", "positive", self)
-        for name in ("data.split_seed", "gat.weight_decay", "train.weight_decay", "model.depth"):
+        for name in ("data.split_seed", "gat.weight_decay", "train.weight_decay", "model.depth", "model.n_components"):
             _check(_get(self, name) >= 0, name, "0 or more", self)
         for name in ("data.train_fraction", "train.validation_fraction"):
             _check(0 < _get(self, name) < 1, name, "between 0 and 1", self)
@@ -130,6 +132,19 @@ class Config:
             "False where faults.single_key is on: there are no neighbours to attend to",
             self,
         )
+        _check(
+            not (self.model.n_components and self.faults.relu_output),
+            "model.n_components",
+            "0 where faults.relu_output is on: components are negative too",
+            self,
+        )
+        _check(
+            not (self.model.kriging and (self.faults.no_validation or self.data.image_transform == "reference")),
+            "model.kriging",
+            "False with faults.no_validation or data.image_transform=reference: it needs held-out train spots and "
+            "image components",
+            self,
+        )
         return self
 
     def to_dict(self) -> dict:
@@ -139,7 +154,7 @@ class Config:
 
 CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
 SPLITS = ("lattice", "random", "block", "none")
-IMAGE_TRANSFORMS = ("standardise", "reference")
+IMAGE_TRANSFORMS = ("components", "reference")
 
 
 def _get(config: Config, name: str):

@@ -78,6 +78,14 @@ def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int) -> np.ndarray:
     return train[np.take_along_axis(nearest, order, axis=1)].astype(np.int32)
 
 
+def smoothed(xy: np.ndarray, values: np.ndarray, sd: float) -> np.ndarray:
+    """Gaussian means of (N, D) values around each of (N, 2) places; ``sd`` in the units of ``xy``, cut off at three."""
+    tree = KDTree(xy)
+    weight = tree.sparse_distance_matrix(tree, 3 * sd, output_type="coo_matrix").tocsr()
+    weight.data = np.exp(-0.5 * (weight.data / sd) ** 2)
+    return (weight @ values) / np.asarray(weight.sum(axis=1))
+
+
 def spot_pitch(xy: np.ndarray) -> float:
     """Median distance of a spot to its nearest neighbour, in the units of ``xy``: (N, 2)."""
     return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1]))

@@ -1,4 +1,4 @@
-"""Figures of a run: gene maps over the H&E, per-gene accuracy of two methods, and losses.
+"""Figures of a run: gene maps over the H&E, per-gene accuracy of two methods, and losses; and of a benchmark.
 
 Every function writes one PNG through matplotlib's object-oriented interface, so no display and no pyplot state.
 """
@@ -6,11 +6,12 @@ Every function writes one PNG through matplotlib's object-oriented interface, so
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
@@ -116,6 +117,32 @@ def plot_history(history: pd.DataFrame, path: str | os.PathLike) -> None:
         ax.set(title=stage, xlabel="epoch", ylabel="loss")
         ax.legend(frameon=False)
         _tidy(ax)
+    _save(figure, path)
+
+
+def plot_benchmark(shares: pd.DataFrame, models: Sequence[str], path: str | os.PathLike) -> None:
+    """Draws a row of dots per section: the accuracy of each method as a share of what noise allows.
+
+    Args:
+      shares: mean PCC over the noise ceiling; a row per section, a column per method, NaN where it was not run.
+      models: the methods to set off from the others.
+      path: the PNG to write.
+    """
+    others = [method for method in shares.columns if method not in models]
+    colours = colormaps["cividis"](np.linspace(0, 0.95, len(others)))
+    figure = Figure(figsize=(7.6, max(3.0, 0.42 * len(shares) + 1.2)), layout="constrained")
+    ax = figure.subplots()
+    rows = np.arange(len(shares))
+    for i, (method, colour) in enumerate(zip(others, colours, strict=True)):
+        ax.scatter(shares[method], rows, s=34, marker="osv^DP"[i % 6], color=colour, alpha=0.85, label=method)
+    for i, method in enumerate(models):
+        ax.scatter(shares[method], rows, s=120, marker="*X"[i % 2], color=_ORANGE, edgecolor="white", label=method)
+    ax.axvline(1, color=_GREY, linewidth=1, linestyle="--")
+    ax.set_yticks(rows, shares.index)
+    ax.invert_yaxis()
+    ax.set(xlabel="mean PCC of the genes, as a share of the noise ceiling")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+    _tidy(ax)
     _save(figure, path)
 
 

@@ -9,10 +9,29 @@ from anndata import AnnData
 from jaxtyping import Bool, Float, Int
 
 from spabit_jax.config import Config
-from spabit_jax.graph import context_spots, impute_from_train, knn_graph, spot_pitch
+from spabit_jax.graph import context_spots, impute_from_train, knn_graph, smoothed, spot_pitch
 from spabit_jax.models.gat import GraphsTuple, make_graph
 
+IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a spot, in pitches
 N_POOL = 2  # context spots are drawn from a pool this many times as large when a training step hides some
+
+
+class Space(NamedTuple):
+    """What a model predicts in: expression = mean + scores @ loadings; P scores."""
+
+    mean: Float[np.ndarray, "G"]
+    loadings: Float[np.ndarray, "P G"] | Float[np.ndarray, "G"]  # orthogonal rows; (G,) where scores are genes
+
+    def encode(self, expression):
+        """(..., G) → (..., P)."""
+        centred = expression - self.mean
+        if self.loadings.ndim == 1:
+            return centred / self.loadings
+        return centred @ (self.loadings / (self.loadings**2).sum(axis=1, keepdims=True)).T
+
+    def decode(self, scores):
+        """(..., P) → (..., G)."""
+        return self.mean + (scores * self.loadings if self.loadings.ndim == 1 else scores @ self.loadings)
 
 
 class SectionData(NamedTuple):
@@ -23,8 +42,6 @@ class SectionData(NamedTuple):
 
     expression: Float[np.ndarray, "N G"]  # log2(count + 1); NaN at test spots
     features: Float[np.ndarray, "N D"]  # image features; D is 0 without an image
-    gene_mean: Float[np.ndarray, "G"]  # the model works on (expression - gene_mean) / gene_sd
-    gene_sd: Float[np.ndarray, "G"]
     xy: Float[np.ndarray, "N 2"]  # in units of the spot pitch, from the section's centre
     is_train: Bool[np.ndarray, "N"]
     context: Int[np.ndarray, "N K"]  # nearest train spots of each spot, nearest first, never itself
@@ -48,20 +65,14 @@ def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, feature
     expression = np.log2(counts + 1).astype(np.float32)
     expression[~is_train] = np.nan
 
-    gene_mean, gene_sd = np.zeros(len(genes), np.float32), np.ones(len(genes), np.float32)
-    if config.data.standardise_genes:
-        gene_mean, gene_sd = expression[is_train].mean(axis=0), expression[is_train].std(axis=0)
-        # a gene seen in one or two train spots would weigh more than all others together
-        gene_sd = np.maximum(gene_sd, max(0.25 * np.median(gene_sd), 1e-3))
     k = config.gat.n_neighbours
     near = neighbour_coordinates(adata, config)
     n_pool = config.model.n_context * (N_POOL if config.train.neighbour_dropout else 1)
+    in_pitches = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
     return SectionData(
         expression=expression,
-        features=image_features(features, adata.n_obs, config),
-        gene_mean=gene_mean,
-        gene_sd=gene_sd,
-        xy=((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32),
+        features=image_features(in_pitches, features, config),
+        xy=in_pitches,
         is_train=is_train,
         context=context_spots(near, is_train, n_pool),
         imputed=None if config.gat.joint else impute_from_train(counts, near, is_train, k),
@@ -76,23 +87,71 @@ def neighbour_coordinates(adata: AnnData, config: Config) -> np.ndarray:
     return np.asarray(adata.obsm["spatial"], np.float64)
 
 
-def image_features(features, n_spots: int, config: Config) -> np.ndarray:
+def image_features(xy: np.ndarray, features, config: Config) -> np.ndarray:
     """Image features as the model takes them: (N, D) float32.
 
-    ``standardise`` brings each feature to mean 0 and sd 1 over all spots of the section; without an image D is 0.
+    ``components`` are those of ``image_components``; without an image D is 0.
     ``reference`` gives the ``model.width`` features that the reference insists on: as they are where there are that
     many, else standardised and projected by a fixed Gaussian matrix over √D; zeros without an image.
+
+    Args:
+      xy: (N, 2) in units of the spot pitch.
+      features: (N, D) as extracted, or None without an image.
     """
-    reference = config.data.image_transform == "reference"
+    if config.data.image_transform == "components":
+        return image_components(xy, features, config.data.image_components)
     width = config.model.width
     if features is None:
-        return np.zeros((n_spots, width if reference else 0), np.float32)
+        return np.zeros((len(xy), width), np.float32)
     features = np.asarray(features, np.float32)
-    if reference and features.shape[1] == width:
+    if features.shape[1] == width:
         return features
+    gaussian = np.random.default_rng(0).standard_normal((features.shape[1], width))
+    return (standardised(features) @ (gaussian / np.sqrt(features.shape[1]))).astype(np.float32)
+
+
+def standardised(features: np.ndarray) -> np.ndarray:
+    """(N, D) features at mean 0 and sd 1 over the spots; zeros where a feature does not vary."""
+    features = np.asarray(features, np.float32)
     sd = features.std(axis=0)
-    features = (features - features.mean(axis=0)) / np.where(sd > 0, sd, 1)
-    if reference:
-        gaussian = np.random.default_rng(0).standard_normal((features.shape[1], width))
-        features = features @ (gaussian / np.sqrt(features.shape[1]))
-    return features.astype(np.float32)
+    return (features - features.mean(axis=0)) / np.where(sd > 0, sd, 1)
+
+
+def image_components(xy: np.ndarray, features, n_components: int = 12) -> np.ndarray:
+    """Principal components of the image around each spot, at three scales.
+
+    Features are standardised, taken at the spot and as Gaussian means over its surroundings (sd of 1 and 2 pitches, all
+    spots of the section: an image is there where expression is not), and rotated to principal components, in units of
+    the first one's sd.
+
+    Args:
+      xy: (N, 2) in units of the spot pitch.
+      features: (N, D) as extracted, or None without an image.
+
+    Returns:
+      (N, C) float32; C is ``n_components``, or what there is; 0 without an image.
+    """
+    if features is None:
+        return np.zeros((len(xy), 0), np.float32)
+    own = _principal_components(standardised(features), 4 * n_components)  # all that is kept below, cheaper to average
+    components = _principal_components(np.concatenate([own, *(smoothed(xy, own, sd) for sd in IMAGE_SCALES)], 1), n_components)
+    return (components / np.maximum(components[:, :1].std(), 1e-6)).astype(np.float32)
+
+
+def _principal_components(x: np.ndarray, n: int) -> np.ndarray:
+    left, size, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    return left[:, :n] * size[:n]
+
+
+def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) -> Space:
+    """The space of the first principal components of (n, G) expression, in units of the first one's sd.
+
+    There are at most n - 1; with ``n_components`` 0 it is that of the genes themselves.
+    """
+    n, n_genes = expression.shape
+    if not n_components:
+        return Space(np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
+    mean = expression.mean(axis=0)
+    _, size, right = np.linalg.svd(expression - mean, full_matrices=False)
+    loadings = right[: max(1, min(n_components, n - 1))] * max(size[0] / np.sqrt(n), 1e-6)
+    return Space(mean.astype(np.float32), loadings.astype(np.float32))

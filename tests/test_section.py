@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from spabit_jax.genes import select_genes
 from spabit_jax.readers import read_section
-from spabit_jax.section import image_features, make_section
+from spabit_jax.section import expression_space, image_components, image_features, make_section
 from spabit_jax.split import split_spots
 
 
@@ -21,7 +22,7 @@ def test_expression_of_test_spots_does_not_enter(simulated, tiny_config):
     x[~is_train] = np.random.default_rng(0).permutation(x[~is_train])
     shuffled.X = type(adata.X)(x)
     other = make_section(shuffled, genes, is_train, None, tiny_config)
-    for name in ("expression", "imputed", "gene_mean", "gene_sd"):
+    for name in ("expression", "imputed"):
         np.testing.assert_array_equal(getattr(section, name), getattr(other, name))
 
 
@@ -32,29 +33,50 @@ def test_context_consists_of_train_spots(section_data, tiny_config):
     assert section.context.shape[1] == 2 * tiny_config.model.n_context
 
 
-def test_image_features_are_standardised_or_as_the_reference_takes_them(tiny_config):
+def test_image_features_as_the_reference_takes_them(tiny_config):
     x = np.random.default_rng(0).normal(3, 5, (31, 7))
     x[:, 2] = 4.0  # constant
-    standardised = image_features(x, 31, tiny_config)
-    np.testing.assert_allclose(standardised.mean(axis=0), 0, atol=1e-6)
-    np.testing.assert_allclose(np.delete(standardised.std(axis=0), 2), 1, rtol=1e-5)
-    assert not standardised[:, 2].any()
-    assert image_features(None, 31, tiny_config).shape == (31, 0)
-
+    xy = np.zeros((31, 2))
     tiny_config.data.image_transform = "reference"
-    projected = image_features(x, 31, tiny_config)
+    projected = image_features(xy, x, tiny_config)
     assert projected.shape == (31, 12)
+    sd = x.std(axis=0)
+    expected = (x - x.mean(axis=0)) / np.where(sd > 0, sd, 1)
     gaussian = np.random.default_rng(0).standard_normal((7, 12)) / np.sqrt(7)
-    np.testing.assert_allclose(projected, standardised @ gaussian, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(projected, expected @ gaussian, rtol=1e-4, atol=1e-5)
     fits = np.random.default_rng(1).normal(size=(31, 12)).astype(np.float32)
-    np.testing.assert_array_equal(image_features(fits, 31, tiny_config), fits)
-    assert not image_features(None, 31, tiny_config).any()
+    np.testing.assert_array_equal(image_features(xy, fits, tiny_config), fits)
+    assert not image_features(xy, None, tiny_config).any()
 
 
-def test_genes_are_standardised_over_train_spots(section_data, tiny_config):
-    section = section_data(tiny_config)
-    train = section.expression[section.is_train]
-    np.testing.assert_allclose(section.gene_mean, train.mean(axis=0), rtol=1e-5)
-    assert (section.gene_sd >= train.std(axis=0) - 1e-6).all()
-    tiny_config.data.standardise_genes = False
-    assert section_data(tiny_config).gene_sd == pytest.approx(1)
+def test_image_components_hold_the_spot_and_its_surroundings():
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.meshgrid(np.arange(9.0), np.arange(8.0)), -1).reshape(-1, 2)
+    x = rng.normal(3, 5, (72, 4))
+    standard = (x - x.mean(axis=0)) / x.std(axis=0)
+    every = [standard]
+    for sd in (1, 2):
+        distance = np.linalg.norm(xy[:, None] - xy, axis=-1)
+        weight = np.where(distance <= 3 * sd, np.exp(-0.5 * (distance / sd) ** 2), 0)
+        every.append(weight @ standard / weight.sum(axis=1, keepdims=True))
+    expected = PCA(5, svd_solver="full").fit_transform(np.concatenate(every, axis=1))
+    expected /= expected[:, 0].std()
+    found = image_components(xy, x, 5)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)  # signs are free
+    assert image_components(xy, None).shape == (72, 0)
+    np.testing.assert_allclose(image_components(xy, np.ones((72, 3)), 5), 0)
+
+
+def test_expression_space_is_that_of_principal_components():
+    x = np.random.default_rng(0).normal(2, 3, (31, 13)).astype(np.float32)
+    pca = PCA(4).fit(x)
+    space = expression_space(x, 4)
+    np.testing.assert_allclose(space.decode(space.encode(x)), pca.inverse_transform(pca.transform(x)), atol=1e-4)
+    scores = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_allclose(space.encode(space.decode(scores)), scores, atol=1e-5)
+    assert space.encode(x)[:, 0].std() == pytest.approx(1, rel=1e-4)
+    assert len(expression_space(x[:3], 4).loadings) == 2
+    genes = expression_space(x, 0)
+    np.testing.assert_array_equal(genes.encode(x), x)
+    np.testing.assert_array_equal(genes.decode(x), x)

@@ -10,9 +10,6 @@ def get_config():
     config = default.get_config()
     config.name = "demo"
     config.model.n_context = 12
-    config.model.width = 64
-    config.model.depth = 1
     config.train.epochs = 100
-    config.train.learning_rate = 1e-3
     config.train.patience = 30
     return config

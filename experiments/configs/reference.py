@@ -12,16 +12,19 @@ from spabit_jax.config import Config, DataConfig, Faults, GATConfig, ModelConfig
 def get_config() -> Config:
     return Config(
         name="reference",
-        data=DataConfig(standardise_genes=False, image_transform="reference"),
+        data=DataConfig(image_transform="reference"),
         gat=GATConfig(joint=False, heads=6, head_width=650, out_width=1024, dropout=0.2),
         model=ModelConfig(
             width=1024,
             mlp_width=2048,
+            cross_heads=8,
             depth=4,
             heads=4,
             head_width=64,
             feedforward_width=1024,
             residual=False,
+            n_components=0,
+            kriging=False,
         ),
         train=TrainConfig(epochs=1000, learning_rate=1e-3, weight_decay=0.0, neighbour_dropout=0.0),
         faults=Faults(

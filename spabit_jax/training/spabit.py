@@ -14,7 +14,7 @@ from flax import nnx
 from spabit_jax.config import Config
 from spabit_jax.models import MODELS
 from spabit_jax.models.spabit import Tokens
-from spabit_jax.section import SectionData
+from spabit_jax.section import SectionData, Space, expression_space
 from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, restore, seed_keys
 
 
@@ -22,6 +22,7 @@ class TrainingData(NamedTuple):
     """What an epoch sees: a pytree of arrays."""
 
     section: SectionData
+    space: Space  # the model's inputs and outputs are scores in it
     gene_tokens: Any  # (P, N, G) and
     part: Any  # (N,) of ``training.gat.gene_tokens``; both None where the GAT is trained within the model
     fit_spots: Any  # (n,) spots whose expression is a target
@@ -57,7 +58,7 @@ def gather_tokens(data: TrainingData, spots, config: Config, key: jax.Array | No
         genes = jnp.concatenate([own[:, None], around], axis=1)
     return Tokens(
         image=section.features[index],
-        genes=(genes - section.gene_mean) / section.gene_sd,
+        genes=data.space.encode(genes),
         offset=section.xy[index] - section.xy[spots][:, None],
     )
 
@@ -73,10 +74,9 @@ def make_spabit_epoch(graphdef, config: Config):
 
     def loss_fn(params, data: TrainingData, spots, valid, key):
         keys = [None] * 2 if key is None else jax.random.split(key)
-        section = data.section
         tokens = gather_tokens(data, spots, config, keys[0])
         predicted = nnx.merge(graphdef, params)(tokens, valid, key=keys[1])
-        target = (section.expression[spots] - section.gene_mean) / section.gene_sd
+        target = data.space.encode(data.section.expression[spots])
         error = jnp.mean((predicted - target) ** 2, axis=1)
         return jnp.sum(error * valid) / jnp.sum(valid)
 
@@ -117,20 +117,27 @@ class Trainer:
         self.config = config
         self.section = section
         self.train_spots = np.flatnonzero(section.is_train).astype(np.int32)
-        self.data = jax.tree.map(jnp.asarray, TrainingData(section, gene_tokens, part, None, None))
+        self.data = jax.tree.map(jnp.asarray, TrainingData(section, self.space(0), gene_tokens, part, None, None))
         graphdef, _ = nnx.split(nnx.eval_shape(partial(self.new_model, jax.random.key(0))))
         self._new_params = jax.jit(lambda key: nnx.state(self.new_model(key), nnx.Param))
         self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
         self._apply = jax.jit(
-            lambda params, data, spots, valid: nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid)
+            lambda params, data, spots, valid: data.space.decode(
+                nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid)
+            )
         )
 
     def new_model(self, key: jax.Array):
         """A new model of this configuration."""
         section = self.section
         model = MODELS[self.config.model.name]
-        n_genes, n_features = section.expression.shape[1], section.features.shape[1]
-        return model(n_genes, n_features, self.config, rngs=nnx.Rngs(key))
+        n_scores, n_features = self.data.space.loadings.shape[0], section.features.shape[1]
+        return model(n_scores, n_features, self.config, rngs=nnx.Rngs(key))
+
+    def space(self, seed: int) -> Space:
+        """Of a seed: made of the train spots that it is fitted to."""
+        fitted = np.setdiff1d(self.train_spots, self.held_out(seed))
+        return expression_space(self.section.expression[fitted], self.config.model.n_components)
 
     def initial_state(self, seed: int) -> FitState:
         """State before the first epoch."""
@@ -153,7 +160,8 @@ class Trainer:
         """
         config = self.config.train
         valid = self.held_out(seed)
-        data = self.data._replace(fit_spots=np.setdiff1d(self.train_spots, valid), valid_spots=valid)
+        fitted = np.setdiff1d(self.train_spots, valid)
+        data = self.data._replace(space=self.space(seed), fit_spots=fitted, valid_spots=valid)
         return fit(
             self.initial_state(seed),
             self._chunk,
@@ -169,22 +177,21 @@ class Trainer:
         """The state that a finished ``fit`` left in ``folder``; InputError if it is not there or not finished."""
         return restore(jax.eval_shape(partial(self.initial_state, seed)), folder)
 
-    def predict(self, params, spots, key: jax.Array | None = None) -> np.ndarray:
-        """Predicted log2(count + 1) of (n,) spots, (n, G).
+    def predict(self, params, spots, seed: int) -> np.ndarray:
+        """Predicted log2(count + 1) of (n,) spots, (n, G), with the parameters of a seed.
 
-        With ``faults.batch_attention`` the prediction depends on the batches, which ``key`` shuffles.
+        With ``faults.batch_attention`` the prediction depends on the batches, which the seed shuffles.
         """
         spots = np.asarray(spots)
         order = np.arange(len(spots))
-        if self.config.faults.batch_attention and key is not None:
-            order = np.asarray(jax.random.permutation(key, len(spots)))
+        if self.config.faults.batch_attention:
+            order = np.asarray(jax.random.permutation(jax.random.key(seed), len(spots)))
         size = self.config.train.batch_size
-        section = self.section
-        out = np.empty((len(spots), section.expression.shape[1]), np.float32)
+        data = self.data._replace(space=self.space(seed))
+        out = np.empty((len(spots), self.section.expression.shape[1]), np.float32)
         for start in range(0, len(spots), size):
             batch = order[start : start + size]
             padded = np.zeros(size, np.int32)
             padded[: len(batch)] = spots[batch]
-            predicted = self._apply(params, self.data, padded, np.arange(size) < len(batch))
-            out[batch] = (predicted * section.gene_sd + section.gene_mean)[: len(batch)]
+            out[batch] = self._apply(params, data, padded, np.arange(size) < len(batch))[: len(batch)]
         return out

@@ -49,6 +49,7 @@ def reference(config, **faults):
     config.faults = Faults(single_key=True, **faults)
     config.model.residual = config.gat.joint = False
     config.data.image_transform = "reference"
+    config.model.n_components, config.model.kriging = 0, False
     return config.validate()
 
 

@@ -12,7 +12,7 @@ from pairs import GAT_SIZES, SPABIT_SIZES, assert_close, make_pair, random_graph
 from experiments import reference_torch
 from spabit_jax.interop.weights import to_torch
 from spabit_jax.models.gat import make_graph
-from spabit_jax.section import SectionData
+from spabit_jax.section import SectionData, expression_space
 from spabit_jax.training.fit import initial_state, make_chunk
 from spabit_jax.training.gat import gat_optimizer, make_gat_epoch
 from spabit_jax.training.spabit import TrainingData, make_spabit_epoch, spabit_optimizer
@@ -76,14 +76,12 @@ def run_spabit(sizes, dtype, epochs: int, batch_size: int):
         expression=y,
         imputed=y,
         features=features,
-        gene_mean=np.zeros(n_genes, dtype),
-        gene_sd=np.ones(n_genes, dtype),
         xy=np.zeros((N, 2), dtype),
         is_train=np.isin(np.arange(N), train_spots),
         context=np.zeros((N, 0), int),
         graph=make_graph(np.zeros(0, int), np.zeros(0, int), N),
     )
-    data = TrainingData(section, tokens[None].copy(), np.zeros(N, int), train_spots, train_spots[:0])
+    data = TrainingData(section, expression_space(y, 0), tokens[None].copy(), np.zeros(N, int), train_spots, train_spots[:0])
     state, data = start(pair, spabit_optimizer(config), epochs, dtype), jax.tree.map(jnp.asarray, data)
     key = jax.random.key(5)
     state = make_chunk(make_spabit_epoch(pair.graphdef, config))(state, data, key, epochs)

@@ -12,7 +12,7 @@ def reference(config, **faults):
     config.faults = Faults(**(dict.fromkeys(vars(Faults()), True) | faults))
     config.model.residual = config.gat.joint = False
     config.train.neighbour_dropout = config.train.weight_decay = 0.0
-    config.data.standardise_genes = False
+    config.model.n_components, config.model.kriging = 0, False
     config.data.image_transform = "reference"
     return config.validate()
 
@@ -40,9 +40,9 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(section_dat
     state = trainer.fit(seed=3)
     valid = trainer.held_out(3)
     assert np.isin(valid, trainer.train_spots).all()
-    predicted = trainer.predict(state.chosen, valid)
-    section = trainer.section
-    error = ((predicted - section.expression[valid]) / section.gene_sd) ** 2
+    predicted = trainer.predict(state.chosen, valid, 3)
+    space = trainer.space(3)
+    error = (space.encode(predicted) - space.encode(trainer.section.expression[valid])) ** 2
     assert error.mean() == pytest.approx(float(np.nanmin(np.asarray(state.losses)[:, 1])), rel=1e-4)
 
 
@@ -102,31 +102,30 @@ def test_predictions_do_not_depend_on_batch_order_or_company(section_data, tiny_
     trainer = Trainer(section, tiny_config)
     params = trainer.fit(seed=0).chosen
     spots = np.arange(len(section.xy))
-    whole = trainer.predict(params, spots)
+    whole = trainer.predict(params, spots, 0)
     assert np.isfinite(whole).all()
     order = np.random.default_rng(0).permutation(spots)[:41]
-    np.testing.assert_allclose(trainer.predict(params, order), whole[order], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(trainer.predict(params, order, 0), whole[order], rtol=1e-4, atol=1e-5)
     tiny_config.train.batch_size = 7
     other = Trainer(section, tiny_config)
-    np.testing.assert_allclose(other.predict(params, spots), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other.predict(params, spots, 0), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_no_spot_sees_its_own_expression(section_data, tiny_config):
     section = section_data(tiny_config)
     trainer = Trainer(section, tiny_config)
     params = trainer.fit(seed=0).chosen
-    spot = int(trainer.train_spots[5])
-    before = trainer.predict(params, [spot])
+    spot = int(trainer.held_out(0)[1])
+    before = trainer.predict(params, [spot], 0)
     expression = section.expression.copy()
     expression[spot] += 3
     changed = Trainer(section._replace(expression=expression), tiny_config)
-    np.testing.assert_array_equal(changed.predict(params, [spot]), before)
-    assert (
-        np.abs(changed.predict(params, trainer.train_spots) - trainer.predict(params, trainer.train_spots)).max() > 1e-3
-    )
+    np.testing.assert_array_equal(changed.predict(params, [spot], 0), before)
+    others = [t.predict(params, trainer.train_spots, 0) for t in (changed, trainer)]
+    assert np.abs(others[0] - others[1]).max() > 1e-3
     tiny_config.faults.self_in_gene_token = True
     faulty = [
-        Trainer(s, tiny_config).predict(params, [spot]) for s in (section, section._replace(expression=expression))
+        Trainer(s, tiny_config).predict(params, [spot], 0) for s in (section, section._replace(expression=expression))
     ]
     assert np.abs(faulty[0] - faulty[1]).max() > 1e-4
 
@@ -156,7 +155,7 @@ def test_the_reference_mode_uses_the_separate_network(section_data, tiny_config)
     np.testing.assert_array_equal(batch.genes, tokens[0, [4, 9]][:, None])
     state = trainer.fit(seed=0)
     assert int(state.epoch) == tiny_config.train.epochs and state.best_params is None
-    assert (trainer.predict(state.chosen, np.arange(20)) >= 0).all()
+    assert (trainer.predict(state.chosen, np.arange(20), 0) >= 0).all()
 
 
 def test_hidden_context_spots_are_replaced_by_the_next_nearest(section_data, tiny_config):

@@ -1,0 +1,216 @@
+"""Baselines and models under one protocol: sections × splits × encoders × methods, one command, one table.
+
+    python -m experiments.benchmark --sections=data/C2.tsv.gz,data/MOB1.tsv --patch_px=224,32 --out=runs/benchmark
+
+``--methods=all`` are all baselines and the model of ``--config``; ``reference``, the port under its preset, and
+``oracle``, the PyTorch reference under the same, take hours and are run only when named. What is done already in the
+folder is not done again.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from absl import flags
+from tqdm import tqdm
+
+from experiments.benchmark_tables import markdown, pivot
+from experiments.inputs import Inputs
+from feature_extraction import encoders
+from spabit_jax import baselines, cli, metrics, plots
+from spabit_jax.config import SPLITS, Config
+from spabit_jax.errors import InputError
+from spabit_jax.files import replacing, write_or_match
+
+COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes", "pcc", "pcc_defined")
+COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
+GENE_COLUMNS = ["section", "split", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
+TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
+ON_REQUEST = ("reference", "oracle")
+INTERVAL = 1.645  # standard deviations on either side that hold 90%
+
+
+def main() -> None:
+    from feature_extraction import encoders
+
+    if cli.FLAGS.out is None:
+        raise InputError("--out is missing: give a folder for the tables")
+    config, out = cli.read_flagged_config(), Path(cli.FLAGS.out)
+    if config.name in baselines.BASELINES or config.name == "oracle":
+        raise InputError(f"config.name is {config.name!r}, which is a method's name already: give another")
+    methods = asked_methods(cli.FLAGS.methods, config)
+    if unknown := [split for split in cli.FLAGS.splits if split not in TEST_SPLITS]:
+        raise InputError(f"unknown split {unknown[0]!r} in --splits: known are {', '.join(TEST_SPLITS)}")
+    asked_encoders = cli.FLAGS.encoder.split(",")
+    for encoder in asked_encoders:
+        encoders.check_name(encoder)
+
+    rows, genes, names = [], [], set()
+    n_sections = max(1, len(cli.FLAGS.sections))
+    pieces = n_sections * len(cli.FLAGS.splits) * len(asked_encoders) * len(methods)
+    with tqdm(total=pieces, unit="piece", disable=None) as bar:
+        for adata, patch_px in cli.read_flagged_sections():
+            name = adata.uns["spabit"]["name"]
+            if name in names:
+                raise InputError(f"two of --sections are named {name}: rename one")
+            names.add(name)
+            for split in cli.FLAGS.splits:
+                for encoder in asked_encoders if "image_path" in adata.uns["spabit"] else asked_encoders[:1]:
+                    inputs = make_inputs(adata, config, split, encoder, patch_px)
+                    counts = np.rint(adata[~inputs.is_train, inputs.genes].X.toarray())
+                    ceiling = metrics.noise_ceiling(counts)
+                    for method in methods:
+                        bar.set_description(f"{name} {split} {method}", refresh=True)
+                        if inputs.encoder != "none" or method not in baselines.NEED_IMAGE:
+                            piece = compute(inputs, method, patch_px, out / "predictions")
+                            for row, table in scores(inputs, method, piece):
+                                rows.append(row)
+                                genes.append(table.assign(ceiling=ceiling))
+                        bar.update()
+    write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), config.name)
+
+
+def asked_methods(asked: list[str], config: Config) -> list[str]:
+    """The methods of ``--methods``, ``all`` written out, without repetition; InputError for one that is unknown."""
+    everything = [*baselines.BASELINES, config.name]
+    known = ["all", *everything, *ON_REQUEST]
+    if unknown := [method for method in asked if method not in known]:
+        raise InputError(f"unknown method {unknown[0]!r} in --methods: known are {', '.join(dict.fromkeys(known))}")
+    methods = [m for method in asked for m in (everything if method == "all" else [method])]
+    if not methods:
+        raise InputError("--methods is empty: give all, or names separated by commas")
+    return list(dict.fromkeys(methods))
+
+
+def make_inputs(adata, config: Config, split: str, encoder: str, patch_px: float) -> Inputs:
+    """The section as the configuration wants it under another split, with its features in the cache."""
+    config = copy.deepcopy(config)
+    config.data.split = split
+    inputs = Inputs(adata, config, encoder, patch_px, cli.FLAGS.cache_dir)
+    inputs.extract()
+    return inputs
+
+
+def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[str, np.ndarray]:
+    """The predictions of a method at the test spots, from the folder if they are there.
+
+    Returns:
+      mean and sd, (n, G) each (sd NaN where a method has none), per_seed (S, n, G) of models (S = 0 for baselines), and
+      seconds.
+
+    Raises:
+      InputError: the folder holds predictions from other inputs or of another configuration.
+    """
+    split = inputs.config.data.split
+    path = folder / f"{inputs.name}.{split}.{inputs.encoder}.{method}.npz"
+    settings = {"data": dataclasses.asdict(inputs.config.data)}
+    if method not in baselines.BASELINES:
+        if method in ON_REQUEST and inputs.config.name != "reference":
+            inputs = make_inputs(inputs.adata, reference_config(inputs.config), split, inputs.encoder, patch_px)
+        settings |= {"config": inputs.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
+    settings["inputs"] = inputs.describe()
+    write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
+    if not path.exists():
+        start = time.monotonic()
+        if method in baselines.BASELINES:
+            mean, sd = predict_baseline(inputs, method)
+            per_seed = np.zeros((0, *mean.shape))
+        else:
+            per_seed, mean, sd = predict_model(inputs, method)
+        arrays = {"mean": mean, "sd": sd, "per_seed": per_seed}
+        with replacing(path) as temporary:
+            np.savez(
+                temporary,
+                seconds=time.monotonic() - start,
+                **{name: np.asarray(array, np.float32) for name, array in arrays.items()},
+            )
+    return dict(np.load(path))
+
+
+def reference_config(config: Config) -> Config:
+    """The reference's preset on the same split and panel."""
+    from experiments.configs import reference
+
+    preset = reference.get_config()
+    preset.data = dataclasses.replace(config.data, image_transform=preset.data.image_transform)
+    return preset.validate()
+
+
+def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and sd at the test spots, (n, G) each."""
+    spots = baselines.make_spots(inputs.adata.obsm["spatial"], inputs.features())
+    train = np.flatnonzero(inputs.is_train)
+    expression = inputs.section().expression[train]
+    return baselines.BASELINES[method]().fit(spots.at(train), expression).predict(spots.at(inputs.test_spots))
+
+
+def predict_model(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each."""
+    test, seeds = inputs.test_spots, list(range(cli.FLAGS.num_seeds))
+    if method == "oracle":
+        from experiments import sides
+        from spabit_jax.training.gat import GAT_SEED
+
+        section, config = inputs.section(), inputs.config
+        tokens = sides.gene_tokens("oracle", section, config, GAT_SEED)
+        per_seed = np.stack([sides.predict("oracle", section, tokens, test, config, seed) for seed in seeds])
+        return per_seed, per_seed.mean(axis=0), np.full(per_seed.shape[1:], np.nan)
+    from experiments.run import fit_predict
+
+    predicted = fit_predict(inputs, seeds)
+    return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test]
+
+
+def scores(inputs: Inputs, method: str, piece: dict) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """Rows of results.csv and tables of genes.csv: of a baseline one, of a model one for each seed and the ensemble."""
+    test = inputs.test_spots
+    truth = inputs.truth()[test]
+    is_model = len(piece["per_seed"]) > 0
+    covered = np.abs(truth - piece["mean"]) <= INTERVAL * piece["sd"]
+    of_ensemble = {
+        "seconds": round(float(piece["seconds"]), 3),
+        "coverage90": np.nan if np.isnan(piece["sd"]).any() else covered.mean(),
+    }
+    of_seed = {"seconds": np.nan, "coverage90": np.nan}
+    predictions = [(seed, predicted, of_seed) for seed, predicted in enumerate(piece["per_seed"])]
+    predictions.append(("ensemble" if is_model else "", piece["mean"], of_ensemble))
+    for seed, predicted, more in predictions:
+        key = {"section": inputs.name, "split": inputs.config.data.split, "encoder": inputs.encoder}
+        key |= {"method": method, "seed": seed}
+        table = metrics.gene_metrics(truth, predicted, inputs.genes)
+        sizes = {"n_train": int(inputs.is_train.sum()), "n_test": len(test), "n_genes": len(inputs.genes)}
+        yield {**key, **sizes, **metrics.summarize(table), **more}, table.reset_index().assign(**key)
+
+
+def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> None:
+    """``results.csv``, ``genes.csv``, ``results.md`` and ``benchmark.png``; prints the tables."""
+    with replacing(out / "results.csv") as temporary:
+        rows.to_csv(temporary, index=False)
+    with replacing(out / "genes.csv") as temporary:
+        genes[GENE_COLUMNS].to_csv(temporary, index=False)
+    text = markdown(rows, genes, model)
+    with replacing(out / "results.md") as temporary:
+        temporary.write_text(text)
+    final, of_final = rows[rows["seed"].isin(["", "ensemble"])], genes[genes["seed"].isin(["", "ensemble"])]
+    shares = pivot(final, "pcc").div(pivot(of_final, "ceiling").max(axis=1), axis=0)
+    shares.index = [" ".join(dict.fromkeys(label)) for label in shares.index]
+    models = [method for method in shares.columns if method not in baselines.BASELINES]
+    plots.plot_benchmark(shares, models, out / "benchmark.png")
+    print(text)
+    print(f"written to {out}: results.csv, genes.csv, results.md, benchmark.png")
+
+
+if __name__ == "__main__":
+    cli.define_section_flags(several=True)
+    cli.define_config_flag()
+    flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
+    flags.DEFINE_list("methods", ["all"], "Methods: all, or names; reference and oracle only when named.")
+    flags.DEFINE_list("splits", ["lattice"], f"Splits: {', '.join(TEST_SPLITS)}.")
+    flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
+    cli.run(main)

@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+
+from spabit_jax.models import kriging
+from spabit_jax.training import kriging as training
+from spabit_jax.training.kriging import kriged
+
+
+@pytest.fixture
+def section(section_data, tiny_config):
+    return section_data(tiny_config)
+
+
+def test_leaving_a_spot_out_equals_conditioning_on_the_others(section):
+    train = np.flatnonzero(section.is_train)
+    xy, image, y = section.xy[train], section.features[train], section.expression[train]
+    process = kriging.fit(xy, image, y, 3)
+    mean, variance = map(np.asarray, kriging.leave_one_out(process))
+    for i in (0, 7):
+        others = np.delete(np.arange(len(train)), i)
+        without = kriging.condition(
+            process.params, process.space, process.residual, xy[others], image[others], y[others]
+        )
+        expected = kriging.predict(without, xy[[i]], image[[i]])
+        np.testing.assert_allclose(mean[[i]], expected[0], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(variance[[i]], expected[1], rtol=1e-3)
+
+
+def test_parameters_are_at_a_better_posterior_than_the_prior(section):
+    train = np.flatnonzero(section.is_train)
+    xy, image = section.xy[train], section.features[train]
+    scores = np.random.default_rng(0).normal(size=(len(train), 2)).astype(np.float32)
+    scores[:, 1] = xy[:, 0] / xy[:, 0].std()
+    params = kriging.optimize(xy, image, scores)
+    start = kriging.Params(*(jax.numpy.broadcast_to(m, p.shape) for m, p in zip(kriging.PRIOR, params, strict=True)))
+    assert kriging.loss(params, xy, image, scores) < kriging.loss(start, xy, image, scores)
+    assert params.noise[0] > params.noise[1]  # white noise beside a plane
+
+
+@pytest.mark.parametrize("most", [1500, 20])
+def test_no_spot_is_kriged_from_itself(section, monkeypatch, most):
+    monkeypatch.setattr(training, "MAX_SPOTS", most)
+    mean, variance = kriged(section, 3)
+    assert np.isfinite(mean).all() and (variance > 0).all()
+    spot = np.flatnonzero(section.is_train)[4]
+    expression = section.expression.copy()
+    expression[spot] += 3
+    other, _ = kriged(section._replace(expression=expression), 3)
+    np.testing.assert_allclose(other[spot], mean[spot], atol=1e-3)  # leaving out is a subtraction in float32
+    if most == 1500:
+        assert np.abs(other - mean)[~section.is_train].max() > 1e-2
+
+
+def test_kriging_without_an_image_or_test_spots(section_data, tiny_config):
+    section = section_data(tiny_config, features=None)
+    assert section.features.shape[1] == 0
+    train = np.flatnonzero(section.is_train)
+    cut = section._replace(**{k: getattr(section, k)[train] for k in ("xy", "features", "expression", "is_train")})
+    mean, variance = kriged(cut, 3)
+    assert mean.shape == (len(train), section.expression.shape[1]) and (variance > 0).all()
+    error = ((mean - cut.expression) ** 2).mean()
+    assert error < 1.05 * cut.expression.var(axis=0).mean()
