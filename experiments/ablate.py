@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict] = {
 
 
 def main() -> None:
-    if cli.FLAGS.out is None:
+    if not cli.FLAGS.out:
         raise InputError("--out is missing: give a folder for the table")
     if unknown := [name for name in cli.FLAGS.variants if name not in VARIANTS]:
         raise InputError(f"unknown variant {unknown[0]!r} in --variants: known are {', '.join(VARIANTS)}")

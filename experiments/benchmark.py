@@ -33,13 +33,10 @@ COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
 GENE_COLUMNS = ["section", "split", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
 TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
 ON_REQUEST = ("reference", "oracle")
-INTERVAL = 1.645  # standard deviations on either side that hold 90%
 
 
 def main() -> None:
-    from feature_extraction import encoders
-
-    if cli.FLAGS.out is None:
+    if not cli.FLAGS.out:
         raise InputError("--out is missing: give a folder for the tables")
     config, out = cli.read_flagged_config(), Path(cli.FLAGS.out)
     if config.name in baselines.BASELINES or config.name == "oracle":
@@ -52,8 +49,7 @@ def main() -> None:
         encoders.check_name(encoder)
 
     rows, genes, names = [], [], set()
-    n_sections = max(1, len(cli.FLAGS.sections))
-    pieces = n_sections * len(cli.FLAGS.splits) * len(asked_encoders) * len(methods)
+    pieces = max(1, len(cli.FLAGS.sections)) * len(cli.FLAGS.splits) * len(asked_encoders) * len(methods)
     with tqdm(total=pieces, unit="piece", disable=None) as bar:
         for adata, patch_px in cli.read_flagged_sections():
             name = adata.uns["spabit"]["name"]
@@ -112,7 +108,8 @@ def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[
     settings = {"data": dataclasses.asdict(inputs.config.data)}
     if method not in baselines.BASELINES:
         if method in ON_REQUEST and inputs.config.name != "reference":
-            inputs = make_inputs(inputs.adata, reference_config(inputs.config), split, inputs.encoder, patch_px)
+            encoder = cli.FLAGS.encoder.split(",")[0] if inputs.encoder == "none" else inputs.encoder
+            inputs = make_inputs(inputs.adata, reference_config(inputs.config), split, encoder, patch_px)
         settings |= {"config": inputs.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
     settings["inputs"] = inputs.describe()
     write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
@@ -172,10 +169,9 @@ def scores(inputs: Inputs, method: str, piece: dict) -> Iterator[tuple[dict, pd.
     test = inputs.test_spots
     truth = inputs.truth()[test]
     is_model = len(piece["per_seed"]) > 0
-    covered = np.abs(truth - piece["mean"]) <= INTERVAL * piece["sd"]
     of_ensemble = {
         "seconds": round(float(piece["seconds"]), 3),
-        "coverage90": np.nan if np.isnan(piece["sd"]).any() else covered.mean(),
+        "coverage90": metrics.coverage(truth, piece["mean"], piece["sd"]),
     }
     of_seed = {"seconds": np.nan, "coverage90": np.nan}
     predictions = [(seed, predicted, of_seed) for seed, predicted in enumerate(piece["per_seed"])]
@@ -199,7 +195,8 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
         temporary.write_text(text)
     final, of_final = rows[rows["seed"].isin(["", "ensemble"])], genes[genes["seed"].isin(["", "ensemble"])]
     shares = pivot(final, "pcc").div(pivot(of_final, "ceiling").max(axis=1), axis=0)
-    shares.index = [" ".join(dict.fromkeys(label)) for label in shares.index]
+    one = len(rows[["split", "encoder"]].query("encoder != 'none'").drop_duplicates()) < 2
+    shares.index = [label[0] if one else " ".join(label) for label in shares.index]
     models = [method for method in shares.columns if method not in baselines.BASELINES]
     plots.plot_benchmark(shares, models, out / "benchmark.png")
     print(text)

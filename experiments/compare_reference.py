@@ -46,7 +46,7 @@ FIXED = {
 
 
 def main() -> None:
-    if cli.FLAGS.out is None:
+    if not cli.FLAGS.out:
         raise InputError("--out is missing: give a folder for the tables")
     config = cli.read_flagged_config()
     for name, value in FIXED.items():

@@ -12,6 +12,8 @@ from spabit_jax import baselines, metrics, plots
 from spabit_jax.files import replacing, write_json
 from spabit_jax.report import write_report
 
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
+
 
 def evaluate(out: Path, predictions: AnnData, per_seed: np.ndarray, features, header: dict, seconds: dict) -> dict:
     """Writes ``genes.csv``, ``metrics.json``, ``figures/`` and ``report.html``, and prints the table.
@@ -44,10 +46,14 @@ def evaluate(out: Path, predictions: AnnData, per_seed: np.ndarray, features, he
         genes[["section", "method", "seed", "gene", "pcc", "mse", "mae"]].to_csv(temporary, index=False)
 
     summary = metrics.summarize_seeds([metrics.summarize(table) for table in seeds], metrics.summarize(ensemble))
+    covered = [metrics.coverage(truth, predictions.X[test], predictions.layers["sd"][test], level) for level in LEVELS]
+    summary["ensemble"]["coverage90"] = covered[LEVELS.index(0.9)]
     content = {**header, **summary, "seconds": seconds}
     table = [(method, metrics.summarize(ensemble))]
     table += [(name, metrics.summarize(other)) for name, other in others.items()]
     figures = _figures(out, predictions, ensemble, others["knn_mean"], method)
+    figures["Calibration of the uncertainty"] = out / "figures" / "calibration.png"
+    plots.plot_calibration(LEVELS, covered, figures["Calibration of the uncertainty"])
     write_report(out / "report.html", content, table, figures)
     write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
 
@@ -55,18 +61,18 @@ def evaluate(out: Path, predictions: AnnData, per_seed: np.ndarray, features, he
     print(f"{'method':<22}{'PCC':>8}{'MSE':>8}{'MAE':>8}")
     for name, values in table:
         print(f"{name:<22}{values['pcc']:8.4f}{values['mse']:8.4f}{values['mae']:8.4f}")
+    print(f"90% intervals hold {covered[LEVELS.index(0.9)]:.1%} of the test measurements")
     print(f"written to {out}: metrics.json, genes.csv, predictions.h5ad, report.html, figures/")
     return content
 
 
 def _baselines(predictions: AnnData, test: np.ndarray, features) -> dict[str, np.ndarray]:
-    xy, y = predictions.obsm["spatial"], predictions.layers["truth"]
-    out = {"knn_mean": baselines.knn_mean(xy[~test], y[~test], xy[test])}
-    if features is not None:
-        x = np.asarray(features, np.float32)
-        x = (x - x.mean(axis=0)) / np.where(x.std(axis=0) > 0, x.std(axis=0), 1)
-        out["ridge"] = baselines.ridge(x[~test], y[~test], x[test])
-    return out
+    spots, truth = baselines.make_spots(predictions.obsm["spatial"], features), predictions.layers["truth"]
+    return {
+        name: baselines.BASELINES[name]().fit(spots.at(~test), truth[~test]).predict(spots.at(test))[0]
+        for name in ("knn_mean", "ridge")
+        if features is not None or name not in baselines.NEED_IMAGE
+    }
 
 
 def _figures(out: Path, predictions, ensemble: pd.DataFrame, knn: pd.DataFrame, method: str) -> dict[str, Path]:

@@ -26,7 +26,7 @@ def main() -> None:
     stages = cli.FLAGS.stages
     if unknown := [stage for stage in stages if stage not in STAGES]:
         raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
-    if cli.FLAGS.out is None:
+    if not cli.FLAGS.out:
         raise InputError("--out is missing: give the folder of the run")
     run = Run(Path(cli.FLAGS.out))
     for stage in STAGES:

@@ -1,4 +1,4 @@
-"""Accuracy per gene and per section, in log2(count + 1) units. NumPy only."""
+"""Accuracy per gene and per section, in log2(count + 1) units."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 # A column whose range is below this share of its magnitude is float32 rounding, not signal.
 _CONSTANT = 1e-6
@@ -74,6 +75,48 @@ def summarize(per_gene: pd.DataFrame) -> dict[str, float]:
         "pcc_defined": float(per_gene["pcc"][~per_gene["constant"]].mean()),
         "n_constant_genes": int(per_gene["constant"].sum()),
     }
+
+
+def coverage(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, level: float = 0.9) -> float:
+    """Share of (N, G) measurements inside the central normal intervals of this level; NaN where there is no sd."""
+    if np.isnan(sd).any():
+        return float("nan")
+    return float(np.mean(np.abs(truth - mean) <= norm.ppf((1 + level) / 2) * sd))
+
+
+def noise_ceiling(counts: np.ndarray, seed: int = 0, n_splits: int = 5) -> np.ndarray:
+    """The Pearson correlation with the measured expression that a perfect prediction of each gene would reach.
+
+    Every count is split binomially into two halves; the correlation r of their log2(half + 1), mean over the splits, is
+    the reliability of half a measurement, 2r / (1 + r) that of a whole one (Spearman-Brown), and its square root the
+    correlation of a measurement with what it measures. Spearman-Brown is exact for sums, not for logs of sums, and r
+    varies with the spots: the ceiling is an estimate, not a bound.
+
+    Args:
+      counts: (N, G) integers.
+      seed: of the splits.
+      n_splits: how many.
+
+    Returns:
+      (G,); NaN where half a measurement does not vary.
+    """
+    counts = np.asarray(counts).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    r = np.zeros(counts.shape[1])
+    for _ in range(n_splits):
+        half = rng.binomial(counts, 0.5)
+        one, other = np.log2(half + 1.0), np.log2(counts - half + 1.0)
+        r += np.where(is_constant(other), np.nan, gene_metrics(one, other)["pcc"]) / n_splits
+    r = np.maximum(r, 0)
+    return np.sqrt(2 * r / (1 + r))
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float]:
+    """95% percentile interval of the mean of (G,) values, by ``n`` resamples (Efron, 1979)."""
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(values, len(values)).mean() for _ in range(n)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def summarize_seeds(seeds: Sequence[Mapping[str, float]], ensemble: Mapping[str, float]) -> dict[str, dict]:

@@ -120,6 +120,23 @@ def plot_history(history: pd.DataFrame, path: str | os.PathLike) -> None:
     _save(figure, path)
 
 
+def plot_calibration(levels: Sequence[float], covered: Sequence[float], path: str | os.PathLike) -> None:
+    """Draws which share of the measurements lies inside the predicted intervals, against what the intervals say.
+
+    Args:
+      levels: of the intervals, between 0 and 1.
+      covered: share of measurements inside those of each level.
+      path: the PNG to write.
+    """
+    figure = Figure(figsize=(3.6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+    ax.plot(levels, covered, color=_ORANGE, marker="o", markersize=4)
+    ax.set(xlabel="level of the interval", ylabel="share of test measurements inside", aspect="equal")
+    _tidy(ax)
+    _save(figure, path)
+
+
 def plot_benchmark(shares: pd.DataFrame, models: Sequence[str], path: str | os.PathLike) -> None:
     """Draws a row of dots per section: the accuracy of each method as a share of what noise allows.
 
@@ -135,8 +152,9 @@ def plot_benchmark(shares: pd.DataFrame, models: Sequence[str], path: str | os.P
     rows = np.arange(len(shares))
     for i, (method, colour) in enumerate(zip(others, colours, strict=True)):
         ax.scatter(shares[method], rows, s=34, marker="osv^DP"[i % 6], color=colour, alpha=0.85, label=method)
+    star = {"s": 120, "color": _ORANGE, "edgecolor": "white", "zorder": 3}
     for i, method in enumerate(models):
-        ax.scatter(shares[method], rows, s=120, marker="*X"[i % 2], color=_ORANGE, edgecolor="white", label=method)
+        ax.scatter(shares[method], rows, marker="*Xp"[i % 3], label=method, **star)
     ax.axvline(1, color=_GREY, linewidth=1, linestyle="--")
     ax.set_yticks(rows, shares.index)
     ax.invert_yaxis()

@@ -133,8 +133,9 @@ def image_components(xy: np.ndarray, features, n_components: int = 12) -> np.nda
     """
     if features is None:
         return np.zeros((len(xy), 0), np.float32)
-    own = _principal_components(standardised(features), 4 * n_components)  # all that is kept below, cheaper to average
-    components = _principal_components(np.concatenate([own, *(smoothed(xy, own, sd) for sd in IMAGE_SCALES)], 1), n_components)
+    own = _principal_components(standardised(features), 4 * n_components)  # cheaper to average
+    around = [smoothed(xy, own, sd) for sd in IMAGE_SCALES]
+    components = _principal_components(np.concatenate([own, *around], axis=1), n_components)
     return (components / np.maximum(components[:, :1].std(), 1e-6)).astype(np.float32)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from spabit_jax.metrics import format_mean_sd, gene_metrics, is_constant, summarize, summarize_seeds
+from spabit_jax.metrics import coverage, format_mean_sd, gene_metrics, is_constant, summarize, summarize_seeds
 
 
 @pytest.fixture
@@ -110,3 +110,14 @@ def _noisy(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(20, 7))
     return truth, truth + rng.normal(size=truth.shape)
+
+
+def test_coverage_is_the_share_inside_the_interval():
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=(500, 7))
+    sd = rng.uniform(0.5, 2, (500, 7))
+    truth = mean + sd * rng.normal(size=mean.shape)
+    for level in (0.5, 0.9):
+        assert coverage(truth, mean, sd, level) == pytest.approx(level, abs=0.03)
+    assert coverage(np.zeros((2, 1)), np.array([[1.6], [1.7]]), np.ones((2, 1))) == 0.5
+    assert np.isnan(coverage(truth, mean, np.full_like(sd, np.nan)))

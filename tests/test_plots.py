@@ -122,7 +122,8 @@ def test_files_are_written(predictions, tmp_path):
     plots.plot_pcc_scatter([0.1, 0.3], [0.2, np.nan], "a", "b", tmp_path / "scatter.png")
     history = pd.DataFrame({"stage": ["gat"], "seed": [0], "epoch": [0], "train_loss": [1.0], "valid_loss": [np.nan]})
     plots.plot_history(history, tmp_path / "history.png")
-    for written in (path, tmp_path / "scatter.png", tmp_path / "history.png"):
+    plots.plot_calibration([0.1, 0.5, 0.9], [0.12, 0.5, 0.88], tmp_path / "calibration.png")
+    for written in (path, *(tmp_path / f"{name}.png" for name in ("scatter", "history", "calibration"))):
         with Image.open(written) as image:
             assert image.format == "PNG"
             assert np.asarray(image.convert("L")).std() > 5

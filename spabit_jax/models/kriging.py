@@ -41,7 +41,8 @@ class Params(NamedTuple):
     noise: Float[Array, "P"]
 
 
-PRIOR = Params(*(jnp.log(jnp.array(m)) for m in ([LONG, SHORT], IMAGE, [PRODUCT_SPACE, PRODUCT_IMAGE], VARIANCE, NOISE)))
+MEDIANS = ([LONG, SHORT], IMAGE, [PRODUCT_SPACE, PRODUCT_IMAGE], VARIANCE, NOISE)
+PRIOR = Params(*(jnp.log(jnp.array(median)) for median in MEDIANS))
 PRIOR_SD = Params(SCALE_SD, SCALE_SD, SCALE_SD, VARIANCE_SD, NOISE_SD)
 
 

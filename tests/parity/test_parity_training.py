@@ -81,7 +81,8 @@ def run_spabit(sizes, dtype, epochs: int, batch_size: int):
         context=np.zeros((N, 0), int),
         graph=make_graph(np.zeros(0, int), np.zeros(0, int), N),
     )
-    data = TrainingData(section, expression_space(y, 0), tokens[None].copy(), np.zeros(N, int), train_spots, train_spots[:0])
+    genes = expression_space(y, 0)
+    data = TrainingData(section, genes, tokens[None].copy(), np.zeros(N, int), train_spots, train_spots[:0])
     state, data = start(pair, spabit_optimizer(config), epochs, dtype), jax.tree.map(jnp.asarray, data)
     key = jax.random.key(5)
     state = make_chunk(make_spabit_epoch(pair.graphdef, config))(state, data, key, epochs)

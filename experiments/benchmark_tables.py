@@ -1,0 +1,104 @@
+"""The tables of a benchmark, as Markdown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from spabit_jax import metrics
+from spabit_jax.baselines import BASELINES
+
+PIECE = ["section", "split", "encoder"]
+STAND_IN = "kriging"  # for methods that need an image, in means over sections, on sections that have none
+
+
+def pivot(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Means of a column: a row per (section, split, encoder), a column per method, in the order of the table."""
+    return table.pivot_table(value, PIECE, "method", sort=False, dropna=False).dropna(how="all")
+
+
+def markdown(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
+    """Tables for each split and encoder.
+
+    Args:
+      rows: content of results.csv.
+      genes: content of genes.csv.
+      model: the method that is compared with the best baseline.
+    """
+    rows, genes = (table[table["seed"].isin(["", "ensemble"])] for table in (rows, genes))
+    encoders = [encoder for encoder in rows["encoder"].unique() if encoder != "none"] or ["none"]
+    parts = []
+    for split in rows["split"].unique():
+        for encoder in encoders:
+            r, g = (t[(t["split"] == split) & t["encoder"].isin([encoder, "none"])] for t in (rows, genes))
+            parts.append(f"## Split {split}, encoder {encoder}\n\n{accuracy_table(r, g)}")
+            if model in set(r["method"]) and set(BASELINES) & set(r["method"]):
+                parts.append(comparison_table(r, g, model))
+    return "\n".join(parts)
+
+
+def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
+    """PCC of each section and method, with the noise ceiling; below it means over sections."""
+    methods = list(rows["method"].unique())
+    ceiling = pivot(genes, "ceiling").max(axis=1)  # the same whatever the method
+    sizes = rows.groupby(PIECE, sort=False)[["n_train", "n_test"]].first()
+    pcc = pivot(rows, "pcc")[methods]
+    lines = []
+    for label, values in pcc.iterrows():
+        n_train, n_test = sizes.loc[label]
+        lines.append([label[0], f"{n_train} / {n_test}", f"{ceiling[label]:.3f}", *_cells(values, bold=values.max())])
+    columns = ("pcc", "mse", "coverage90")
+    means = {c: _filled(pivot(rows, c).reindex(columns=methods)).mean(skipna=False) for c in columns}
+    lines.append(["mean PCC", "", f"{ceiling.mean():.3f}", *_cells(means["pcc"], bold=means["pcc"].max())])
+    lines.append(["mean MSE", "", "", *_cells(means["mse"], bold=means["mse"].min())])
+    lines.append(["mean coverage of 90% intervals", "", "", *_cells(means["coverage90"])])
+    head = ["Section", "train / test", "noise ceiling", *methods]
+    note = "Mean over the genes of the Pearson correlation on test spots; of a model, that of its ensemble.\n"
+    if pcc.isna().to_numpy().any() and STAND_IN in methods:
+        note += f"In the means a method that needs an image takes the value of {STAND_IN} where there is none.\n"
+    return f"{_table(head, lines)}\n{note}"
+
+
+def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
+    """The model against the baseline that is best on each section, known only from the test spots."""
+    lines, differences = [], []
+    keyed = rows.set_index([*PIECE, "method"])
+    for label, section in genes.groupby(PIECE, sort=False):
+        pcc = section.pivot(index="gene", columns="method", values="pcc").dropna(how="all")
+        best = pcc.drop(columns=[method for method in pcc if method not in BASELINES]).mean().idxmax()
+        difference = (pcc[model] - pcc[best]).to_numpy()
+        low, high = metrics.bootstrap_interval(difference)
+        p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
+        ours, theirs = keyed.loc[(*label, model)], keyed.loc[(*label, best)]
+        differences.append([difference.mean(), ours["mse"], theirs["mse"], ours["coverage90"], theirs["coverage90"]])
+        lines.append(
+            [label[0], best, f"{difference.mean():+.4f}", f"{low:+.4f} to {high:+.4f}", f"{p:.2g}"]
+            + _numbers(differences[-1][1:])
+        )
+    mean = np.mean(differences, axis=0)
+    lines.append(["mean", "", f"{mean[0]:+.4f}", "", "", *_numbers(mean[1:])])
+    head = ["Section", "best baseline", "difference in PCC", "95% interval", "p"]
+    head += [f"MSE, {model}", "MSE, baseline", f"coverage, {model}", "coverage, baseline"]
+    note = (
+        f"{model} minus the baseline with the highest PCC on the section's test spots. Interval: bootstrap over genes; "
+        "p: Wilcoxon signed-rank test, paired over genes. Coverage: share of test values within mean ± 1.645 sd.\n"
+    )
+    return f"{_table(head, lines)}\n{note}"
+
+
+def _filled(table: pd.DataFrame) -> pd.DataFrame:
+    return table.apply(lambda column: column.fillna(table[STAND_IN])) if STAND_IN in table else table
+
+
+def _cells(values: pd.Series, bold: float | None = None) -> list[str]:
+    cells = ["–" if np.isnan(value) else f"{value:.3f}" for value in values]
+    return [f"**{cell}**" if value == bold else cell for cell, value in zip(cells, values, strict=True)]
+
+
+def _numbers(values) -> list[str]:
+    return [f"{value:.3f}" for value in values]
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])

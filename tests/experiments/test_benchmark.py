@@ -1,0 +1,234 @@
+import io
+import os
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import pearsonr
+
+from experiments.benchmark_tables import accuracy_table, comparison_table, markdown
+from spabit_jax import plots
+from spabit_jax.metrics import bootstrap_interval, noise_ceiling
+from spabit_jax.readers import read_section
+from spabit_jax.split import split_spots
+
+SMALL = [
+    *("--config=experiments/configs/demo.py", "--config.model.width=16", "--config.model.cross_heads=2"),
+    *("--config.model.mlp_width=16", "--config.gat.head_width=4", "--config.train.epochs=4", "--patch_px=48"),
+    *("--config.train.chunk_epochs=2", "--config.data.n_genes=23", "--config.model.n_context=4", "--num_seeds=2"),
+    "--config.model.kriging=false",  # tested elsewhere, and slow to compile
+]
+METHODS = "gene_mean,knn_mean,ridge,kriging"
+
+
+@pytest.fixture(scope="module")
+def sections(simulated, tmp_path_factory):
+    """A section with an image and one without."""
+    bare = tmp_path_factory.mktemp("bare") / "bare.h5ad"
+    adata = anndata.read_h5ad(simulated)
+    adata.uns.pop("spatial")
+    adata.write_h5ad(bare)
+    return f"{simulated},{bare}"
+
+
+def run(sections, folder, *flags):
+    paths = [f"--sections={sections}", f"--out={folder / 'out'}", f"--cache_dir={folder / 'cache'}"]
+    command = [sys.executable, "-m", "experiments.benchmark", *paths, *SMALL, *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(simulated, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    result = run(simulated, folder, f"--methods={METHODS},demo")
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_the_tables_follow_from_the_predictions(finished, simulated):
+    out = finished[0] / "out"
+    rows = pd.read_csv(out / "results.csv", keep_default_na=False, na_values={"pcc": [""], "coverage90": [""]})
+    designed = "section,method,encoder,seed,n_train,n_test,n_genes,pcc,pcc_defined,n_constant_genes,mse,mae,seconds"
+    assert list(rows.columns) == [*designed.split(","), "split", "coverage90"]
+    assert len(rows) == 4 + 3  # of the model two seeds and the ensemble
+    assert set(rows.loc[rows["method"] == "demo", "seed"]) == {"0", "1", "ensemble"}
+    assert (rows.loc[rows["method"] == "gene_mean", "pcc"] == 0).all()
+
+    genes = pd.read_csv(out / "genes.csv", keep_default_na=False, na_values={"pcc": [""], "ceiling": [""]})
+    adata = read_section(simulated)
+    for method, seed in (("ridge", ""), ("demo", "ensemble")):
+        mine, row = (t[(t["section"] == "tiny") & (t["method"] == method) & (t["seed"] == seed)] for t in (genes, rows))
+        mine, row = mine.set_index("gene"), row.iloc[0]
+        piece = np.load(out / "predictions" / f"tiny.lattice.stain.{method}.npz")
+        assert piece["mean"].shape == piece["sd"].shape == (row["n_test"], 23) and (piece["sd"] > 0).all()
+        test = ~split_spots(adata, "lattice")
+        counts = adata[:, mine.index].X.toarray()
+        truth = np.log2(counts[test] + 1)
+        pcc = [pearsonr(t, p)[0] if np.ptp(t) else np.nan for t, p in zip(truth.T, piece["mean"].T, strict=True)]
+        np.testing.assert_allclose(mine["pcc"], pcc, atol=1e-5)
+        assert row["pcc"] == pytest.approx(np.nanmean(pcc), abs=1e-5)
+        covered = np.mean(np.abs(truth - piece["mean"]) <= 1.645 * piece["sd"])
+        assert row["coverage90"] == pytest.approx(covered, abs=1e-3)
+        np.testing.assert_allclose(mine["ceiling"], noise_ceiling(counts[test]), atol=1e-6)
+
+
+def test_the_files_are_there(finished):
+    out = finished[0] / "out"
+    assert (out / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "results.md").read_text()
+    assert text in finished[1].stdout
+    assert "| tiny | " in text and "| mean PCC |" in text and "demo minus the baseline" in text
+    assert "it/s" not in finished[1].stderr and "piece" not in finished[1].stderr  # no bar where no terminal is
+
+
+def test_methods_that_need_an_image_are_left_out_where_there_is_none(sections, tmp_path):
+    result = run(sections, tmp_path, f"--methods={METHODS}")
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert list(rows.loc[rows["section"] == "tiny", "method"]) == METHODS.split(",")
+    assert list(rows.loc[rows["section"] == "bare", "method"]) == ["gene_mean", "knn_mean", "kriging"]
+    assert set(rows.loc[rows["section"] == "bare", "encoder"]) == {"none"}
+    assert "value of kriging" in result.stdout and result.stderr.count("has no image") == 1
+
+
+def test_nothing_is_computed_twice_and_what_is_missing_is(finished, simulated):
+    folder = finished[0]
+    pieces = sorted((folder / "out" / "predictions").glob("*.npz"))
+    assert len(pieces) == 5
+    missing = folder / "out" / "predictions" / "tiny.lattice.stain.kriging.npz"
+    missing.unlink()
+    before = {path: path.stat().st_mtime_ns for path in pieces if path != missing}
+    results = (folder / "out" / "results.csv").read_text()
+    result = run(simulated, folder, f"--methods={METHODS},demo")
+    assert result.returncode == 0, result.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in before} and missing.exists()
+    assert result.stdout == finished[1].stdout
+    without_seconds = [
+        pd.read_csv(f).drop(columns="seconds") for f in (folder / "out/results.csv", io.StringIO(results))
+    ]
+    pd.testing.assert_frame_equal(*without_seconds)
+
+
+def test_other_inputs_in_the_same_folder_are_refused(finished, simulated):
+    for flags, message in (
+        (["--patch_px=64"], "inputs.patch_px"),
+        (["--config.data.n_genes=20"], "data.n_genes"),
+        (["--config.model.depth=2", "--methods=demo"], "config.model.depth was 1 and is now 2"),
+    ):
+        result = run(simulated, finished[0], f"--methods={METHODS}", *flags)
+        assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
+
+
+def test_splits_and_the_two_references(simulated, tmp_path):
+    tiny = "mlp_width=16 model.depth=1 model.heads=2 model.head_width=4 model.feedforward_width=8 gat.heads=2"
+    tiny = f"model.{tiny} model.width=16 gat.head_width=4 gat.out_width=8 gat.mlp_width=8 data.n_genes=23"
+    flags = ["--config=experiments/configs/reference.py", "--config.gat.epochs=2", "--config.train.epochs=2"]
+    flags += [f"--config.{field}" for field in tiny.split()]
+    paths = [f"--sections={simulated}", f"--out={tmp_path / 'out'}", f"--cache_dir={tmp_path / 'cache'}"]
+    command = [sys.executable, "-m", "experiments.benchmark", *paths, *flags, "--patch_px=48", "--num_seeds=1"]
+    command += ["--methods=knn_mean,reference,oracle", "--splits=block"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False)
+    assert set(rows["split"]) == {"block"} and set(rows["method"]) == {"knn_mean", "reference", "oracle"}
+    assert (rows.loc[rows["method"] == "oracle", "coverage90"] == "").all()
+    result = run(simulated, tmp_path / "more", "--methods=knn_mean", "--splits=random,block")
+    assert "## Split random, encoder stain" in result.stdout and "## Split block, encoder stain" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods=krigging"], "known are all, gene_mean"),
+        (["--methods="], "--methods"),
+        (["--splits=none"], "lattice, random, block"),
+        (["--encoder=stain,unii"], "uni2h"),
+        (["--config.name=kriging"], "config.name"),
+        (["--num_seeds=0"], "num_seeds"),
+        (["--out="], "--out"),
+        (["--sections="], "--sections"),
+        (["--patch_px=1,2,3,4"], "--patch_px"),
+    ],
+)
+def test_bad_flags_give_one_line_and_status_2(simulated, tmp_path, flags, message):
+    result = run(simulated, tmp_path, *flags)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not os.listdir(tmp_path)
+
+
+def tables():
+    """Two sections, one without an image, three methods and a model; five genes."""
+    rng = np.random.default_rng(0)
+    rows, genes = [], []
+    pcc = {"A": {"knn_mean": 0.2, "kriging": 0.3, "ridge": 0.4, "mine": 0.5}, "B": {"knn_mean": 0.1, "kriging": 0.2}}
+    pcc["B"]["mine"] = 0.15
+    for section, methods in pcc.items():
+        encoder = "stain" if section == "A" else "none"
+        for method, value in methods.items():
+            key = {"section": section, "split": "lattice", "encoder": encoder, "method": method}
+            key["seed"] = "ensemble" if method == "mine" else ""
+            rows.append(key | {"n_train": 4, "n_test": 9, "pcc": value, "mse": 1 - value, "coverage90": 0.9})
+            noise = rng.normal(0, 0.05, 5)
+            table = {"gene": list("abcde"), "pcc": value + noise - noise.mean(), "ceiling": 0.8}
+            genes.append(pd.DataFrame(key | table))
+    return pd.DataFrame(rows), pd.concat(genes)
+
+
+def test_means_take_kriging_where_there_is_no_image_and_bold_is_best():
+    lines = accuracy_table(*tables()).splitlines()
+    assert lines[0].endswith("| noise ceiling | knn_mean | kriging | ridge | mine |")
+    assert lines[2] == "| A | 4 / 9 | 0.800 | 0.200 | 0.300 | 0.400 | **0.500** |"
+    assert lines[3] == "| B | 4 / 9 | 0.800 | 0.100 | **0.200** | – | 0.150 |"
+    assert lines[4] == "| mean PCC |  | 0.800 | 0.150 | 0.250 | 0.300 | **0.325** |"
+    assert lines[5] == "| mean MSE |  |  | 0.850 | 0.750 | 0.700 | **0.675** |"
+
+
+def test_the_model_is_compared_with_the_best_baseline_of_each_section():
+    rows, genes = tables()
+    lines = comparison_table(rows, genes, "mine").splitlines()
+    a, b, mean = (line.split(" | ") for line in lines[2:5])
+    assert a[1:3] == ["ridge", "+0.1000"] and b[1:3] == ["kriging", "-0.0500"]
+    low, high = (float(x) for x in a[3].split(" to "))
+    assert low < 0.1 < high and a[4] == "0.062"  # the smallest p of five pairs: 2 / 2**5
+    assert mean[2] == "+0.0250"
+    assert "mine minus" not in markdown(rows[rows["method"] != "mine"], genes, "mine")
+
+
+def test_noise_ceiling_of_simulated_poisson_counts():
+    """The correlation of counts with the log of their expectation, where that is known."""
+    rng = np.random.default_rng(0)
+    rate = np.exp(rng.normal(0, 0.6, (4000, 5)) + np.log([3, 10, 30, 100, 300]))
+    counts = rng.poisson(rate)
+    known = [pearsonr(np.log2(c + 1.0), np.log2(r + 1)).statistic for c, r in zip(counts.T, rate.T, strict=True)]
+    np.testing.assert_allclose(noise_ceiling(counts), known, atol=0.02)
+    noise = rng.poisson(5.0, (4000, 3))
+    assert (noise_ceiling(noise) < 0.25).all()
+    assert np.isnan(noise_ceiling(np.zeros((20, 1)))).all()
+    np.testing.assert_array_equal(noise_ceiling(counts, seed=3), noise_ceiling(counts, seed=3))
+
+
+def test_bootstrap_interval_is_that_of_the_normal_for_many_values():
+    values = np.random.default_rng(1).normal(3, 2, 5000)
+    low, high = bootstrap_interval(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_the_figure_has_a_dot_for_each_section_and_method(monkeypatch):
+    made = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: made.append(figure))
+    shares = pd.DataFrame({"knn_mean": [0.4, 0.5], "ridge": [0.6, np.nan], "mine": [0.7, 0.8]}, index=["A", "B"])
+    plots.plot_benchmark(shares, ["mine"], "unused.png")
+    (ax,) = made[0].axes
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["knn_mean", "ridge", "mine"]
+    for dots, method in zip(ax.collections, shares, strict=True):
+        known = shares[method].notna().to_numpy()
+        expected = np.stack([shares[method][known], np.arange(2)[known]], axis=1)
+        np.testing.assert_allclose(np.ma.compress_rows(np.ma.masked_invalid(dots.get_offsets())), expected)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first section on top
