@@ -1,5 +1,7 @@
 """Shared fixtures. Types and shapes of the annotated functions are checked while tests run."""
 
+import os
+
 from jaxtyping import install_import_hook
 
 install_import_hook("spabit_jax.models", "beartype.beartype")
@@ -12,11 +14,16 @@ from spabit_jax.config import Config  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-    """Many tests build the same small model: compile each program once."""
+    """Many tests build the same small model: compile each program once, in the commands that they start too."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

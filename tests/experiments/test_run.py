@@ -57,7 +57,7 @@ def test_the_run_folder_is_as_designed(finished):
     history = pd.read_csv(out / "history.csv")
     assert set(history["seed"]) == {0, 1} and history["train_loss"].notna().all()
     report = (out / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 3
+    assert report.count("data:image/png;base64,") == 4
 
 
 def test_metrics_follow_from_the_predictions(finished):
@@ -72,6 +72,8 @@ def test_metrics_follow_from_the_predictions(finished):
     content = metrics(finished[0])
     assert content["ensemble"]["pcc"] == pytest.approx(np.nanmean(pcc), abs=1e-5)
     assert content["ensemble"]["mse"] == pytest.approx(((truth - predicted) ** 2).mean(), rel=1e-5)
+    inside = np.abs(truth - predicted) <= 1.645 * adata.layers["sd"][test]
+    assert content["ensemble"]["coverage90"] == pytest.approx(inside.mean(), abs=2e-3)
     genes = pd.read_csv(out / "genes.csv")
     mine = genes[(genes["method"] == "demo") & (genes["seed"] == "ensemble")].set_index("gene")["pcc"]
     np.testing.assert_allclose(mine[adata.var_names], pcc, atol=1e-5)
