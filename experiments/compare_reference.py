@@ -28,7 +28,7 @@ CONFIDENCE = 0.995
 # What the oracle does, whatever the configuration says; the other fields act on both sides.
 FIXED = {
     "model.n_components": 0,
-    "model.kriging": False,
+    "model.companions": False,
     "gat.joint": False,
     "gat.learning_rate": 1e-4,
     "gat.weight_decay": 5e-4,

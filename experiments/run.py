@@ -93,35 +93,33 @@ class Run:
         tokens = self._gene_tokens()
         if tokens is not None:
             history = [_history("gat", i, losses) for i, losses in enumerate(tokens["losses"])] + history
-        self._krige(trainer)
+        self._companions(trainer)
         import pandas as pd
 
         with replacing(self.out / "history.csv") as temporary:
             pd.concat(history).to_csv(temporary, index=False)
         self._note_seconds("train", float(sum(state.seconds for state in self._states)))
 
-    def _krige(self, trainer) -> None:
-        """``kriging.npz``: kriging's mean and variance at every spot."""
+    def _companions(self, trainer) -> None:
+        """``companions.npz``: what kriging and ridge regression say at every spot."""
         import numpy as np
 
         from spabit_jax.files import replacing
-        from spabit_jax.training.kriging import kriged
 
-        path = self.out / "kriging.npz"
-        if path.exists() or not self.config.model.kriging:
+        path = self.out / "companions.npz"
+        if path.exists() or not self.config.model.companions:
             return
         start = time.monotonic()
-        mean, variance = kriged(trainer.section, self.config.model.n_components)
         with replacing(path) as temporary:
-            np.savez(temporary, mean=mean, variance=variance)
-        self._note_seconds("kriging", time.monotonic() - start)
+            np.savez(temporary, **companions(trainer.section, self.config))
+        self._note_seconds("companions", time.monotonic() - start)
 
     def predict(self) -> None:
         """``predictions.h5ad``, and each seed's predictions beside it."""
         import numpy as np
 
         from spabit_jax.files import replacing
-        from spabit_jax.inference import combine, predictions_adata
+        from spabit_jax.inference import predictions_adata
 
         path, seeds_path = self.out / "predictions.h5ad", self.out / "predictions_per_seed.npy"
         if path.exists() and seeds_path.exists():
@@ -132,12 +130,10 @@ class Run:
         self._write_config()
         start = time.monotonic()
         inputs = self.inputs
-        kriged = None
-        if self.config.model.kriging:
-            kriged = _needed(self.out / "kriging.npz", "train", np.load)
-            kriged = kriged["mean"], kriged["variance"]
-        held_out = [trainer.held_out(seed) for seed in self.seeds]
-        prediction = combine(trainer.section, predict_seeds(trainer, states, self.seeds), held_out, kriged)
+        others = {}
+        if self.config.model.companions:
+            others = dict(_needed(self.out / "companions.npz", "train", np.load))
+        prediction = finish(trainer, states, self.seeds, others)
         out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, prediction, self._provenance())
         with replacing(seeds_path) as temporary:
             np.save(temporary, prediction.per_seed)
@@ -173,7 +169,7 @@ class Run:
             },
             seconds={
                 "features": seconds.get("features", 0.0),
-                "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "kriging")),
+                "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "companions")),
                 "predict": seconds.get("predict", 0.0),
             },
         )
@@ -240,31 +236,39 @@ class Run:
         )  # a repeated run does nothing
 
 
-def predict_seeds(trainer, states, seeds):
-    """(S, N, G) predictions of each seed's network; train and test spots never share a batch."""
+def companions(section, config) -> dict:
+    """kriging, ridge (N, G): predictions of every spot; variance (N, G) of a measurement, by kriging."""
+    from spabit_jax.training.companions import kriged, ridged
+
+    mean, variance = kriged(section, config.model.n_components)
+    return {"kriging": mean, "ridge": ridged(section), "variance": variance}
+
+
+def finish(trainer, states, seeds: list[int], others: dict):
+    """Predicts every spot with each seed's network; with ``companions``, its ``spabit_jax.inference.Prediction``."""
     import numpy as np
+
+    from spabit_jax.inference import combine
 
     per_seed = np.empty((len(states), *trainer.section.expression.shape), np.float32)
     for predicted, seed, state in zip(per_seed, seeds, states, strict=True):
-        for spots in (trainer.train_spots, np.flatnonzero(~trainer.section.is_train)):
+        for spots in (trainer.train_spots, np.flatnonzero(~trainer.section.is_train)):  # never in one batch
             predicted[spots] = trainer.predict(state.chosen, spots, seed)
-    return per_seed
+    held_out = [trainer.held_out(seed) for seed in seeds]
+    members = {name: predicted for name, predicted in others.items() if name != "variance"}
+    return combine(trainer.section, per_seed, held_out, members, others.get("variance"))
 
 
 def fit_predict(inputs, seeds: list[int]):
     """Trains the configured model in memory, with these seeds: its ``spabit_jax.inference.Prediction``."""
-    from spabit_jax.inference import combine
     from spabit_jax.training.gat import gene_tokens
-    from spabit_jax.training.kriging import kriged
     from spabit_jax.training.spabit import Trainer
 
     config, section = inputs.config, inputs.section()
     tokens = () if config.gat.joint else gene_tokens(section, inputs.near(), config)[:2]
     trainer = Trainer(section, config, *tokens)
     states = [trainer.fit(seed) for seed in seeds]
-    base = kriged(section, config.model.n_components) if config.model.kriging else None
-    per_seed = predict_seeds(trainer, states, seeds)
-    return combine(section, per_seed, [trainer.held_out(seed) for seed in seeds], base)
+    return finish(trainer, states, seeds, companions(section, config) if config.model.companions else {})
 
 
 def _needed(path: Path, stage: str, read):

@@ -171,15 +171,20 @@ class OnNeighbours(CrossValidated):
         parts.append(weighted_mean(self.scores, index, np.exp(-0.5 * (distance / scale) ** 2)))
         return np.concatenate(parts, axis=1)
 
+    def look_at(self, spots: Spots, expression) -> None:
+        """Makes these the train spots among which neighbours are found."""
+        self.tree, self.scores = KDTree(spots.xy), self.space.encode(expression)
+
     def fit_mean(self, spots, expression):
-        self.tree, self.space = KDTree(spots.xy), expression_space(expression, N_COMPONENTS)
-        self.scores = self.space.encode(expression)
+        self.space = expression_space(expression, N_COMPONENTS)
+        self.look_at(spots, expression)
         target = self.scores.squeeze()  # scikit-learn wants one component as a vector
         self.regressor = self.make_regressor().fit(self.inputs(spots, own=True), target)
         return self
 
-    def predict_mean(self, spots):
-        return self.space.decode(self.regressor.predict(self.inputs(spots)).reshape(len(spots.xy), -1))
+    def predict_mean(self, spots, own: bool = False):
+        """(m, G); ``own`` as in ``inputs``."""
+        return self.space.decode(self.regressor.predict(self.inputs(spots, own)).reshape(len(spots.xy), -1))
 
 
 def _ridge():
@@ -242,23 +247,21 @@ class Kriging:
 
 
 class LearnedKriging:
-    """``models.kriging``: kernels over space and image, learned."""
-
-    CHUNK = 1024  # spots predicted in one call
+    """``models.kriging``: kernels over space and image, learned; the mean of five processes."""
 
     def fit(self, spots: Spots, expression) -> Self:
+        from sklearn.model_selection import KFold
+
         from spabit_jax.models import kriging
 
-        self.process = kriging.fit(spots.xy, spots.components, expression)
+        folds = KFold(min(FOLDS, len(expression)), shuffle=True, random_state=0).split(expression)
+        self.bag = kriging.fit_bag(spots.xy, spots.components, expression, [held_out for _, held_out in folds])
         return self
 
     def predict(self, spots: Spots):
         from spabit_jax.models import kriging
 
-        starts = range(0, len(spots.xy), self.CHUNK)
-        parts = [spots.at(slice(start, start + self.CHUNK)) for start in starts]
-        predicted = [kriging.predict(self.process, part.xy, part.components) for part in parts]
-        mean, variance = (np.concatenate(part) for part in zip(*predicted, strict=True))
+        mean, variance = kriging.predict_bag(self.bag, spots.xy, spots.components)
         return mean, np.maximum(np.sqrt(variance), MIN_SD)
 
 
@@ -278,13 +281,14 @@ class Mean:
         return np.mean(mean, axis=0), np.mean(sd, axis=0)
 
 
+ridge_neighbours = partial(OnNeighbours, _ridge, with_xy=False)
 _kriging, _kriging_image = partial(Kriging, with_image=False), partial(Kriging, with_image=True)
 BASELINES: dict[str, Callable[[], Baseline]] = {
     "gene_mean": GeneMean,
     "knn_mean": partial(Nearest, 6),
     "inverse_distance": partial(Nearest, 12, power=1),
     "ridge": Ridge,
-    "ridge_neighbours": partial(OnNeighbours, _ridge, with_xy=False),
+    "ridge_neighbours": ridge_neighbours,
     "random_forest": partial(OnNeighbours, _forest, with_xy=True),
     "kriging": _kriging,
     "kriging_image_pcs": _kriging_image,

@@ -31,7 +31,7 @@ class DataConfig:
     train_fraction: float = 0.25  # share of train spots in a random or block split
     split_seed: int = 0  # seed of a random or block split
     image_transform: str = "components"  # components, or reference: raw where the width fits, else projected to it
-    image_components: int = 12  # principal components of the image features around each spot, with components
+    image_components: int = 20  # principal components of the image features around each spot, with components
 
 
 @dataclass
@@ -64,7 +64,7 @@ class ModelConfig:
     feedforward_width: int = 64  # hidden width of the Transformer's feed-forward part
     residual: bool = True  # predict a mix of the neighbours' expression plus a correction; else expression itself
     n_components: int = 10  # principal components of expression that the model works in; 0: the genes themselves
-    kriging: bool = True  # the prediction is a mean with kriging, weighted by what held-out train spots say
+    companions: bool = True  # averaged with kriging and ridge regression, weighted by what held-out train spots say
 
 
 @dataclass
@@ -139,8 +139,8 @@ class Config:
             self,
         )
         _check(
-            not (self.model.kriging and (self.faults.no_validation or self.data.image_transform == "reference")),
-            "model.kriging",
+            not (self.model.companions and (self.faults.no_validation or self.data.image_transform == "reference")),
+            "model.companions",
             "False with faults.no_validation or data.image_transform=reference: it needs held-out train spots and "
             "image components",
             self,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy.optimize import nnls
 from scipy.stats import norm
 
 from spabit_jax.section import SectionData
@@ -21,46 +22,54 @@ class Prediction(NamedTuple):
     per_seed: np.ndarray  # (S, N, G)
     mean: np.ndarray  # (N, G)
     sd: np.ndarray  # (N, G) of a measurement around the mean
-    weight: float  # of the network, beside kriging's 1 - weight
+    weights: dict[str, float]  # of the network and of each companion
 
 
-def combine(section: SectionData, per_seed: np.ndarray, held_out: Sequence[np.ndarray], kriged=None) -> Prediction:
-    """Averages seeds, and kriging where there is some; the weight and the uncertainty come from held-out train spots.
+def combine(
+    section: SectionData,
+    per_seed: np.ndarray,
+    held_out: Sequence[np.ndarray],
+    companions: dict[str, np.ndarray] | None = None,
+    variance: np.ndarray | None = None,
+) -> Prediction:
+    """Averages the seeds of the network, and its companions where there are some; adds the uncertainty.
 
-    The network's weight is the one in [0, 1] with the least squared error, genes at equal variance, at the train spots
-    that each seed was not fitted to. The sd is scaled there so that mean ± 1.645 sd holds 90% of the measurements
-    (split conformal prediction; Papadopoulos et al., 2002). Without held-out spots it comes from all train spots.
+    Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
+    squared error, genes at equal variance, at the train spots that seeds were not fitted to (stacking; Breiman, 1996).
+    The sd is scaled there so that mean ± 1.645 sd holds 90% of the measurements (split conformal prediction;
+    Papadopoulos et al., 2002). Without held-out spots it comes from all train spots.
 
     Args:
       per_seed: (S, N, G) predictions of each seed's network.
       held_out: for each seed the train spots that it was not fitted to.
-      kriged: mean and variance of ``training.kriging.kriged``, (N, G) each, or None.
+      companions: name → (N, G) predictions, at train spots made without that spot.
+      variance: (N, G) of a measurement; if None, the squared error of each gene.
     """
-    train = np.flatnonzero(section.is_train)
-    held_out = [spots if len(spots) else train for spots in held_out]
-    truth = section.expression
-    gene_sd = np.maximum(truth[train].std(axis=0), 1e-3)
-    weight = 1.0
-    if kriged is not None:
-        error, step = [], []
-        for predicted, spots in zip(per_seed, held_out, strict=True):
-            error.append(((truth - kriged[0])[spots] / gene_sd).ravel())
-            step.append(((predicted - kriged[0])[spots] / gene_sd).ravel())
-        error, step = np.concatenate(error), np.concatenate(step)
-        weight = float(np.clip(error @ step / max(step @ step, 1e-12), 0, 1))
-        per_seed = kriged[0] + weight * (per_seed - kriged[0])
-
+    train, truth = np.flatnonzero(section.is_train), section.expression
     total, count = np.zeros_like(truth), np.zeros(len(truth))
     for predicted, spots in zip(per_seed, held_out, strict=True):
+        spots = spots if len(spots) else train
         total[spots] += predicted[spots]
         count[spots] += 1
     seen = np.flatnonzero(count)
-    error = truth[seen] - total[seen] / count[seen][:, None]
-    spread = per_seed.var(axis=0)
-    variance = spread + (np.mean(error**2, axis=0) if kriged is None else kriged[1])
-    sd = np.sqrt(variance)
-    scale = np.quantile(np.abs(error) / sd[seen], COVERAGE) / norm.ppf((1 + COVERAGE) / 2)
-    return Prediction(per_seed, per_seed.mean(axis=0), (scale * sd).astype(np.float32), weight)
+    network, weights = total[seen] / count[seen][:, None], {"network": 1.0}
+    if companions:
+        mean, sd = truth[train].mean(axis=0), np.maximum(truth[train].std(axis=0), 1e-3)
+        members = {"network": network} | {name: predicted[seen] for name, predicted in companions.items()}
+        columns = np.stack([((member - mean) / sd).ravel() for member in members.values()], axis=1)
+        found, _ = nnls(columns.astype(np.float64), ((truth[seen] - mean) / sd).ravel().astype(np.float64))
+        weights = dict(zip(members, map(float, found), strict=True))
+
+        def average(network, spots):
+            others = sum(weights[name] * (predicted[spots] - mean) for name, predicted in companions.items())
+            return mean + weights["network"] * (network - mean) + others
+
+        per_seed, network = average(per_seed, slice(None)), average(network, seen)
+
+    error = np.abs(truth[seen] - network)
+    sd = np.sqrt(per_seed.var(axis=0) + (np.mean(error**2, axis=0) if variance is None else variance))
+    scale = np.quantile(error / sd[seen], COVERAGE) / norm.ppf((1 + COVERAGE) / 2)
+    return Prediction(per_seed, per_seed.mean(axis=0), (scale * sd).astype(np.float32), weights)
 
 
 def predictions_adata(adata: AnnData, genes, is_train, prediction: Prediction, provenance: dict) -> AnnData:
@@ -88,5 +97,5 @@ def predictions_adata(adata: AnnData, genes, is_train, prediction: Prediction, p
     )
     if "spatial" in adata.uns:
         out.uns["spatial"] = adata.uns["spatial"]
-    out.uns["spabit"] = {**adata.uns["spabit"], **provenance, "network_weight": prediction.weight}
+    out.uns["spabit"] = {**adata.uns["spabit"], **provenance, "weights": prediction.weights}
     return out

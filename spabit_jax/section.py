@@ -117,7 +117,7 @@ def standardised(features: np.ndarray) -> np.ndarray:
     return (features - features.mean(axis=0)) / np.where(sd > 0, sd, 1)
 
 
-def image_components(xy: np.ndarray, features, n_components: int = 12) -> np.ndarray:
+def image_components(xy: np.ndarray, features, n_components: int = 20) -> np.ndarray:
     """Principal components of the image around each spot, at three scales.
 
     Features are standardised, taken at the spot and as Gaussian means over its surroundings (sd of 1 and 2 pitches, all

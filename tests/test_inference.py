@@ -19,26 +19,35 @@ def case(section_data, tiny_config):
     return section, signal, truth, np.flatnonzero(is_train)
 
 
-def test_the_weight_goes_to_the_better_part(case):
+def test_the_weights_go_to_the_better_members(case):
     section, signal, _, train = case
-    kriged = signal + 1.0, np.full_like(signal, 0.25)
     held_out = [train[::3], train[1::3]]
-    assert combine(section, np.stack([signal, signal]), held_out, kriged).weight == pytest.approx(1, abs=0.05)
-    good = signal, kriged[1]
-    assert combine(section, np.stack([signal + 1.0] * 2), held_out, good).weight == pytest.approx(0, abs=0.05)
+    rng = np.random.default_rng(1)
+    noise = [rng.normal(size=signal.shape).astype(np.float32) for _ in range(3)]
+    found = combine(section, np.stack([signal] * 2), held_out, {"kriging": noise[0]}).weights
+    assert found["network"] == pytest.approx(1, abs=0.05) and found["kriging"] < 0.05
+    found = combine(section, np.stack(noise[:2]), held_out, {"kriging": signal, "ridge": noise[2]}).weights
+    assert found["kriging"] == pytest.approx(1, abs=0.05) and found["network"] + found["ridge"] < 0.05
+    assert combine(section, np.stack(noise[:2]), held_out).weights == {"network": 1}
+
+
+def test_the_mean_is_that_of_members_around_gene_means(case):
+    section, signal, _, train = case
     rng = np.random.default_rng(1)
     noisy = [signal + rng.normal(size=signal.shape).astype(np.float32) for _ in range(3)]
-    found = combine(section, np.stack(noisy[:2]), held_out, (noisy[2], kriged[1]))
-    assert found.weight == pytest.approx(0.5, abs=0.05)
-    np.testing.assert_allclose(found.mean, noisy[2] + found.weight * (np.mean(noisy[:2], 0) - noisy[2]), atol=1e-5)
-    assert combine(section, np.stack(noisy[:2]), held_out).weight == 1
+    found = combine(section, np.stack(noisy[:2]), [train[::2], train[1::2]], {"kriging": noisy[2]})
+    mean, w = section.expression[train].mean(axis=0), found.weights
+    assert w["network"] == pytest.approx(1 / 3, abs=0.05) and w["kriging"] == pytest.approx(1 / 3, abs=0.05)
+    expected = mean + w["network"] * (np.mean(noisy[:2], axis=0) - mean) + w["kriging"] * (noisy[2] - mean)
+    np.testing.assert_allclose(found.mean, expected, atol=1e-4)
+    np.testing.assert_allclose(found.per_seed.mean(axis=0), found.mean, atol=1e-4)
 
 
 @pytest.mark.parametrize("with_kriging", [True, False])
 def test_intervals_cover_what_they_say(case, with_kriging):
     section, signal, truth, train = case
-    kriged = (signal, np.full_like(signal, 9.0)) if with_kriging else None  # its variance is far too large
-    found = combine(section, np.stack([signal, signal]), [train[::3], train[1::3]], kriged)
+    more = ({"kriging": signal}, np.full_like(signal, 9.0)) if with_kriging else ()  # its variance is far too large
+    found = combine(section, np.stack([signal, signal]), [train[::3], train[1::3]], *more)
     test = ~section.is_train
     inside = np.abs(truth - found.mean) <= norm.ppf(0.95) * found.sd
     assert inside[test].mean() == pytest.approx(0.9, abs=0.02)
@@ -48,7 +57,7 @@ def test_test_spots_decide_nothing(case):
     section, signal, _, train = case
     changed = signal.copy()
     changed[~section.is_train] = 100.0
-    kriged = signal + 0.3, np.full_like(signal, 0.25)
-    a, b = (combine(section, np.stack([s, s]), [train[::2], train[1::2]], kriged) for s in (signal, changed))
-    assert a.weight == b.weight
+    more = {"kriging": signal + 0.3}, np.full_like(signal, 0.25)
+    a, b = (combine(section, np.stack([s, s]), [train[::2], train[1::2]], *more) for s in (signal, changed))
+    assert a.weights == b.weights
     np.testing.assert_array_equal(a.sd[section.is_train], b.sd[section.is_train])

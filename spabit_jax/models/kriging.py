@@ -23,6 +23,7 @@ from spabit_jax.section import Space, expression_space
 
 N_COMPONENTS = 10  # of expression
 STEPS = 60  # of Adam
+CHUNK = 1024  # spots predicted in one call
 MIN_NOISE = 1e-2  # of a component's variance; also keeps the Cholesky factor sound in float32
 
 # Medians of the priors; spatial scales in units of the spot pitch, image scales in standard deviations of the first
@@ -163,6 +164,33 @@ def leave_one_out(process: Process):
     variance = 1 / jnp.diagonal(inverse, axis1=1, axis2=2)  # (P, n)
     mean = process.scores - process.solved * variance
     return process.space.decode(mean.T), variance.T @ process.space.loadings**2 + process.residual
+
+
+def fit_bag(xy, image, expression, folds, n_components: int = N_COMPONENTS) -> list[Process]:
+    """A process for each fold, whose components and parameters come from the spots outside it, given all spots.
+
+    Their mean is better than one process fitted to all spots, on small sections above all.
+
+    Args:
+      folds: indices into the n spots; each is outside at least a few.
+    """
+    n_fit = len(xy) - max(len(fold) for fold in folds)  # the same for all: one compilation
+    bag = []
+    for fold in folds:
+        spots = np.setdiff1d(np.arange(len(xy)), fold)[:n_fit]
+        fitted = fit(xy[spots], image[spots], expression[spots], n_components)
+        bag.append(condition(fitted.params, fitted.space, fitted.residual, xy, image, expression))
+    return bag
+
+
+def predict_bag(bag: list[Process], xy, image) -> tuple[np.ndarray, np.ndarray]:
+    """As ``predict``: mean of the processes' means; mean of their variances plus the variance of their means."""
+    mean, variance = np.empty((2, len(xy), len(bag[0].residual)), np.float32)
+    for start in range(0, len(xy), CHUNK):
+        part = slice(start, start + CHUNK)
+        means, variances = np.stack([predict(process, xy[part], image[part]) for process in bag], axis=1)
+        mean[part], variance[part] = means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0)
+    return mean, variance
 
 
 def _float32(*arrays):

@@ -12,7 +12,7 @@ def reference(config, **faults):
     config.faults = Faults(**(dict.fromkeys(vars(Faults()), True) | faults))
     config.model.residual = config.gat.joint = False
     config.train.neighbour_dropout = config.train.weight_decay = 0.0
-    config.model.n_components, config.model.kriging = 0, False
+    config.model.n_components, config.model.companions = 0, False
     config.data.image_transform = "reference"
     return config.validate()
 

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from spabit_jax.models import kriging
-from spabit_jax.training import kriging as training
-from spabit_jax.training.kriging import kriged
+from spabit_jax.training import companions as training
+from spabit_jax.training.companions import kriged, ridged
 
 
 @pytest.fixture
@@ -50,6 +50,17 @@ def test_no_spot_is_kriged_from_itself(section, monkeypatch, most):
     np.testing.assert_allclose(other[spot], mean[spot], atol=1e-3)  # leaving out is a subtraction in float32
     if most == 1500:
         assert np.abs(other - mean)[~section.is_train].max() > 1e-2
+
+
+def test_no_spot_is_predicted_by_ridge_from_itself(section):
+    mean = ridged(section)
+    assert np.isfinite(mean).all()
+    spot = np.flatnonzero(section.is_train)[4]
+    expression = section.expression.copy()
+    expression[spot] += 3
+    other = ridged(section._replace(expression=expression))
+    np.testing.assert_allclose(other[spot], mean[spot], atol=1e-5)
+    assert np.abs(other - mean)[~section.is_train].max() > 1e-3
 
 
 def test_kriging_without_an_image_or_test_spots(section_data, tiny_config):
