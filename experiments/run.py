@@ -254,7 +254,7 @@ def finish(trainer, states, seeds: list[int], others: dict):
     for predicted, seed, state in zip(per_seed, seeds, states, strict=True):
         for spots in (trainer.train_spots, np.flatnonzero(~trainer.section.is_train)):  # never in one batch
             predicted[spots] = trainer.predict(state.chosen, spots, seed)
-    held_out = [trainer.held_out(seed) for seed in seeds]
+    held_out = [trainer.held_out(seed)[1] for seed in seeds]
     members = {name: predicted for name, predicted in others.items() if name != "variance"}
     return combine(trainer.section, per_seed, held_out, members, others.get("variance"))
 

@@ -35,13 +35,13 @@ def combine(
     """Averages the seeds of the network, and its companions where there are some; adds the uncertainty.
 
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
-    squared error, genes at equal variance, at the train spots that seeds were not fitted to (stacking; Breiman, 1996).
-    The sd is scaled there so that mean ± 1.645 sd holds 90% of the measurements (split conformal prediction;
-    Papadopoulos et al., 2002). Without held-out spots it comes from all train spots.
+    squared error, genes at equal variance, at held-out train spots (stacking; Breiman, 1996). The sd is scaled there so
+    that mean ± 1.645 sd holds 90% of the measurements (split conformal prediction; Papadopoulos et al., 2002). Without
+    held-out spots it comes from all train spots.
 
     Args:
       per_seed: (S, N, G) predictions of each seed's network.
-      held_out: for each seed the train spots that it was not fitted to.
+      held_out: for each seed train spots that decided nothing about it.
       companions: name → (N, G) predictions, at train spots made without that spot.
       variance: (N, G) of a measurement; if None, the squared error of each gene.
     """

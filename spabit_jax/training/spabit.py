@@ -136,8 +136,7 @@ class Trainer:
 
     def space(self, seed: int) -> Space:
         """Of a seed: made of the train spots that it is fitted to."""
-        fitted = np.setdiff1d(self.train_spots, self.held_out(seed))
-        return expression_space(self.section.expression[fitted], self.config.model.n_components)
+        return expression_space(self.section.expression[self.fitted(seed)], self.config.model.n_components)
 
     def initial_state(self, seed: int) -> FitState:
         """State before the first epoch."""
@@ -145,13 +144,24 @@ class Trainer:
         validated = not self.config.faults.no_validation
         return initial_state(params, spabit_optimizer(self.config), self.config.train.epochs, validated)
 
-    def held_out(self, seed: int) -> np.ndarray:
-        """(m,) train spots that are no targets of this seed but decide when it stops; none with ``no_validation``."""
+    def held_out(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Train spots that are no targets of this seed: those that decide when it stops, and those that nothing sees.
+
+        The latter are for weights and uncertainty: at the former its error is the lowest of many epochs'. With fewer
+        than 5 train spots they are the same; with ``no_validation`` there are none.
+        """
         if self.config.faults.no_validation:
-            return self.train_spots[:0]
+            return self.train_spots[:0], self.train_spots[:0]
         order = np.asarray(jax.random.permutation(seed_keys(seed)[2], self.train_spots))
-        n_valid = round(self.config.train.validation_fraction * len(order))
-        return np.sort(order[: min(max(1, n_valid), len(order) - 1)])
+        n = round(self.config.train.validation_fraction * len(order))
+        if len(order) < 5:
+            return order[:1], order[:1]
+        held_out = order[: min(max(2, n), len(order) - 2)]
+        return np.sort(held_out[::2]), np.sort(held_out[1::2])
+
+    def fitted(self, seed: int) -> np.ndarray:
+        """(n,) train spots that are targets of this seed."""
+        return np.setdiff1d(self.train_spots, np.concatenate(self.held_out(seed)))
 
     def fit(self, seed: int, folder=None) -> FitState:
         """Trains one seed, or continues from the checkpoints in ``folder``.
@@ -159,9 +169,8 @@ class Trainer:
         The expression of the spots in ``held_out`` stays visible as context to their neighbours.
         """
         config = self.config.train
-        valid = self.held_out(seed)
-        fitted = np.setdiff1d(self.train_spots, valid)
-        data = self.data._replace(space=self.space(seed), fit_spots=fitted, valid_spots=valid)
+        valid, _ = self.held_out(seed)
+        data = self.data._replace(space=self.space(seed), fit_spots=self.fitted(seed), valid_spots=valid)
         return fit(
             self.initial_state(seed),
             self._chunk,

@@ -38,7 +38,7 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(section_dat
     tiny_config.train.epochs, tiny_config.train.learning_rate, tiny_config.train.chunk_epochs = 12, 3e-2, 1
     trainer = Trainer(section_data(tiny_config), tiny_config)
     state = trainer.fit(seed=3)
-    valid = trainer.held_out(3)
+    valid, _ = trainer.held_out(3)
     assert np.isin(valid, trainer.train_spots).all()
     predicted = trainer.predict(state.chosen, valid, 3)
     space = trainer.space(3)
@@ -115,7 +115,7 @@ def test_no_spot_sees_its_own_expression(section_data, tiny_config):
     section = section_data(tiny_config)
     trainer = Trainer(section, tiny_config)
     params = trainer.fit(seed=0).chosen
-    spot = int(trainer.held_out(0)[1])
+    spot = int(trainer.held_out(0)[1][0])
     before = trainer.predict(params, [spot], 0)
     expression = section.expression.copy()
     expression[spot] += 3
@@ -178,3 +178,14 @@ def test_a_loss_that_is_not_finite_ends_training(section_data, tiny_config):
     broken = section._replace(features=np.full_like(section.features, np.inf))
     with pytest.raises(FloatingPointError, match="epoch 0"):
         Trainer(broken, tiny_config).fit(seed=0)
+
+
+def test_what_decides_when_to_stop_does_not_decide_on_weights(section_data, tiny_config):
+    trainer = Trainer(section_data(tiny_config), tiny_config)
+    for seed in range(3):
+        valid, unseen = trainer.held_out(seed)
+        parts = np.concatenate([valid, unseen, trainer.fitted(seed)])
+        np.testing.assert_array_equal(np.sort(parts), trainer.train_spots)
+        assert len(valid) and len(unseen) and abs(len(valid) - len(unseen)) <= 1
+    few = trainer.section._replace(is_train=np.isin(np.arange(len(trainer.section.xy)), trainer.train_spots[:5]))
+    assert [len(part) for part in Trainer(few, tiny_config).held_out(0)] == [1, 1]
