@@ -69,6 +69,8 @@ def main() -> None:
                                 rows.append(row)
                                 genes.append(table.assign(ceiling=ceiling))
                         bar.update()
+    if not rows:
+        raise InputError(f"nothing to do: {', '.join(methods)} need an image, and no section has one")
     write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), config.name)
 
 

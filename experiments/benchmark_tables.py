@@ -66,7 +66,10 @@ def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str
     keyed = rows.set_index([*PIECE, "method"])
     for label, section in genes.groupby(PIECE, sort=False):
         pcc = section.pivot(index="gene", columns="method", values="pcc").dropna(how="all")
-        best = pcc.drop(columns=[method for method in pcc if method not in BASELINES]).mean().idxmax()
+        baselines = [method for method in pcc if method in BASELINES]
+        if not baselines:
+            continue
+        best = pcc[baselines].mean().idxmax()
         difference = (pcc[model] - pcc[best]).to_numpy()
         low, high = metrics.bootstrap_interval(difference)
         p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
@@ -76,6 +79,8 @@ def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str
             [label[0], best, f"{difference.mean():+.4f}", f"{low:+.4f} to {high:+.4f}", f"{p:.2g}"]
             + _numbers(differences[-1][1:])
         )
+    if not lines:
+        return ""
     mean = np.mean(differences, axis=0)
     lines.append(["mean", "", f"{mean[0]:+.4f}", "", "", *_numbers(mean[1:])])
     head = ["Section", "best baseline", "difference in PCC", "95% interval", "p"]

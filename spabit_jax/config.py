@@ -141,10 +141,13 @@ class Config:
             self,
         )
         _check(
-            not (self.model.companions and (self.faults.no_validation or self.data.image_transform == "reference")),
+            not self.model.companions
+            or not (self.faults.no_validation or self.faults.self_in_gene_token)
+            and self.data.image_transform == "components"
+            and self.model.n_components > 0,
             "model.companions",
-            "False with faults.no_validation or data.image_transform=reference: it needs held-out train spots and "
-            "image components",
+            "False with faults.no_validation, faults.self_in_gene_token, data.image_transform=reference or "
+            "model.n_components=0: it needs train spots that the network has not seen, and components",
             self,
         )
         return self

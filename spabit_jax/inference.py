@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from spabit_jax.section import SectionData
 
+MIN_SD = 1e-3  # of a gene that does not vary over the train spots
 COVERAGE = 0.9  # of the intervals by which the standard deviation is calibrated
 
 
@@ -36,8 +37,7 @@ def combine(
 
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
     squared error, genes at equal variance, at held-out train spots (stacking; Breiman, 1996). The sd is scaled there so
-    that mean ± 1.645 sd holds 90% of the measurements (split conformal prediction; Papadopoulos et al., 2002). Without
-    held-out spots it comes from all train spots.
+    that mean ± 1.645 sd holds 90% of the measurements, all genes together. Without held-out spots all train spots serve.
 
     Args:
       per_seed: (S, N, G) predictions of each seed's network.
@@ -54,7 +54,7 @@ def combine(
     seen = np.flatnonzero(count)
     network, weights = total[seen] / count[seen][:, None], {"network": 1.0}
     if companions:
-        mean, sd = truth[train].mean(axis=0), np.maximum(truth[train].std(axis=0), 1e-3)
+        mean, sd = truth[train].mean(axis=0), np.maximum(truth[train].std(axis=0), MIN_SD)
         members = {"network": network} | {name: predicted[seen] for name, predicted in companions.items()}
         columns = np.stack([((member - mean) / sd).ravel() for member in members.values()], axis=1)
         found, _ = nnls(columns.astype(np.float64), ((truth[seen] - mean) / sd).ravel().astype(np.float64))
@@ -67,7 +67,8 @@ def combine(
         per_seed, network = average(per_seed, slice(None)), average(network, seen)
 
     error = np.abs(truth[seen] - network)
-    sd = np.sqrt(per_seed.var(axis=0) + (np.mean(error**2, axis=0) if variance is None else variance))
+    variance = np.mean(error**2, axis=0) if variance is None else variance
+    sd = np.maximum(np.sqrt(per_seed.var(axis=0) + variance), MIN_SD)
     scale = np.quantile(error / sd[seen], COVERAGE) / norm.ppf((1 + COVERAGE) / 2)
     return Prediction(per_seed, per_seed.mean(axis=0), (scale * sd).astype(np.float32), weights)
 

@@ -61,3 +61,11 @@ def test_test_spots_decide_nothing(case):
     a, b = (combine(section, np.stack([s, s]), [train[::2], train[1::2]], *more) for s in (signal, changed))
     assert a.weights == b.weights
     np.testing.assert_array_equal(a.sd[section.is_train], b.sd[section.is_train])
+
+
+def test_a_gene_that_does_not_vary_over_train_spots_has_no_say(case):
+    section, signal, _, train = case
+    expression, flat = section.expression.copy(), signal.copy()
+    expression[train, 0], flat[:, 0] = 0, 0
+    found = combine(section._replace(expression=expression), np.stack([flat] * 2), [train[::3], train[1::3]])
+    assert np.isfinite(found.sd).all() and (found.sd > 0).all()

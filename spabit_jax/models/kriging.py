@@ -1,6 +1,6 @@
 """Kriging on space and image: a Gaussian process for each of a few principal components of expression.
 
-Its predictions are what ``SpaBiT`` starts from, and the strongest of the baselines.
+Its predictions are what ``SpaBiT`` is averaged with, and the strongest of the baselines.
 
 Expression of the train spots is reduced to P principal components (P is small: what later ones hold is noise). Each is
 a Gaussian process with its own five variances and noise, over kernels whose length scales all components share:
