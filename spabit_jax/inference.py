@@ -37,7 +37,8 @@ def combine(
 
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
     squared error, genes at equal variance, at held-out train spots (stacking; Breiman, 1996). The sd is scaled there so
-    that mean ± 1.645 sd holds 90% of the measurements, all genes together. Without held-out spots all train spots serve.
+    that mean ± 1.645 sd holds 90% of the measurements, all genes together. Without held-out spots all train spots
+    serve.
 
     Args:
       per_seed: (S, N, G) predictions of each seed's network.

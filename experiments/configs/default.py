@@ -3,8 +3,8 @@
     python -m experiments.run --section=PATH --config=experiments/configs/default.py --out=runs/NAME
 
 The network sees the 16 nearest train spots of each spot, without its own expression in training as in use; kriging and
-ridge regression, with which it is averaged, see all. Expect one to four minutes for five seeds on two CPU cores, depending
-on the number of train spots (46 to 740).
+ridge regression, with which it is averaged, see all. Expect one to four minutes for five seeds on two CPU cores,
+depending on the number of train spots (46 to 740).
 """
 
 from spabit_jax.config import Config
