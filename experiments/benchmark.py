@@ -44,19 +44,19 @@ def main() -> None:
     methods = asked_methods(cli.FLAGS.methods, config)
     if unknown := [split for split in cli.FLAGS.splits if split not in TEST_SPLITS]:
         raise InputError(f"unknown split {unknown[0]!r} in --splits: known are {', '.join(TEST_SPLITS)}")
-    asked_encoders = cli.FLAGS.encoder.split(",")
+    asked_encoders, splits = (list(dict.fromkeys(a)) for a in (cli.FLAGS.encoder.split(","), cli.FLAGS.splits))
     for encoder in asked_encoders:
         encoders.check_name(encoder)
 
     rows, genes, names = [], [], set()
-    pieces = max(1, len(cli.FLAGS.sections)) * len(cli.FLAGS.splits) * len(asked_encoders) * len(methods)
+    pieces = max(1, len(cli.FLAGS.sections)) * len(splits) * len(asked_encoders) * len(methods)
     with tqdm(total=pieces, unit="piece", disable=None) as bar:
         for adata, patch_px in cli.read_flagged_sections():
             name = adata.uns["spabit"]["name"]
             if name in names:
                 raise InputError(f"two of --sections are named {name}: rename one")
             names.add(name)
-            for split in cli.FLAGS.splits:
+            for split in splits:
                 for encoder in asked_encoders if "image_path" in adata.uns["spabit"] else asked_encoders[:1]:
                     inputs = make_inputs(adata, config, split, encoder, patch_px)
                     counts = np.rint(adata[~inputs.is_train, inputs.genes].X.toarray())

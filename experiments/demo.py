@@ -3,7 +3,7 @@
     python -m experiments.demo --out=runs/demo
 
 Simulates a section with known truth (``spabit_jax/simulate.py``), writes it as a user would have it on disk, and runs
-the real command on it. Two to four minutes on two CPU cores.
+the real command on it. Half a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PATCH_PX = 48
 
 
 def main() -> None:
-    if cli.FLAGS.out is None:
+    if not cli.FLAGS.out:
         raise InputError("--out is missing: give the folder of the demo")
     out = Path(cli.FLAGS.out)
     section = out / "section" / "simulated.h5ad"

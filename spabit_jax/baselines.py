@@ -247,21 +247,19 @@ class Kriging:
 
 
 class LearnedKriging:
-    """``models.kriging``: kernels over space and image, learned; the mean of five processes."""
+    """``models.kriging_bag``: kernels over space and image, learned; the mean of five processes."""
 
     def fit(self, spots: Spots, expression) -> Self:
         from sklearn.model_selection import KFold
 
-        from spabit_jax.models import kriging
+        from spabit_jax.models.kriging_bag import Bag
 
         folds = KFold(min(FOLDS, len(expression)), shuffle=True, random_state=0).split(expression)
-        self.bag = kriging.fit_bag(spots.xy, spots.components, expression, [held_out for _, held_out in folds])
+        self.bag = Bag(spots.xy, spots.components, expression, [held_out for _, held_out in folds])
         return self
 
     def predict(self, spots: Spots):
-        from spabit_jax.models import kriging
-
-        mean, variance = kriging.predict_bag(self.bag, spots.xy, spots.components)
+        mean, variance = self.bag.at(spots.xy, spots.components)
         return mean, np.maximum(np.sqrt(variance), MIN_SD)
 
 

@@ -181,8 +181,9 @@ def test_kriging_is_a_gaussian_process_by_hand(with_image):
 def test_a_process_of_learned_kriging_is_a_gaussian_process_by_hand(image):
     """In float64, with the parameters that it found."""
     spots, expression, train = section(image)
-    process = kriging.fit(spots.xy[train], spots.components[train], expression[train])
-    p = [np.asarray(a, float) for a in process.params]
+    known = spots.xy[train], spots.components[train], expression[train]
+    fitted = kriging.fit(*known)
+    p = [np.asarray(a, float) for a in fitted.params]
     (long, short), scales, (in_space, in_image) = np.exp(p[0]), np.exp(p[1]), np.exp(p[2])
     amplitude, noise = np.exp(p[3]), np.exp(p[4]) + 0.01
     x, at = spots.at(train), spots.at(~train)
@@ -201,7 +202,7 @@ def test_a_process_of_learned_kriging_is_a_gaussian_process_by_hand(image):
         return np.stack(found)
 
     y = expression[train].astype(float)
-    loadings = np.asarray(process.space.loadings, float)
+    loadings = np.asarray(fitted.space.loadings, float)
     scores = (y - y.mean(axis=0)) @ np.linalg.pinv(loadings)
     mean, variance = np.tile(y.mean(axis=0), (len(at.xy), 1)), np.zeros((len(at.xy), N_GENES))
     variance += np.mean((y - y.mean(axis=0) - scores @ loadings) ** 2, axis=0)
@@ -213,7 +214,7 @@ def test_a_process_of_learned_kriging_is_a_gaussian_process_by_hand(image):
         prior = np.diag(np.tensordot(amplitude[i], own_k, 1))
         posterior = prior - np.sum(cross * cho_solve(factor, cross.T).T, axis=1) + noise[i]
         variance += np.outer(posterior, loadings[i] ** 2)
-    predicted = kriging.predict(process, at.xy, at.components)
+    predicted = kriging.predict(kriging.condition(fitted, *known), at.xy, at.components)
     np.testing.assert_allclose(predicted[0], mean, atol=2e-3)
     np.testing.assert_allclose(predicted[1], variance, rtol=1e-2)
 
@@ -221,7 +222,8 @@ def test_a_process_of_learned_kriging_is_a_gaussian_process_by_hand(image):
 def test_learned_kriging_is_the_mean_of_its_processes(fitted):
     spots, _, train = section()
     at = spots.at(~train)
-    mean, variance = np.stack([kriging.predict(p, at.xy, at.components) for p in fitted["kriging_learned"].bag], axis=1)
+    processes = fitted["kriging_learned"].bag.processes
+    mean, variance = np.stack([kriging.predict(p, at.xy, at.components) for p in processes], axis=1)
     predicted, sd = fitted["kriging_learned"].predict(at)
     np.testing.assert_allclose(predicted, mean.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(sd**2, variance.mean(axis=0) + mean.var(axis=0), rtol=1e-4)

@@ -11,6 +11,7 @@ Processes for Machine Learning, 2006, eq. 2.30) and wide log-normal priors, whic
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from spabit_jax.section import Space, expression_space
 
 N_COMPONENTS = 10  # of expression
 STEPS = 60  # of Adam
-CHUNK = 1024  # spots predicted in one call
+MAX_FITTED = 1500  # train spots that parameters are learned from: the cost grows with the cube
 MIN_NOISE = 1e-2  # of a component's variance; also keeps the Cholesky factor sound in float32
 
 # Medians of the priors; spatial scales in units of the spot pitch, image scales in standard deviations of the first
@@ -47,17 +48,26 @@ PRIOR = Params(*(jnp.log(jnp.array(median)) for median in MEDIANS))
 PRIOR_SD = Params(SCALE_SD, SCALE_SD, SCALE_SD, VARIANCE_SD, NOISE_SD)
 
 
-class Process(NamedTuple):
-    """A fitted process: a pytree of arrays, n train spots."""
+class Fitted(NamedTuple):
+    """What is learned from train spots before a process is given them: a pytree of arrays."""
 
     params: Params
+    space: Space  # scores of variance 1 → expression
+    residual: Float[Array, "G"]  # variance of expression that the components do not hold
+
+
+class Process(NamedTuple):
+    """A fitted process, given n train spots: a pytree of arrays."""
+
+    fitted: Fitted
     xy: Float[Array, "n 2"]
     image: Float[Array, "n D"]
-    scores: Float[Array, "P n"]  # of variance 1
+    scores: Float[Array, "P n"]
     solved: Float[Array, "P n"]  # (K + noise)⁻¹ scores
     factor: Float[Array, "P n n"]  # lower Cholesky factor of K + noise
-    space: Space  # scores → expression
-    residual: Float[Array, "G"]  # variance of expression that the components do not hold
+
+
+product = partial(jnp.einsum, precision="highest")  # some devices would round to 10 bits, too few for a Cholesky factor
 
 
 def distances(a, b):
@@ -81,15 +91,15 @@ def kernels(params: Params, xy_a, image_a, xy_b, image_b) -> Float[Array, "K A B
         a, b = image_a * jnp.exp(-params.image), image_b * jnp.exp(-params.image)
         d = distances(a, b)
         in_space, in_image = jnp.exp(params.product)
-        product = matern(r / in_space) * jnp.exp(-0.5 * (d / in_image) ** 2)
-        found += [matern(d), a @ b.T * IMAGE**2 / len(params.image), product]
+        both = matern(r / in_space) * jnp.exp(-0.5 * (d / in_image) ** 2)
+        found += [matern(d), product("id,jd->ij", a, b) * IMAGE**2 / len(params.image), both]
     return jnp.stack(found)
 
 
 def covariance(params: Params, xy, image) -> Float[Array, "P n n"]:
     """Of noisy scores at train spots."""
     noise = jnp.exp(params.noise) + MIN_NOISE
-    signal = jnp.einsum("pk,kij->pij", jnp.exp(params.variance), kernels(params, xy, image, xy, image))
+    signal = product("pk,kij->pij", jnp.exp(params.variance), kernels(params, xy, image, xy, image))
     return signal + noise[:, None, None] * jnp.eye(len(xy))
 
 
@@ -118,42 +128,48 @@ def optimize(xy, image, scores) -> Params:
     return jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS)[0][0]
 
 
-def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Process:
-    """Fits the process to train spots.
+def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Fitted:
+    """Learns components and parameters from train spots; the latter from ``MAX_FITTED`` of them where there are more.
 
     Args:
       xy: (n, 2) in units of the spot pitch.
       image: (n, D) image components; D is 0 without an image.
       expression: (n, G) log2(count + 1).
+
+    Raises:
+      FloatingPointError: the parameters are not finite.
     """
-    space = expression_space(np.asarray(expression, np.float32), n_components)
+    xy, image, expression = (np.asarray(a, np.float32) for a in (xy, image, expression))
+    space = expression_space(expression, n_components)
     scores = space.encode(expression)
     sd = np.maximum(scores.std(axis=0), 1e-6)
-    space = Space(space.mean, space.loadings * sd[:, None])
-    residual = np.mean((expression - space.decode(scores / sd)) ** 2, axis=0)
-    params = optimize(*_float32(xy, image, scores / sd))
-    return condition(params, space, residual, xy, image, expression)
+    residual = np.mean((expression - space.decode(scores)) ** 2, axis=0)
+    some = np.sort(np.random.default_rng(0).permutation(len(xy))[:MAX_FITTED])
+    params = optimize(xy[some], image[some], (scores / sd)[some])
+    if not all(np.isfinite(leaf).all() for leaf in params):
+        raise FloatingPointError("kriging: parameters are not finite")
+    return Fitted(params, Space(space.mean, space.loadings * sd[:, None]), residual)
 
 
 @jax.jit
-def condition(params: Params, space: Space, residual, xy, image, expression) -> Process:
-    """The process with these parameters, given (n, G) expression at (n, 2) places with (n, D) image components."""
-    scores = space.encode(expression).T  # (P, n)
-    factor = jnp.linalg.cholesky(covariance(params, xy, image))
+def condition(fitted: Fitted, xy, image, expression) -> Process:
+    """The process given (n, G) expression at (n, 2) places with (n, D) image components."""
+    scores = fitted.space.encode(expression).T  # (P, n)
+    factor = jnp.linalg.cholesky(covariance(fitted.params, xy, image))
     solved = jax.scipy.linalg.cho_solve((factor, True), scores[..., None])[..., 0]
-    return Process(params, xy, image, scores, solved, factor, space, residual)
+    return Process(fitted, xy, image, scores, solved, factor)
 
 
 @jax.jit
 def predict(process: Process, xy, image):
     """Expression at (m, 2) places with (m, D) image components: mean and variance of a measurement, (m, G) each."""
-    params, amplitude = process.params, jnp.exp(process.params.variance)
-    cross = jnp.einsum("pk,kij->pij", amplitude, kernels(params, xy, image, process.xy, process.image))  # (P, m, n)
-    mean = jnp.einsum("pij,pj->ip", cross, process.solved)
+    params, amplitude = process.fitted.params, jnp.exp(process.fitted.params.variance)
+    cross = product("pk,kij->pij", amplitude, kernels(params, xy, image, process.xy, process.image))  # (P, m, n)
+    mean = product("pij,pj->ip", cross, process.solved)
     own = jax.vmap(lambda a, b: kernels(params, a[None], b[None], a[None], b[None])[:, 0, 0])(xy, image)  # (m, K)
     white = jax.scipy.linalg.solve_triangular(process.factor, cross.swapaxes(1, 2), lower=True)  # (P, n, m)
-    variance = own @ amplitude.T - jnp.sum(white**2, axis=1).T + jnp.exp(params.noise) + MIN_NOISE
-    return process.space.decode(mean), variance @ process.space.loadings**2 + process.residual
+    variance = product("mk,pk->mp", own, amplitude) - jnp.sum(white**2, axis=1).T + jnp.exp(params.noise) + MIN_NOISE
+    return decode(process.fitted, mean, variance)
 
 
 @jax.jit
@@ -163,35 +179,9 @@ def leave_one_out(process: Process):
     inverse = jax.scipy.linalg.cho_solve((process.factor, True), eye)
     variance = 1 / jnp.diagonal(inverse, axis1=1, axis2=2)  # (P, n)
     mean = process.scores - process.solved * variance
-    return process.space.decode(mean.T), variance.T @ process.space.loadings**2 + process.residual
+    return decode(process.fitted, mean.T, variance.T)
 
 
-def fit_bag(xy, image, expression, folds, n_components: int = N_COMPONENTS) -> list[Process]:
-    """A process for each fold, whose components and parameters come from the spots outside it, given all spots.
-
-    Their mean is better than one process fitted to all spots, on small sections above all.
-
-    Args:
-      folds: indices into the n spots; each is outside at least a few.
-    """
-    n_fit = len(xy) - max(len(fold) for fold in folds)  # the same for all: one compilation
-    bag = []
-    for fold in folds:
-        spots = np.setdiff1d(np.arange(len(xy)), fold)[:n_fit]
-        fitted = fit(xy[spots], image[spots], expression[spots], n_components)
-        bag.append(condition(fitted.params, fitted.space, fitted.residual, xy, image, expression))
-    return bag
-
-
-def predict_bag(bag: list[Process], xy, image) -> tuple[np.ndarray, np.ndarray]:
-    """As ``predict``: mean of the processes' means; mean of their variances plus the variance of their means."""
-    mean, variance = np.empty((2, len(xy), len(bag[0].residual)), np.float32)
-    for start in range(0, len(xy), CHUNK):
-        part = slice(start, start + CHUNK)
-        means, variances = np.stack([predict(process, xy[part], image[part]) for process in bag], axis=1)
-        mean[part], variance[part] = means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0)
-    return mean, variance
-
-
-def _float32(*arrays):
-    return [np.asarray(a, np.float32) for a in arrays]
+def decode(fitted: Fitted, mean, variance):
+    """(m, P) means and variances of scores → (m, G) of measurements."""
+    return fitted.space.decode(mean), product("mp,pg->mg", variance, fitted.space.loadings**2) + fitted.residual

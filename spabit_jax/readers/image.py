@@ -7,6 +7,7 @@ Pillow, decoded once. Imports neither jax nor torch.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ _PHOTOMETRIC = {"RGB", "YCBCR", "MINISBLACK"}
 _BAND_BYTES = 2**26  # what a thumbnail without a pyramid holds at a time
 
 
-class SlideImage:
+class SlideImage(ABC):
     """A section image of which windows are read.
 
     ``width`` and ``height`` are in image pixels. An instance may be pickled, and used after a fork: files are opened
@@ -36,14 +37,15 @@ class SlideImage:
     width: int
     height: int
 
+    @abstractmethod
     def _clip(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
         """The window [y0:y1, x0:x1], which lies inside the image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _small(self, width: int, height: int) -> tuple[Image.Image, tuple[float, float]]:
         """The whole image, at least so large, and how much of that is image: a reduced pixel may reach beyond it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Forgets open files and decoded pixels; the next read opens them again."""
 
