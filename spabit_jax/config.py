@@ -74,9 +74,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2  # decoupled (AdamW); the reference has none
     neighbour_dropout: float = 0.5  # probability with which a training step hides each context spot
-    validation_fraction: float = (
-        0.3  # of train spots: half decide when to stop, half on weights; not with no_validation
-    )
+    validation_fraction: float = 0.1  # of train spots: they decide when to stop; not with no_validation
     patience: int = 40  # epochs without improvement before training stops, looked at every chunk_epochs
     chunk_epochs: int = 10  # epochs run between checkpoints, in one call
 

@@ -14,6 +14,7 @@ from scipy.stats import norm
 from spabit_jax.section import SectionData
 
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
+PRIOR_SPOTS = 10  # that speak for kriging when weights are fitted
 COVERAGE = 0.9  # of the intervals by which the standard deviation is calibrated
 
 
@@ -36,9 +37,10 @@ def combine(
     """Averages the seeds of the network, and its companions where there are some; adds the uncertainty.
 
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
-    squared error, genes at equal variance, at held-out train spots (stacking; Breiman, 1996). The sd is scaled there so
-    that mean ± 1.645 sd holds 90% of the measurements, all genes together. Without held-out spots all train spots
-    serve.
+    squared error, genes at equal variance, at held-out train spots (stacking; Breiman, 1996), as if ``PRIOR_SPOTS``
+    further ones had said that kriging is right: on a small section it is what least depends on chance. The sd is scaled
+    there so that mean ± 1.645 sd holds 90% of the measurements, all genes together. Without held-out spots all train
+    spots serve.
 
     Args:
       per_seed: (S, N, G) predictions of each seed's network.
@@ -58,7 +60,12 @@ def combine(
         mean, sd = truth[train].mean(axis=0), np.maximum(truth[train].std(axis=0), MIN_SD)
         members = {"network": network} | {name: predicted[seen] for name, predicted in companions.items()}
         columns = np.stack([((member - mean) / sd).ravel() for member in members.values()], axis=1)
-        found, _ = nnls(columns.astype(np.float64), ((truth[seen] - mean) / sd).ravel().astype(np.float64))
+        prior = np.array([name == "kriging" for name in members], np.float64)
+        pull = np.sqrt(PRIOR_SPOTS * truth.shape[1])  # of a gene's variance 1, at each of them
+        found, _ = nnls(
+            np.concatenate([columns, pull * np.eye(len(members))]),
+            np.concatenate([((truth[seen] - mean) / sd).ravel(), pull * prior]),
+        )
         weights = dict(zip(members, map(float, found), strict=True))
 
         def average(network, spots):

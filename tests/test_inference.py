@@ -31,6 +31,23 @@ def test_the_weights_go_to_the_better_members(case):
     assert combine(section, np.stack(noise[:2]), held_out).weights == {"network": 1}
 
 
+def test_a_few_spots_do_not_outweigh_kriging(case):
+    section, signal, truth, train = case
+    rng = np.random.default_rng(1)
+    noisy = [signal + rng.normal(size=signal.shape).astype(np.float32) for _ in range(2)]
+    few, many = (
+        combine(section, noisy[0][None], [train[:n]], {"kriging": noisy[1]}).weights["kriging"] for n in (3, 1000)
+    )
+    assert few > 0.7 and many == pytest.approx(1 / 3, abs=0.05)
+    z, x, y = ((a[train[:3]] - section.expression[train].mean(axis=0)) for a in (truth, *noisy))
+    sd = section.expression[train].std(axis=0)
+    a, b = ((m / sd).ravel() for m in (x, y))
+    ridge = 10 * len(sd) * np.eye(2)
+    gram = np.array([[a @ a, a @ b], [a @ b, b @ b]]) + ridge
+    by_hand = np.linalg.solve(gram, [a @ (z / sd).ravel(), b @ (z / sd).ravel() + ridge[1, 1]])
+    assert few == pytest.approx(by_hand[1], rel=1e-3)
+
+
 def test_the_mean_is_that_of_members_around_gene_means(case):
     section, signal, _, train = case
     rng = np.random.default_rng(1)

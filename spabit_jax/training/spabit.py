@@ -17,6 +17,8 @@ from spabit_jax.models.spabit import Tokens
 from spabit_jax.section import SectionData, Space, expression_space
 from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, restore, seed_keys
 
+FOLDS = 5  # of the train spots, of which each seed leaves one for the weights
+
 
 class TrainingData(NamedTuple):
     """What an epoch sees: a pytree of arrays."""
@@ -147,17 +149,20 @@ class Trainer:
     def held_out(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Train spots that are no targets of this seed: those that decide when it stops, and those that nothing sees.
 
-        The latter are for weights and uncertainty: at the former its error is the lowest of many epochs'. With fewer
-        than 5 train spots they are the same; with ``no_validation`` there are none.
+        The latter are for weights and uncertainty: at the former its error is the lowest of many epochs'. They are
+        another fifth with each of five seeds. With fewer than 5 train spots both are the same; with ``no_validation``
+        there are none.
         """
         if self.config.faults.no_validation:
             return self.train_spots[:0], self.train_spots[:0]
-        order = np.asarray(jax.random.permutation(seed_keys(seed)[2], self.train_spots))
-        n = round(self.config.train.validation_fraction * len(order))
-        if len(order) < 5:
+        order = np.asarray(jax.random.permutation(jax.random.key(0), self.train_spots))
+        if len(order) < FOLDS:
             return order[:1], order[:1]
-        held_out = order[: min(max(2, n), len(order) - 2)]
-        return np.sort(held_out[::2]), np.sort(held_out[1::2])
+        size = len(order) // FOLDS  # the same for all seeds: one compilation
+        unseen = np.sort(order[seed % FOLDS * size :][:size])
+        others = np.asarray(jax.random.permutation(seed_keys(seed)[2], np.setdiff1d(order, unseen)))
+        n = round(self.config.train.validation_fraction * len(order))
+        return np.sort(others[: min(max(1, n), len(others) - 2)]), unseen
 
     def fitted(self, seed: int) -> np.ndarray:
         """(n,) train spots that are targets of this seed."""

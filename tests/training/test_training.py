@@ -182,10 +182,13 @@ def test_a_loss_that_is_not_finite_ends_training(section_data, tiny_config):
 
 def test_what_decides_when_to_stop_does_not_decide_on_weights(section_data, tiny_config):
     trainer = Trainer(section_data(tiny_config), tiny_config)
-    for seed in range(3):
+    all_unseen = []
+    for seed in range(5):
         valid, unseen = trainer.held_out(seed)
         parts = np.concatenate([valid, unseen, trainer.fitted(seed)])
         np.testing.assert_array_equal(np.sort(parts), trainer.train_spots)
-        assert len(valid) and len(unseen) and abs(len(valid) - len(unseen)) <= 1
+        assert len(valid) == max(1, round(0.1 * len(parts))) and len(unseen) == len(parts) // 5
+        all_unseen.append(unseen)
+    assert len(np.unique(np.concatenate(all_unseen))) == 5 * len(unseen)  # another fifth each
     few = trainer.section._replace(is_train=np.isin(np.arange(len(trainer.section.xy)), trainer.train_spots[:5]))
     assert [len(part) for part in Trainer(few, tiny_config).held_out(0)] == [1, 1]
