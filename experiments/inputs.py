@@ -16,7 +16,7 @@ from spabit_jax.split import split_spots
 
 MIN_TRAIN_SPOTS = 3
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
-ROW_FIRST_FORMATS = ("visium", "reference")
+ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
 
 
 def transposed_crop(adata: AnnData, config: Config) -> bool:

@@ -73,6 +73,10 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_string("image", None, "Image file, instead of the one that is found.")
     flags.DEFINE_string("positions", None, "Positions file, instead of the one that is found.")
     flags.DEFINE_string("labels", None, "File with a label for each spot, instead of the one that is found.")
+    flags.DEFINE_integer("bin_um", None, "Visium HD: size of the bins in µm (default 8).")
+    flags.DEFINE_float("spot_um", None, "Xenium: sum cells over squares of this width in µm (default: each cell).")
+    flags.DEFINE_string("alignment", None, "Xenium: file of the 3 x 3 matrix from H&E pixels to Xenium's pixels.")
+    flags.DEFINE_boolean("swap_xy", False, "Exchange x and y of the spots: the positions are transposed.")
     flags.DEFINE_string("encoder", "stain", "Image encoder; an unknown name lists the known ones.")
     if several:
         flags.DEFINE_list("sections", [], "Several sections, instead of --section.")
@@ -117,8 +121,10 @@ def read_flagged_sections():
         raise InputError(f"--patch_px: {error}: give numbers separated by commas") from error
     if len(widths) not in (1, len(paths)):
         raise InputError(f"--patch_px has {len(widths)} values for {len(paths)} sections: give one, or one a section")
-    if len(paths) > 1 and (FLAGS.name or FLAGS.image or FLAGS.positions or FLAGS.labels):
-        raise InputError("--name, --image, --positions and --labels are for one section: use --section with them")
+    single = ("name", "image", "positions", "labels", "alignment")
+    if len(paths) > 1 and any(FLAGS[flag].value for flag in single):
+        names = ", ".join(f"--{flag}" for flag in single)
+        raise InputError(f"{names} are for one section: use --section with them")
     for path, width in zip(paths, widths * len(paths), strict=False):
         adata = _read(path)
         yield adata, patch_px(adata, width)
@@ -127,9 +133,8 @@ def read_flagged_sections():
 def _read(path: str):
     from spabit_jax.readers import read_section
 
-    return read_section(
-        path, FLAGS.format, image=FLAGS.image, positions=FLAGS.positions, labels=FLAGS.labels, name=FLAGS.name
-    )
+    names = ("image", "positions", "labels", "name", "bin_um", "spot_um", "alignment", "swap_xy")
+    return read_section(path, FLAGS.format, **{name: FLAGS[name].value for name in names})
 
 
 def patch_px(adata, given: float | None) -> float:

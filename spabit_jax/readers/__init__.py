@@ -1,7 +1,8 @@
 """Sections on disk, whatever their layout, as AnnData.
 
 One module per layout. Each has ``LOOKS_FOR`` (what it needs, for error messages), ``matches(path)`` and
-``read(path, name, image, positions, labels)``; a new layout is a module and a line in ``FORMATS``.
+``read(path, name, image, positions, labels)``; a layout with settings of its own names them in ``OPTIONS``, and its
+``read`` takes them too. A new layout is a module and a line in ``FORMATS``.
 Imports neither jax nor torch.
 """
 
@@ -14,10 +15,18 @@ from pathlib import Path
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers import h5ad, reference, st, visium
+from spabit_jax.readers import h5ad, reference, st, visium, visium_hd, xenium
+from spabit_jax.readers.orientation import check_orientation
 
 # The first that matches is taken: a reference folder may also hold all that a Visium folder does.
-FORMATS = {"h5ad": h5ad, "st": st, "reference": reference, "visium": visium}
+FORMATS = {
+    "h5ad": h5ad,
+    "st": st,
+    "visium_hd": visium_hd,
+    "xenium": xenium,
+    "reference": reference,
+    "visium": visium,
+}
 
 _NOT_A_NAME = re.compile(r"outs|binned_outputs|square_\d+um")
 
@@ -29,6 +38,10 @@ def read_section(
     positions: str | os.PathLike | None = None,
     labels: str | os.PathLike | None = None,
     name: str | None = None,
+    bin_um: int | None = None,
+    spot_um: float | None = None,
+    alignment: str | os.PathLike | None = None,
+    swap_xy: bool = False,
 ) -> AnnData:
     """Reads one section.
 
@@ -40,6 +53,10 @@ def read_section(
       positions: positions file instead of the one that is found, in the layout's own form (10x for .h5ad).
       labels: file of barcode,label (header or not, comma or tab), or her2st's ``*_labeled_coordinates.tsv``, or one
         label per spot in tissue; instead of the one that is found.
+      bin_um: Visium HD: size of the bins, default 8.
+      spot_um: Xenium: width of the squares over which the counts of cells are summed; None leaves cells as they are.
+      alignment: Xenium: file of the (3, 3) matrix from pixels of the H&E image to Xenium's, instead of the one found.
+      swap_xy: exchange x and y of the spots, for a positions file that has them transposed.
       name: default: the file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``.
 
     Returns:
@@ -51,27 +68,40 @@ def read_section(
       - ``uns["spatial"][name]``: images (``hires``, ``lowres``: (h, w, 3) uint8), scalefactors and metadata, as scanpy
         and squidpy expect them, with a scale factor for each image that is there and for no other. No entry without
         an image (plot with ``img_key=None`` and a ``spot_size``, or with ``scanpy.pl.embedding``).
-      - ``uns["spabit"]``: name; format; array_min and array_max, [row, col] over all spots of the positions file,
-        in tissue or not (legacy ST: over the selected ones); lattice (``hex`` or ``square``); image_path and
-        image_scale (image pixels per full-resolution pixel) if there is an image; um_per_px if it is known.
+      - ``uns["spabit"]``: name; format; positions_path; array_min and array_max, [row, col] over all spots of the
+        positions file, in tissue or not (legacy ST: over the selected ones); lattice (``hex`` or ``square``);
+        image_path and image_scale (image pixels per full-resolution pixel) if there is an image; um_per_px if it is
+        known.
 
     Raises:
       InputError: anything that is missing, unreadable or contradictory; the message names the file.
+
+    Spots that would cover the tissue better with x and y exchanged give a warning (``orientation``), never a change.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     if format != "auto" and format not in FORMATS:
         raise InputError(f"unknown format {format!r}: known formats are auto, {', '.join(FORMATS)}")
-    image, positions, labels = (None if p is None else Path(p) for p in (image, positions, labels))
-    for file in (image, positions, labels):
+    files = (image, positions, labels, alignment)
+    image, positions, labels, alignment = files = [None if file is None else Path(file) for file in files]
+    for file in files:
         if file is not None and not file.is_file():
             raise InputError(f"{file}: no such file")
     name = name or section_name(path)
     if "/" in name:
         raise InputError(f"{name!r} cannot be the name of a section: leave the slash out")
-    reader = FORMATS[_find_out(path) if format == "auto" else format]
-    return reader.read(path, name=name, image=image, positions=positions, labels=labels)
+    format = _find_out(path) if format == "auto" else format
+    options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment}
+    options = {option: value for option, value in options.items() if value is not None}
+    for option in options:
+        if option not in getattr(FORMATS[format], "OPTIONS", ()):
+            raise InputError(f"{path}: --{option} is not for sections of the format {format}: leave it out")
+    adata = FORMATS[format].read(path, name=name, image=image, positions=positions, labels=labels, **options)
+    if swap_xy:
+        adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
+    check_orientation(adata, swap_xy)
+    return adata
 
 
 def section_name(path: str | os.PathLike) -> str:

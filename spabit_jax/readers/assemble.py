@@ -32,6 +32,7 @@ def assemble(
     images: dict[str, np.ndarray] | None = None,
     scalefactors: dict[str, float] | None = None,
     square_um: float | None = None,
+    um_per_px: float | None = None,
 ) -> AnnData:
     """Puts a section together.
 
@@ -45,12 +46,13 @@ def assemble(
       images: ``hires`` and ``lowres``, (h, w, 3) uint8; a missing ``hires`` is made from a full-resolution ``image``.
       scalefactors: ``tissue_<image>_scalef`` of each of these, and ``spot_diameter_fullres`` where known.
       square_um: pitch of a square lattice in µm.
+      um_per_px: µm per full-resolution pixel where a file says so; else from the lattice.
 
     Returns:
       AnnData as ``spabit_jax.readers.read_section`` describes it.
 
     Raises:
-      InputError: counts that are not raw, repeated barcodes, no barcode in common, an image that is too small.
+      InputError: counts that are not raw, repeated barcodes, no barcode in common, an image that cannot be read.
     """
     check_raw(counts.X, counts_path)
     counts.var_names_make_unique()
@@ -76,7 +78,7 @@ def assemble(
 
     xy = spots[["x", "y"]].to_numpy()
     array = positions[["array_row", "array_col"]].to_numpy()
-    lattice, pitch_px, um_per_px = measure(array, positions[["x", "y"]].to_numpy(), square_um)
+    lattice, pitch_px, measured_um_per_px = measure(array, positions[["x", "y"]].to_numpy(), square_um)
     obs = spots[["array_row", "array_col", "in_tissue"]].rename_axis(None)
     if label is not None:
         obs["label"] = label.reindex(obs.index).astype("category").cat.remove_unused_categories()
@@ -85,12 +87,13 @@ def assemble(
 
     images, scalefactors = dict(images or {}), dict(scalefactors or {})
     section = {"name": name, "format": format, "array_min": array.min(0), "array_max": array.max(0), "lattice": lattice}
+    section["positions_path"] = str(positions_path)
     metadata = {}
+    um_per_px = um_per_px or measured_um_per_px
     if um_per_px is not None:
         section["um_per_px"] = float(um_per_px)
     if image is not None:
         slide = open_image(image)
-        _check_inside(slide, image_scale, xy, positions_path)
         section["image_path"] = metadata["source_image_path"] = str(image.resolve())
         section["image_scale"] = float(image_scale)
         if image_scale == 1.0 and "hires" not in images:
@@ -113,13 +116,3 @@ def check_raw(x, path: Path) -> None:
 
 def is_raw(values: np.ndarray) -> bool:
     return bool(np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
-
-
-def _check_inside(slide, scale: float, xy: np.ndarray, positions_path: Path) -> None:
-    low, high = xy.min(0) * scale, xy.max(0) * scale
-    if (low < 0).any() or (high > [slide.width, slide.height]).any():
-        raise InputError(
-            f"{slide.path}: {slide.width} x {slide.height} px, but the spots of {positions_path} lie from "
-            f"({low[0]:.0f}, {low[1]:.0f}) to ({high[0]:.0f}, {high[1]:.0f}) at scale {scale:g}: "
-            "give the right --image, or exchange x and y if the positions are transposed"
-        )

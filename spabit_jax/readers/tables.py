@@ -59,7 +59,7 @@ def read_counts(path: Path) -> AnnData:
 
 
 def read_positions_10x(path: Path) -> pd.DataFrame:
-    """Reads a 10x positions file, with a header or without.
+    """Reads a 10x positions file: parquet, or text with a header or without.
 
     Returns:
       A frame indexed by barcode, in the file's order: in_tissue, array_row, array_col (integers), x, y (float,
@@ -69,10 +69,14 @@ def read_positions_10x(path: Path) -> pd.DataFrame:
       InputError: unreadable, columns missing or not numbers, repeated barcodes.
     """
     with reading(path, "a positions file"):
-        line = _first_line(path)
-        second = [*line.split(_separator(line)), ""][1].strip().strip('"')
-        header = None if second.replace(".", "", 1).isdigit() else 0
-        table = pd.read_csv(path, sep=_separator(line), header=header)
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+            table = table if "barcode" in table else table.reset_index(names="barcode")
+        else:
+            line = _first_line(path)
+            second = [*line.split(_separator(line)), ""][1].strip().strip('"')
+            header = None if second.replace(".", "", 1).isdigit() else 0
+            table = pd.read_csv(path, sep=_separator(line), header=header)
     if set(POSITIONS_10X) <= set(table.columns):
         table = table[POSITIONS_10X]
     if table.shape[1] != 6:

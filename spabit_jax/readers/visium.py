@@ -20,11 +20,13 @@ from spabit_jax.readers.tables import read_counts, read_positions_10x, reading
 
 LOOKS_FOR = (
     "a folder (or its outs/) with [PREFIX_]filtered_feature_bc_matrix.h5 or filtered_feature_bc_matrix/, and "
-    "spatial/tissue_positions[_list].csv"
+    "spatial/tissue_positions[_list].csv|parquet"
 )
 IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".jpg", ".jpeg", ".png")
 _POSITIONS = [
-    folder + file for folder in ("spatial/", "") for file in ("tissue_positions.csv", "tissue_positions_list.csv")
+    folder + file
+    for folder in ("spatial/", "")
+    for file in ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 ]
 
 
@@ -68,14 +70,14 @@ def read_folder(
 ) -> AnnData:
     """Reads a folder whose counts are found; the reference's layout shares all the rest.
 
-    The image is, in this order: the one given; one in full resolution (``image.*``, ``PREFIX_image.*``,
-    ``spatial/*_full_image.*``, ``spatial/image.*``); ``spatial/tissue_hires_image.png``; ``…_lowres_image.png``.
+    The image is, in this order: the one given; one in full resolution (``full_image``);
+    ``spatial/tissue_hires_image.png``; ``…_lowres_image.png``.
     """
     positions = positions or first_existing(folder, *_POSITIONS)
     if positions is None:
         raise InputError(f"{folder}: no positions: looked for {', '.join(_POSITIONS)}; give --positions")
     previews, scalefactors = _previews(folder)  # {key: (file, image pixels per full-resolution pixel)}
-    image = image or _full_image(folder) or next((file for file, _ in previews.values()), None)
+    image = image or full_image(folder) or next((file for file, _ in previews.values()), None)
     image_scale, images = 1.0, {}
     for key, (file, scale) in previews.items():
         if image.resolve() == file.resolve():
@@ -95,6 +97,7 @@ def read_folder(
         image_scale=image_scale,
         images=images,
         scalefactors=scalefactors,
+        um_per_px=scalefactors.get("microns_per_pixel"),
     )
 
 
@@ -131,8 +134,10 @@ def _read_mtx(folder: Path) -> AnnData:
         return AnnData(x[:, genes], obs=pd.DataFrame(index=obs[0].to_numpy()), var=frame[genes])
 
 
-def _full_image(folder: Path) -> Path | None:
-    for pattern in ("image", "*_image", "spatial/*_full_image", "spatial/image"):
+def full_image(folder: Path) -> Path | None:
+    """``image.*``, ``PREFIX_tissue_image.*``, ``PREFIX_image.*``, ``spatial/*_full_image.*``, ``spatial/image.*``."""
+    # 10x publishes CytAssist's picture as PREFIX_image.tif, and the microscope's as PREFIX_tissue_image.tif
+    for pattern in ("image", "*_tissue_image", "*_image", "spatial/*_full_image", "spatial/image"):
         for suffix in IMAGE_SUFFIXES:
             for path in sorted(folder.glob(pattern + suffix)):
                 if not path.name.startswith(("tissue_", "detected_")):

@@ -23,8 +23,8 @@ def test_path_and_format(visium, tmp_path):
     (tmp_path / "empty").mkdir()
     message = error(tmp_path / "empty")
     assert "counts.csv" in message and "filtered_feature_bc_matrix.h5" in message and "_selection.tsv" in message
-    message = error(visium.write(), format="xenium")
-    assert "xenium" in message and "visium" in message and "h5ad" in message
+    message = error(visium.write(), format="merfish")
+    assert "merfish" in message and "visium" in message and "h5ad" in message
     assert "no such file" in error(visium.folder, image=tmp_path / "no.png")
     assert "slash" in error(visium.folder, name="a/b")
     for format in ("visium", "reference"):
@@ -127,6 +127,7 @@ def test_image_must_reach_the_spots(visium, legacy_st, tmp_path):
     Image.new("RGB", (700, 1300)).save(tmp_path / "turned.png")  # as for exchanged x and y
     message = error(path, image=tmp_path / "turned.png")
     assert "700 x 1300" in message and "--image" in message and "tissue_positions_list.csv" in message
+    assert "give --swap_xy" in message
     assert "image" in error(path, image=path / "spatial/scalefactors_json.json")
 
 

@@ -1,0 +1,160 @@
+"""Xenium output folders: cells, or their counts summed over squares, placed on the H&E image aligned to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from spabit_jax.errors import InputError
+from spabit_jax.graph import spot_pitch
+from spabit_jax.readers.assemble import assemble
+from spabit_jax.readers.tables import check_positions, reading
+from spabit_jax.readers.visium import first_existing, read_10x, root
+
+LOOKS_FOR = "a folder (or its outs/) with cell_feature_matrix.h5, cells.parquet and experiment.xenium"
+OPTIONS = ("spot_um", "alignment")
+_COUNTS = ("cell_feature_matrix.h5", "cell_feature_matrix")
+_CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+_COLUMNS = ["cell_id", "x_centroid", "y_centroid"]
+
+
+def matches(path: Path) -> bool:
+    return first_existing(root(path), *_COUNTS) is not None
+
+
+def read(
+    path: Path,
+    name: str,
+    image: Path | None,
+    positions: Path | None,
+    labels: Path | None,
+    spot_um: float | None = None,
+    alignment: Path | None = None,
+) -> AnnData:
+    """Reads a Xenium section; see ``spabit_jax.readers.read_section``.
+
+    Full-resolution pixels are those of the H&E image. Without an alignment (and so without an image) they are those of
+    Xenium's own image, whose x and y are µm / pixel_size. Array coordinates are those of the square lattice: of the
+    pseudo-spots, or for cells of one with the median distance between neighbours, several cells to a point or none.
+
+    Args:
+      positions: table of cells instead of ``cells.parquet``, with columns cell_id, x_centroid, y_centroid (µm).
+      spot_um: width of the squares over which counts are summed; a spot for each cell if None.
+      alignment: (3, 3) matrix as CSV, from pixels of the H&E image to Xenium's; default ``*imagealignment.csv``.
+    """
+    folder = root(path)
+    counts_path = first_existing(folder, *_COUNTS)
+    cells_path = positions or first_existing(folder, *_CELLS)
+    if counts_path is None or cells_path is None:
+        missing, wanted = ("counts", _COUNTS) if counts_path is None else ("cells", _CELLS)
+        raise InputError(f"{folder}: no {missing}: looked for {', '.join(wanted)}")
+    if spot_um is not None and not 0 < spot_um < np.inf:
+        raise InputError(f"--spot_um={spot_um:g}: pseudo-spots need a width in µm above 0")
+    image = image or _beside(path, "*he_image.ome.tif", "*he_image.tif")
+    alignment = alignment or _beside(path, "*imagealignment.csv")
+    if image is not None and alignment is None:
+        raise InputError(
+            f"{folder}: no *imagealignment.csv that places the cells on {image.name}: give --alignment=FILE"
+        )
+    pixel_um = _pixel_um(folder / "experiment.xenium")
+    to_image = np.eye(3) if alignment is None else np.linalg.inv(_read_alignment(alignment))
+    um_per_px = pixel_um / abs(np.linalg.det(to_image)) ** 0.5
+
+    counts, cells = read_10x(counts_path), _read_cells(cells_path)
+    if spot_um is None:
+        width = spot_pitch(cells.to_numpy()) if len(cells) > 1 else 1.0
+        if not width > 0:
+            raise InputError(f"{cells_path}: most cells share their position with another: give the cells' centroids")
+        spots = cells.assign(**_squares(cells, width))
+    else:
+        width = spot_um
+        counts, spots = _pseudo_spots(counts, cells, spot_um, counts_path, cells_path)
+    xy = spots[["x", "y"]].to_numpy() / pixel_um
+    spots[["x", "y"]] = xy @ to_image[:2, :2].T + to_image[:2, 2]
+    return assemble(
+        counts,
+        check_positions(spots.assign(in_tissue=1), cells_path),
+        name=name,
+        format="xenium",
+        counts_path=counts_path,
+        positions_path=cells_path,
+        labels=labels,
+        image=image,
+        scalefactors={"spot_diameter_fullres": float(width / um_per_px)},
+        um_per_px=um_per_px,
+    )
+
+
+def _beside(path: Path, *patterns: str) -> Path | None:
+    """10x publishes the image and its alignment beside the output folder's archive."""
+    return first_existing(root(path), *patterns) or first_existing(path, *patterns)
+
+
+def _pixel_um(path: Path) -> float:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: it holds the size of a pixel (pixel_size)")
+    with reading(path, "an experiment.xenium"):
+        pixel_um = float(json.loads(path.read_text())["pixel_size"])
+    if not 0 < pixel_um < np.inf:
+        raise InputError(f"{path}: a pixel_size of {pixel_um:g} µm: correct it")
+    return pixel_um
+
+
+def _read_alignment(path: Path) -> np.ndarray:
+    """(3, 3), from pixels of the H&E image to pixels of Xenium's."""
+    with reading(path, "an alignment matrix"):
+        matrix = pd.read_csv(path, header=None).to_numpy(np.float64)
+    if matrix.shape != (3, 3):
+        raise InputError(f"{path}: an alignment matrix of shape {matrix.shape} where (3, 3) is needed")
+    affine = np.isfinite(matrix).all() and np.allclose(matrix[2], [0, 0, 1])
+    if not affine or np.linalg.matrix_rank(matrix) < 3:
+        raise InputError(f"{path}: not an affine alignment that can be inverted: its last row must be 0,0,1")
+    return matrix
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    """x and y of the cells in µm, (N, 2), indexed by their ids."""
+    with reading(path, f"a table of cells ({', '.join(_COLUMNS)})"):
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path, columns=_COLUMNS)
+        else:
+            table = pd.read_csv(path, usecols=_COLUMNS)
+        # Xenium's first versions wrote integers, or bytes
+        names = [i.decode() if isinstance(i, bytes) else str(i) for i in table["cell_id"]]
+        cells = pd.DataFrame(table[_COLUMNS[1:]].to_numpy(np.float64), index=names, columns=["x", "y"])
+    if not len(cells):
+        raise InputError(f"{path}: no cells")
+    bad = ~np.isfinite(cells.to_numpy()).all(axis=1)
+    if bad.any():
+        raise InputError(f"{path}: the position of cell {cells.index[bad][0]} is missing or not a number: correct it")
+    if not cells.index.is_unique:
+        raise InputError(f"{path}: cell {cells.index[cells.index.duplicated()][0]} occurs twice: remove one row")
+    return cells
+
+
+def _squares(cells: pd.DataFrame, width: float) -> dict[str, np.ndarray]:
+    """array_row and array_col of the squares of that width which the cells are in."""
+    square = ((cells - cells.min()) // width).astype(np.int64)
+    return {"array_row": square["y"].to_numpy(), "array_col": square["x"].to_numpy()}
+
+
+def _pseudo_spots(
+    counts: AnnData, cells: pd.DataFrame, width: float, counts_path: Path, cells_path: Path
+) -> tuple[AnnData, pd.DataFrame]:
+    """Counts summed over squares, as those of spots; x, y (µm), array_row and array_col of the squares with cells."""
+    cells = cells[cells.index.isin(counts.obs_names)]
+    if not len(cells):
+        raise InputError(f"{counts_path} and {cells_path} share no cell: give the table of these cells (--positions)")
+    array, spot = np.unique(np.column_stack(list(_squares(cells, width).values())), axis=0, return_inverse=True)
+    cell = counts.obs_names.get_indexer(cells.index)
+    shape = len(array), counts.n_obs
+    member = sparse.csr_matrix((np.ones(len(cells), np.float32), (spot.ravel(), cell)), shape=shape)
+    names = [f"spot_{row}_{col}" for row, col in array]
+    spots = pd.DataFrame(cells.min().to_numpy() + (array[:, ::-1] + 0.5) * width, index=names, columns=["x", "y"])
+    spots[["array_row", "array_col"]] = array
+    return AnnData(member @ counts.X, obs=pd.DataFrame(index=names), var=counts.var), spots
