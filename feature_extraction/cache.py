@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from spabit_jax.errors import InputError
-from spabit_jax.files import sha256
+from spabit_jax.files import sha256, size_and_time
 
 
 def cache_paths(
@@ -66,8 +66,8 @@ def hash_coordinates(barcodes, coordinates) -> str:
 
 def image_stamp(path: str | os.PathLike) -> dict[str, Any]:
     """What tells an image from another: its hash, and size and time, which spare hashing it again."""
-    stat = os.stat(path)
-    return {"image_sha256": sha256(path), "image_bytes": stat.st_size, "image_mtime_ns": stat.st_mtime_ns}
+    size, time = size_and_time(path)
+    return {"image_sha256": sha256(path), "image_bytes": size, "image_mtime_ns": time}
 
 
 def is_cached(adata, encoder: str, patch_px: float, cache_dir, transposed_crop: bool = False) -> bool:
@@ -147,12 +147,12 @@ def check(npy: Path, meta: dict[str, Any], asked: dict[str, Any]) -> None:
 
 
 def _same_image(meta: dict[str, Any], path: str) -> bool:
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise InputError(f"{path}: no such image file")
-    stat = os.stat(path)
-    if (meta.get("image_bytes"), meta.get("image_mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
+    size, time = size_and_time(path)
+    if (meta.get("image_bytes"), meta.get("image_mtime_ns")) == (size, time):
         return True
-    return meta.get("image_bytes") == stat.st_size and meta.get("image_sha256") == sha256(path)
+    return meta.get("image_bytes") == size and meta.get("image_sha256") == sha256(path)
 
 
 def _file_safe(name: str) -> str:

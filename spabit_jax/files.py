@@ -36,9 +36,23 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 in hexadecimal of a file's bytes, or of the names and hashes of the files in a folder (OME-Zarr)."""
+    path = Path(path)
+    if path.is_dir():
+        listing = "\n".join(f"{sha256(file)} {file.relative_to(path)}" for file in _files(path))
+        return hashlib.sha256(listing.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_and_time(path: str | os.PathLike) -> tuple[int, int]:
+    """Bytes of a file or of all files in a folder, and when one was changed last (ns): tells of changes cheaply."""
+    stats = [file.stat() for file in _files(Path(path))]
+    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def write_or_match(path: str | os.PathLike, content: dict, keys: Sequence[str]) -> None:

@@ -15,13 +15,14 @@ from pathlib import Path
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers import h5ad, reference, st, visium, visium_hd, xenium
+from spabit_jax.readers import h5ad, reference, spatialdata, st, visium, visium_hd, xenium
 from spabit_jax.readers.orientation import check_orientation
 
 # The first that matches is taken: a reference folder may also hold all that a Visium folder does.
 FORMATS = {
     "h5ad": h5ad,
     "st": st,
+    "spatialdata": spatialdata,
     "visium_hd": visium_hd,
     "xenium": xenium,
     "reference": reference,
@@ -46,14 +47,14 @@ def read_section(
     """Reads one section.
 
     Args:
-      path: a folder; for legacy ST the counts file ``NAME.tsv[.gz]``; or a .h5ad file.
+      path: a folder (SpatialData: NAME.zarr); for legacy ST the counts file ``NAME.tsv[.gz]``; or a .h5ad file.
       format: a key of ``FORMATS``, or ``auto`` to find out.
       image: image file instead of the one that is found. It is taken to be in full-resolution pixels, unless it is
         the ``tissue_hires_image`` or ``tissue_lowres_image`` of a folder with scale factors.
       positions: positions file instead of the one that is found, in the layout's own form (10x for .h5ad).
       labels: file of barcode,label (header or not, comma or tab), or her2st's ``*_labeled_coordinates.tsv``, or one
         label per spot in tissue; instead of the one that is found.
-      bin_um: Visium HD: size of the bins, default 8.
+      bin_um: Visium HD, also as SpatialData: size of the bins, default 8.
       spot_um: Xenium: width of the squares over which the counts of cells are summed; None leaves cells as they are.
       alignment: Xenium: file of the (3, 3) matrix from pixels of the H&E image to Xenium's, instead of the one found.
       swap_xy: exchange x and y of the spots, for a positions file that has them transposed.
@@ -105,13 +106,13 @@ def read_section(
 
 
 def section_name(path: str | os.PathLike) -> str:
-    """The file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``."""
+    """The file's stem, or the folder's name without .zarr, or its parent's if that is ``outs`` or ``square_XXXum``."""
     path = Path(path).resolve()
     if path.is_file():
         return Path(path.name.removesuffix(".gz")).stem
     while _NOT_A_NAME.fullmatch(path.name):
         path = path.parent
-    return path.name
+    return path.name.removesuffix(".zarr")
 
 
 def _find_out(path: Path) -> str:

@@ -39,7 +39,7 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
         adata = anndata.read_h5ad(path)
     images, scalefactors = _embedded(adata, name, path)
     result = assemble(
-        _raw_counts(adata, path),
+        raw_counts(adata, path),
         _positions(adata, path) if positions is None else read_positions_10x(positions),
         name=name,
         format="h5ad",
@@ -56,7 +56,8 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
     return result
 
 
-def _raw_counts(adata: AnnData, path: Path) -> AnnData:
+def raw_counts(adata: AnnData, path: Path) -> AnnData:
+    """The first of ``layers["counts"]``, ``X`` and ``raw.X`` that holds raw counts, as (N, G) CSR float32."""
     choices = [(adata.layers.get("counts"), adata.var), (adata.X, adata.var)]
     if adata.raw is not None:
         choices.append((adata.raw.X, adata.raw.var))
@@ -73,7 +74,11 @@ def _positions(adata: AnnData, path: Path) -> pd.DataFrame:
     xy = adata.obsm.get("spatial")
     if xy is None or np.ndim(xy) != 2 or np.shape(xy)[1] < 2:
         raise InputError(f'{path}: no (N, 2) obsm["spatial"]: it must hold x and y of the spots in pixels')
-    xy = np.asarray(xy, np.float64)[:, :2]
+    return spot_table(adata, np.asarray(xy, np.float64)[:, :2], path)
+
+
+def spot_table(adata: AnnData, xy: np.ndarray, path: Path) -> pd.DataFrame:
+    """Positions as ``read_positions_10x`` returns them, of (N, 2) pixels and, if it has them, the array of ``obs``."""
     table = pd.DataFrame(xy, index=adata.obs_names, columns=["x", "y"])
     table["in_tissue"] = adata.obs.get("in_tissue", 1)
     if {"array_row", "array_col"} <= set(adata.obs):

@@ -1,7 +1,7 @@
 """Windows and thumbnails of section images of any size, as 8-bit RGB.
 
-TIFF (tiled, stripped, pyramidal, SVS, OME) is read through tifffile and zarr, window by window; JPEG and PNG through
-Pillow, decoded once. Imports neither jax nor torch.
+TIFF (tiled, stripped, pyramidal, SVS, OME) is read through tifffile and zarr, and OME-Zarr folders through zarr, window
+by window; JPEG and PNG through Pillow, decoded once. Imports neither jax nor torch.
 """
 
 from __future__ import annotations
@@ -114,7 +114,24 @@ class _PillowImage(SlideImage):
             return _pillow_rgb(image), draft[1][2:] if draft else image.size
 
 
-class _TiffImage(SlideImage):
+class _Pyramid(SlideImage):
+    """``_sizes`` are (width, height) of each level, the full one first; ``_clip`` takes a level too."""
+
+    _sizes: list[tuple[int, int]]
+
+    def _small(self, width, height):
+        level = max(i for i, (w, h) in enumerate(self._sizes) if i == 0 or (w >= width and h >= height))
+        full_width, full_height = self._sizes[level]
+        factor = max(1, min(full_width // width, full_height // height))
+        rows = factor * max(1, _BAND_BYTES // (3 * full_width * factor))
+        bands = [
+            np.asarray(Image.fromarray(self._clip(0, y, full_width, min(y + rows, full_height), level)).reduce(factor))
+            for y in range(0, full_height, rows)
+        ]
+        return Image.fromarray(np.concatenate(bands)), (full_width / factor, full_height / factor)
+
+
+class _TiffImage(_Pyramid):
     def __init__(self, path: str):
         self.path, self._pid, self._tiff, self._arrays = path, None, None, {}
         with tifffile.TiffFile(path) as tiff:
@@ -131,7 +148,7 @@ class _TiffImage(SlideImage):
             self._alpha = bool(page.extrasamples) and int(page.extrasamples[0]) in (1, 2)
             sizes = [(s.shape[s.axes.index("X")], s.shape[s.axes.index("Y")]) for s in series.levels]
             _check_whole(path, series)
-        self._sizes = sizes  # (width, height) of each pyramid level, the full one first
+        self._sizes = sizes
         self.width, self.height = sizes[0]
 
     def close(self):
@@ -163,29 +180,44 @@ class _TiffImage(SlideImage):
         axes = [a for a in self._axes if a in window or a in _CHANNEL_AXES]
         order = [axes.index("Y"), axes.index("X"), *(i for i, a in enumerate(axes) if a not in window)]
         pixels = np.asarray(pixels).transpose(order).reshape(y1 - y0, x1 - x0, -1)
-        if pixels.dtype != np.uint8:
-            pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        return _rgb(pixels, self._alpha)
+        return _rgb(_eight_bit(pixels), self._alpha)
 
-    def _small(self, width, height):
-        level = max(i for i, (w, h) in enumerate(self._sizes) if i == 0 or (w >= width and h >= height))
-        full_width, full_height = self._sizes[level]
-        factor = max(1, min(full_width // width, full_height // height))
-        rows = factor * max(1, _BAND_BYTES // (3 * full_width * factor))
-        bands = [
-            np.asarray(Image.fromarray(self._clip(0, y, full_width, min(y + rows, full_height), level)).reduce(factor))
-            for y in range(0, full_height, rows)
-        ]
-        return Image.fromarray(np.concatenate(bands)), (full_width / factor, full_height / factor)
+
+class _ZarrImage(_Pyramid):
+    """An OME-Zarr image of axes (c, y, x), as SpatialData keeps them."""
+
+    def __init__(self, path: str):
+        self.path, self._arrays = path, None
+        arrays = self._levels()
+        if arrays[0].ndim != 3 or arrays[0].shape[0] not in (1, 3) or arrays[0].dtype not in (np.uint8, np.uint16):
+            raise InputError(f"{path}: pixels {arrays[0].shape} {arrays[0].dtype}: (3, y, x) of 8 or 16 bit are needed")
+        self._sizes = [array.shape[:0:-1] for array in arrays]
+        self.width, self.height = self._sizes[0]
+
+    def close(self):
+        self._arrays = None
+
+    def _levels(self):
+        if self._arrays is None:
+            group = zarr.open_group(self.path, mode="r")
+            attributes = group.attrs.get("ome", group.attrs)
+            self._arrays = [group[level["path"]] for level in attributes["multiscales"][0]["datasets"]]
+        return self._arrays
+
+    def _clip(self, x0, y0, x1, y1, level=0):
+        pixels = np.moveaxis(self._levels()[level][:, y0:y1, x0:x1], 0, 2)
+        return _rgb(_eight_bit(pixels), alpha=False)
 
 
 def open_image(path: str | os.PathLike) -> SlideImage:
-    """Opens a section image; no pixel is decoded yet.
+    """Opens a section image, a file or an OME-Zarr folder; no pixel is decoded yet.
 
     Raises:
       InputError: no such file, not an image, a truncated TIFF, or an image that is neither RGB nor gray.
     """
     path = os.fspath(path)
+    if Path(path).is_dir():
+        return _decode(path, _ZarrImage, path)
     if not Path(path).is_file():
         raise InputError(f"{path}: no such image file")
     with open(path, "rb") as file:
@@ -221,6 +253,10 @@ def _check_whole(path: str, series: tifffile.TiffPageSeries) -> None:
             end = int((np.asarray(page.dataoffsets, np.uint64) + np.asarray(page.databytecounts, np.uint64)).max())
             if end > size:
                 raise InputError(f"{path}: truncated, {size} bytes where {end} are needed: replace the file")
+
+
+def _eight_bit(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:

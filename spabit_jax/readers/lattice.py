@@ -10,6 +10,7 @@ from scipy.spatial import KDTree
 from spabit_jax.errors import InputError
 
 _ROW, _COL = 3**0.5 / 2, 1 / 2  # of the hexagonal lattice, in units of the distance between neighbours
+_NO_LATTICE = 0.3  # of the order of directions from 0 to 1, up to which cells count as lying on no lattice
 VISIUM_UM = 100.0
 
 
@@ -70,7 +71,8 @@ def array_coordinates(xy: np.ndarray, path: Path) -> np.ndarray:
     offset = z[pairs[:, 1]] - z[pairs[:, 0]]
     offset = offset[offset != 0]
     direction = offset / np.abs(offset)
-    fold = max((4, 6), key=lambda n: abs(np.mean(direction**n)))
+    order = {n: abs(np.mean(direction**n)) for n in (4, 6)}  # 1 on a lattice
+    fold = 6 if order[6] > max(order[4], _NO_LATTICE) else 4
     turn = np.angle(np.mean(direction**fold)) / fold
     sector = np.round((np.angle(offset) - turn) * fold / (2 * np.pi))
     step = np.mean(offset * np.exp(-2j * np.pi * sector / fold))

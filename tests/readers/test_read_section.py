@@ -247,7 +247,7 @@ def test_scanpy_draws_it_the_right_way_up(visium):
 
 
 def test_every_format_can_be_asked_for():
-    assert set(FORMATS) == {"visium", "visium_hd", "xenium", "st", "reference", "h5ad"}
+    assert set(FORMATS) == {"visium", "visium_hd", "xenium", "spatialdata", "st", "reference", "h5ad"}
     for reader in FORMATS.values():
         assert reader.LOOKS_FOR
 
