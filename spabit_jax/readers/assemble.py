@@ -55,10 +55,8 @@ def assemble(
       InputError: counts that are not raw, repeated barcodes, no barcode in common, an image that cannot be read.
     """
     check_raw(counts.X, counts_path)
-    counts.var_names_make_unique()
+    make_names_unique(counts, counts_path)
     names = counts.obs_names
-    if not names.is_unique:
-        raise InputError(f"{counts_path}: barcode {names[names.duplicated()][0]} occurs twice: remove one of them")
     spots = positions[positions["in_tissue"] == 1]
     row = names.get_indexer(spots.index)
     n_lost = int((row < 0).sum())
@@ -105,6 +103,14 @@ def assemble(
         adata.uns["spatial"] = {name: {"images": images, "scalefactors": scalefactors, "metadata": metadata}}
     adata.uns["spabit"] = section
     return adata
+
+
+def make_names_unique(counts: AnnData, path: Path) -> None:
+    """Makes the names of genes unique, in place; raises InputError where two spots share a barcode."""
+    counts.var_names_make_unique()
+    names = counts.obs_names
+    if not names.is_unique:
+        raise InputError(f"{path}: barcode {names[names.duplicated()][0]} occurs twice: remove one of them")
 
 
 def check_raw(x, path: Path) -> None:

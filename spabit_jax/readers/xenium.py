@@ -12,7 +12,7 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.graph import spot_pitch
-from spabit_jax.readers.assemble import assemble
+from spabit_jax.readers.assemble import assemble, make_names_unique
 from spabit_jax.readers.tables import check_positions, reading
 from spabit_jax.readers.visium import first_existing, read_10x, root
 
@@ -147,6 +147,7 @@ def _pseudo_spots(
     counts: AnnData, cells: pd.DataFrame, width: float, counts_path: Path, cells_path: Path
 ) -> tuple[AnnData, pd.DataFrame]:
     """Counts summed over squares, as those of spots; x, y (µm), array_row and array_col of the squares with cells."""
+    make_names_unique(counts, counts_path)
     cells = cells[cells.index.isin(counts.obs_names)]
     if not len(cells):
         raise InputError(f"{counts_path} and {cells_path} share no cell: give the table of these cells (--positions)")

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 from scipy import sparse
 from scipy.io import mmwrite
@@ -121,3 +122,111 @@ class LegacyST:
 @pytest.fixture
 def legacy_st(tmp_path) -> LegacyST:
     return LegacyST(tmp_path)
+
+
+class VisiumHD:
+    """Bins of 8 µm (12 × 10) and of 16 µm (6 × 5), a little turned against the image as on a real slide."""
+
+    um_per_px = 0.4
+    turn = np.deg2rad(1.5)
+
+    def __init__(self, folder: Path):
+        self.folder, self.table, self.counts = folder, {}, {}
+        for size in (8, 16):
+            rng = np.random.default_rng(size)
+            array = np.array([(r, c) for r in range(96 // size) for c in range(80 // size)])
+            u = (array[:, ::-1] + 0.5) * size / self.um_per_px  # (x, y) on the slide
+            cos, sin = np.cos(self.turn), np.sin(self.turn)
+            xy = 30 + u @ np.array([[cos, sin], [-sin, cos]])
+            table = pd.DataFrame(array, columns=["array_row", "array_col"])
+            table.insert(0, "barcode", [f"s_{size:03}um_{r:05}_{c:05}-1" for r, c in array])
+            table.insert(1, "in_tissue", (array[:, 0] > 0).astype(int))
+            table["pxl_row_in_fullres"], table["pxl_col_in_fullres"] = xy[:, 1], xy[:, 0]
+            self.table[size] = table
+            self.counts[size] = rng.poisson(1, (len(table), len(GENES)))
+
+    def spots(self, size: int) -> tuple[pd.DataFrame, np.ndarray]:
+        """Positions of the bins in tissue, and their (N, G) counts."""
+        inside = (self.table[size]["in_tissue"] == 1).to_numpy()
+        return self.table[size][inside], self.counts[size][inside]
+
+    def bins(self, size: int) -> Path:
+        return self.folder / "binned_outputs" / f"square_{size:03}um"
+
+    def write(self) -> Path:
+        for size in self.table:
+            (self.bins(size) / "spatial").mkdir(parents=True)
+            table, counts = self.spots(size)
+            order = np.random.default_rng(1).permutation(len(table))
+            barcodes = [*table["barcode"].iloc[order]]
+            _write_h5(self.bins(size) / "filtered_feature_bc_matrix.h5", counts[order], barcodes)
+            self.table[size].to_parquet(self.bins(size) / "spatial/tissue_positions.parquet")
+            factors = {
+                "spot_diameter_fullres": size / self.um_per_px,
+                "bin_size_um": float(size),
+                "microns_per_pixel": self.um_per_px,
+                "tissue_hires_scalef": 0.5,
+                "tissue_lowres_scalef": 0.1,
+            }
+            (self.bins(size) / "spatial/scalefactors_json.json").write_text(json.dumps(factors))
+            for key, scale in (("hires", 0.5), ("lowres", 0.1)):
+                image = Image.new("RGB", (round(270 * scale), round(310 * scale)), (200, 120, 160))
+                image.save(self.bins(size) / f"spatial/tissue_{key}_image.png")
+        return self.folder
+
+
+@pytest.fixture
+def visium_hd(tmp_path) -> VisiumHD:
+    return VisiumHD(tmp_path / "HD1")
+
+
+class Xenium:
+    """60 cells anywhere on an H&E image that is turned by 90°, mirrored nowhere, and of another scale than Xenium's."""
+
+    pixel_um = 0.2125
+    he_um = 0.3  # of a pixel of the H&E image
+    width, height = 400, 300
+
+    def __init__(self, folder: Path):
+        rng = np.random.default_rng(0)
+        scale = self.he_um / self.pixel_um
+        self.alignment = np.array([[0, -scale, 900.0], [scale, 0, 150.0], [0, 0, 1]])
+        self.xy = rng.uniform([20, 20], [self.width - 20, self.height - 20], (60, 2))
+        self.um = (self.xy @ self.alignment[:2, :2].T + self.alignment[:2, 2]) * self.pixel_um
+        self.ids = [f"cell{i:04}-1" for i in rng.permutation(60)]
+        self.counts = rng.poisson(2, (60, len(GENES)))
+        self.folder = folder
+        folder.mkdir()
+
+    def cells(self, ids=None) -> pd.DataFrame:
+        columns = {
+            "cell_id": self.ids if ids is None else ids,
+            "x_centroid": self.um[:, 0],
+            "y_centroid": self.um[:, 1],
+        }
+        return pd.DataFrame(columns | {"transcript_counts": self.counts.sum(1), "cell_area": 50.0})
+
+    def align(self, matrix=None) -> Path:
+        path = self.folder / "S_he_imagealignment.csv"
+        pd.DataFrame(self.alignment if matrix is None else matrix).to_csv(path, header=False, index=False)
+        return path
+
+    def h5(self, ids=None) -> None:
+        types = ["Gene Expression"] * 4 + ["Negative Control Probe"]
+        order = np.random.default_rng(2).permutation(60)
+        ids = np.array(self.ids if ids is None else ids)[order]
+        _write_h5(self.folder / "cell_feature_matrix.h5", self.counts[order], [*ids], types)
+
+    def write(self) -> Path:
+        self.h5()
+        self.cells().to_parquet(self.folder / "cells.parquet")
+        (self.folder / "experiment.xenium").write_text(json.dumps({"pixel_size": self.pixel_um, "num_cells": 60}))
+        self.align()
+        pixels = np.full((self.height, self.width, 3), 200, np.uint8)
+        tifffile.imwrite(self.folder / "S_he_image.ome.tif", pixels, photometric="rgb", tile=(64, 64))
+        return self.folder
+
+
+@pytest.fixture
+def xenium(tmp_path) -> Xenium:
+    return Xenium(tmp_path / "X1")
