@@ -74,17 +74,20 @@ def _positions(adata: AnnData, path: Path) -> pd.DataFrame:
     xy = adata.obsm.get("spatial")
     if xy is None or np.ndim(xy) != 2 or np.shape(xy)[1] < 2:
         raise InputError(f'{path}: no (N, 2) obsm["spatial"]: it must hold x and y of the spots in pixels')
-    return spot_table(adata, np.asarray(xy, np.float64)[:, :2], path)
+    return spot_table(adata, np.asarray(xy, np.float64)[:, :2], array_coordinates, path)
 
 
-def spot_table(adata: AnnData, xy: np.ndarray, path: Path) -> pd.DataFrame:
-    """Positions as ``read_positions_10x`` returns them, of (N, 2) pixels and, if it has them, the array of ``obs``."""
+def spot_table(adata: AnnData, xy: np.ndarray, derived, path: Path) -> pd.DataFrame:
+    """Positions as ``read_positions_10x`` returns them, of (N, 2) pixels.
+
+    Array coordinates are those of ``obs``; where it has none, they are ``derived(xy, path)``.
+    """
     table = pd.DataFrame(xy, index=adata.obs_names, columns=["x", "y"])
     table["in_tissue"] = adata.obs.get("in_tissue", 1)
     if {"array_row", "array_col"} <= set(adata.obs):
         table[["array_row", "array_col"]] = adata.obs[["array_row", "array_col"]]
     elif np.isfinite(xy).all():
-        table[["array_row", "array_col"]] = array_coordinates(xy, path)
+        table[["array_row", "array_col"]] = derived(xy, path)
     else:
         table[["array_row", "array_col"]] = 0  # check_positions names the spot that has no position
     return check_positions(table, path)

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from spabit_jax.errors import InputError
+from spabit_jax.graph import spot_pitch
 
 _ROW, _COL = 3**0.5 / 2, 1 / 2  # of the hexagonal lattice, in units of the distance between neighbours
 _NO_LATTICE = 0.3  # of the order of directions from 0 to 1, up to which cells count as lying on no lattice
@@ -86,3 +87,31 @@ def array_coordinates(xy: np.ndarray, path: Path) -> np.ndarray:
     array = np.column_stack([row, col]).astype(np.int64)
     low = array.min(0)
     return array - low + [0, low.sum() % 2]
+
+
+def squares(xy: np.ndarray, width: float) -> np.ndarray:
+    """(N, 2) int64, (row, col) of the squares of that width in which (N, 2) places lie, counted from the least."""
+    return ((xy - xy.min(0)) // width).astype(np.int64)[:, ::-1]
+
+
+def cell_squares(xy: np.ndarray, path: Path) -> np.ndarray:
+    """Array coordinates of cells, which lie on no lattice: squares of the median distance to the nearest neighbour.
+
+    Several cells may share a square, and squares may be empty.
+
+    Args:
+      xy: (N, 2) float, in any unit.
+      path: for the error message.
+
+    Returns:
+      (N, 2) int64, (row, col), counted from 0.
+
+    Raises:
+      InputError: most cells share their position with another.
+    """
+    if len(xy) < 2:
+        return np.zeros((len(xy), 2), np.int64)
+    width = spot_pitch(xy)
+    if not width > 0:
+        raise InputError(f"{path}: most cells share their position with another: give the cells' centroids")
+    return squares(xy, width)

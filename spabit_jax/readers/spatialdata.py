@@ -15,6 +15,7 @@ from anndata import AnnData
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import assemble
 from spabit_jax.readers.h5ad import raw_counts, spot_table
+from spabit_jax.readers.lattice import cell_squares
 from spabit_jax.readers.tables import reading
 from spabit_jax.readers.visium_hd import DEFAULT_BIN_UM
 
@@ -35,7 +36,7 @@ def read(
 
     Spots are the centroids of the shapes (or labels) that the table annotates. Full-resolution pixels are those of the
     largest image with three channels that shares a coordinate system with them; without one, or with ``image``, they
-    are those of the coordinate system ``global``, or of the first.
+    are those of the coordinate system ``global``, or of the first. A table without array coordinates is one of cells.
 
     Args:
       positions: must be None.
@@ -63,10 +64,10 @@ def read(
             to_image = np.linalg.inv(found[system].to_affine_matrix(_XY, _XY))
             image = path / "images" / image_key
         centroids = sd.get_centroids(data[region], coordinate_system=system).compute()
-    xy = centroids[list(_XY)].reindex(instances).to_numpy() @ to_image[:2, :2].T + to_image[:2, 2]
+        xy = centroids[list(_XY)].reindex(instances).to_numpy() @ to_image[:2, :2].T + to_image[:2, 2]
     return assemble(
         raw_counts(table, path),
-        spot_table(table, xy, path),
+        spot_table(table, xy, cell_squares, path),
         name=name,
         format="spatialdata",
         counts_path=path,

@@ -11,8 +11,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
-from spabit_jax.graph import spot_pitch
 from spabit_jax.readers.assemble import assemble, make_names_unique
+from spabit_jax.readers.lattice import cell_squares, squares
 from spabit_jax.readers.tables import check_positions, reading
 from spabit_jax.readers.visium import first_existing, read_10x, root
 
@@ -66,14 +66,13 @@ def read(
     um_per_px = pixel_um / abs(np.linalg.det(to_image)) ** 0.5
 
     counts, cells = read_10x(counts_path), _read_cells(cells_path)
+    scalefactors = {}
     if spot_um is None:
-        width = spot_pitch(cells.to_numpy()) if len(cells) > 1 else 1.0
-        if not width > 0:
-            raise InputError(f"{cells_path}: most cells share their position with another: give the cells' centroids")
-        spots = cells.assign(**_squares(cells, width))
+        spots = cells
+        spots[["array_row", "array_col"]] = cell_squares(cells.to_numpy(), cells_path)
     else:
-        width = spot_um
         counts, spots = _pseudo_spots(counts, cells, spot_um, counts_path, cells_path)
+        scalefactors["spot_diameter_fullres"] = float(spot_um / um_per_px)
     xy = spots[["x", "y"]].to_numpy() / pixel_um
     spots[["x", "y"]] = xy @ to_image[:2, :2].T + to_image[:2, 2]
     return assemble(
@@ -85,7 +84,7 @@ def read(
         positions_path=cells_path,
         labels=labels,
         image=image,
-        scalefactors={"spot_diameter_fullres": float(width / um_per_px)},
+        scalefactors=scalefactors,
         um_per_px=um_per_px,
     )
 
@@ -137,12 +136,6 @@ def _read_cells(path: Path) -> pd.DataFrame:
     return cells
 
 
-def _squares(cells: pd.DataFrame, width: float) -> dict[str, np.ndarray]:
-    """array_row and array_col of the squares of that width which the cells are in."""
-    square = ((cells - cells.min()) // width).astype(np.int64)
-    return {"array_row": square["y"].to_numpy(), "array_col": square["x"].to_numpy()}
-
-
 def _pseudo_spots(
     counts: AnnData, cells: pd.DataFrame, width: float, counts_path: Path, cells_path: Path
 ) -> tuple[AnnData, pd.DataFrame]:
@@ -151,7 +144,7 @@ def _pseudo_spots(
     cells = cells[cells.index.isin(counts.obs_names)]
     if not len(cells):
         raise InputError(f"{counts_path} and {cells_path} share no cell: give the table of these cells (--positions)")
-    array, spot = np.unique(np.column_stack(list(_squares(cells, width).values())), axis=0, return_inverse=True)
+    array, spot = np.unique(squares(cells.to_numpy(), width), axis=0, return_inverse=True)
     cell = counts.obs_names.get_indexer(cells.index)
     shape = len(array), counts.n_obs
     member = sparse.csr_matrix((np.ones(len(cells), np.float32), (spot.ravel(), cell)), shape=shape)

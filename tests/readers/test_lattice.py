@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spabit_jax.readers.lattice import array_coordinates, measure
+from spabit_jax.errors import InputError
+from spabit_jax.readers.lattice import array_coordinates, cell_squares, measure
 
 
 def hexagonal(rows=9, cols=14):
@@ -59,3 +60,18 @@ def test_cells_off_any_lattice_get_places_nearby():
     xy = np.random.default_rng(0).random((500, 2)) * 1000
     found = array_coordinates(xy, Path("a.h5ad"))
     assert found.min(0).tolist() == [0, 0] and len(np.unique(found, axis=0)) > 250
+
+
+def test_cells_that_lie_on_no_lattice_are_on_no_hexagonal_one(tmp_path):
+    for seed in range(5):
+        xy = np.random.default_rng(seed).uniform(0, 1000, (700, 2))
+        array = array_coordinates(xy, tmp_path)
+        assert measure(array, xy, None)[0] == "square"
+
+
+def test_squares_of_cells(tmp_path):
+    xy = np.array([[10.0, 5.0], [13.0, 5.0], [10.0, 8.0], [19.5, 8.1]])
+    assert cell_squares(xy, tmp_path).tolist() == [[0, 0], [0, 1], [1, 0], [1, 3]]
+    assert cell_squares(xy[:1], tmp_path).tolist() == [[0, 0]]
+    with pytest.raises(InputError, match="share their position"):
+        cell_squares(np.ones((3, 2)), tmp_path)
