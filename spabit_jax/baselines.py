@@ -252,10 +252,11 @@ class LearnedKriging:
     def fit(self, spots: Spots, expression) -> Self:
         from sklearn.model_selection import KFold
 
-        from spabit_jax.models.kriging_bag import Bag
+        from spabit_jax.models.kriging_bag import Bag, fit_bag
 
         folds = KFold(min(FOLDS, len(expression)), shuffle=True, random_state=0).split(expression)
-        self.bag = Bag(spots.xy, spots.components, expression, [held_out for _, held_out in folds])
+        known = spots.xy, spots.components, expression
+        self.bag = Bag(fit_bag(*known, [held_out for _, held_out in folds]), *known)
         return self
 
     def predict(self, spots: Spots):

@@ -26,12 +26,8 @@ NEAREST = 32  # train spots that a place is predicted from where there are more
 CHUNK = 1024  # places predicted in one call
 
 
-class Bag:
-    """Kriging from n train spots.
-
-    Up to ``MAX_EXACT`` of them it is the mean of a process for each fold, whose components and parameters come from
-    the spots outside it, given all spots: better than one process fitted to all, on small sections above all. Beyond
-    that it is one process, and each place is predicted from its ``NEAREST`` spots (Vecchia, 1988): the cost is linear.
+def fit_bag(xy, image, expression, folds, n_components: int = N_COMPONENTS) -> list[Fitted]:
+    """What is learned from n train spots: once for each fold, without it; with more than ``MAX_EXACT``, once from all.
 
     Args:
       xy: (n, 2) in units of the spot pitch.
@@ -43,34 +39,50 @@ class Bag:
     Raises:
       FloatingPointError: parameters are not finite.
     """
+    if len(xy) > MAX_EXACT:
+        return [fit(xy, image, expression, n_components)]
+    n_fit = len(xy) - max(len(fold) for fold in folds)  # the same for all: one compilation
+    outside = [np.setdiff1d(np.arange(len(xy)), fold)[:n_fit] for fold in folds]
+    return [fit(xy[spots], image[spots], expression[spots], n_components) for spots in outside]
 
-    def __init__(self, xy, image, expression, folds, n_components: int = N_COMPONENTS):
+
+class Bag:
+    """Kriging from n train spots, with what ``fit_bag`` learned from them.
+
+    Up to ``MAX_EXACT`` of them it is the mean of the folds' processes, all given all spots: better than one process
+    fitted to all, on small sections above all. Beyond that it is one process, and each place is predicted from its
+    ``NEAREST`` spots (Vecchia, 1988): the cost is linear.
+
+    Args:
+      fitted: of ``fit_bag``.
+      xy, image, expression: the spots, as there.
+    """
+
+    def __init__(self, fitted: list[Fitted], xy, image, expression):
         self.xy, self.image, self.expression = (np.asarray(a, np.float32) for a in (xy, image, expression))
-        self.folds, self.exact = folds, len(xy) <= MAX_EXACT
-        if not self.exact:
-            self.fitted = fit(self.xy, self.image, self.expression, n_components)
+        self.exact = len(xy) <= MAX_EXACT
+        if self.exact:
+            self.processes = [condition(f, self.xy, self.image, self.expression) for f in fitted]
+        else:
+            (self.fitted,) = fitted
             self.scores = self.fitted.space.encode(self.expression)
             self.order = np.lexsort(self.xy.T)  # ties among the nearest do not depend on the order of spots
             self.tree = KDTree(self.xy[self.order])
-            return
-        n_fit = len(xy) - max(len(fold) for fold in folds)  # the same for all: one compilation
-        self.processes = []
-        for fold in folds:
-            spots = np.setdiff1d(np.arange(len(xy)), fold)[:n_fit]
-            fitted = fit(self.xy[spots], self.image[spots], self.expression[spots], n_components)
-            self.processes.append(condition(fitted, self.xy, self.image, self.expression))
 
     def at(self, xy, image) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of a measurement, (m, G) each, at (m, 2) places with (m, D) image components."""
+        xy, image = np.asarray(xy, np.float32), np.asarray(image, np.float32)
         if self.exact:
-            return _in_chunks(self._exact, np.asarray(xy, np.float32), np.asarray(image, np.float32))
-        nearest = self.order[self.tree.query(xy, k=NEAREST)[1]]
-        return self._from(nearest, xy, image)
+            return _in_chunks(self._exact, xy, image)
+        return self._from(self.order[self.tree.query(xy, k=NEAREST)[1]], xy, image)
 
-    def left_out(self) -> tuple[np.ndarray, np.ndarray]:
+    def left_out(self, folds) -> tuple[np.ndarray, np.ndarray]:
         """As ``at``, at each train spot from the others, by the process with components and parameters not from it.
 
         With more than ``MAX_EXACT`` spots there is one process, fitted to very many, of which the spot may be one.
+
+        Args:
+          folds: of ``fit_bag``.
         """
         if not self.exact:
             nearest = self.order[self.tree.query(self.xy, k=NEAREST + 1)[1]]
@@ -78,7 +90,7 @@ class Bag:
             keep[keep.all(axis=1), -1] = False  # more spots at one place: itself may not be among those found
             return self._from(nearest[keep].reshape(-1, NEAREST), self.xy, self.image)
         mean, variance = np.empty((2, *self.expression.shape), np.float32)
-        for fold, process in zip(self.folds, self.processes, strict=True):
+        for fold, process in zip(folds, self.processes, strict=True):
             mean[fold], variance[fold] = (np.asarray(values)[fold] for values in leave_one_out(process))
         return mean, variance
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from spabit_jax.baselines import Spots, ridge_neighbours
-from spabit_jax.models.kriging_bag import Bag
+from spabit_jax.models.kriging_bag import Bag, fit_bag
 from spabit_jax.section import SectionData
 
 FOLDS = 5
@@ -32,12 +32,12 @@ def kriged(section: SectionData, n_components: int, seed: int = 0) -> tuple[np.n
     Returns:
       mean, variance: (N, G) float32; the variance is that of a measurement.
     """
-    folds = draw_folds(section, seed)
-    train, test = np.concatenate(folds), np.flatnonzero(~section.is_train)
-    parts = np.split(np.arange(len(train)), np.cumsum([len(fold) for fold in folds])[:-1])
+    train, test = np.flatnonzero(section.is_train), np.flatnonzero(~section.is_train)
+    folds = [np.searchsorted(train, fold) for fold in draw_folds(section, seed)]
+    known = section.xy[train], section.features[train], section.expression[train]
+    bag = Bag(fit_bag(*known, folds, n_components), *known)
     mean, variance = np.empty_like(section.expression), np.empty_like(section.expression)
-    bag = Bag(section.xy[train], section.features[train], section.expression[train], parts, n_components)
-    mean[train], variance[train] = bag.left_out()
+    mean[train], variance[train] = bag.left_out(folds)
     if len(test):
         mean[test], variance[test] = bag.at(section.xy[test], section.features[test])
     return mean, variance

@@ -57,9 +57,9 @@ def test_kriging_from_the_nearest_equals_conditioning_on_them(section, monkeypat
     xy, image, y = section.xy[train], section.features[train], section.expression[train]
     monkeypatch.setattr(kriging_bag, "MAX_EXACT", 20)
     monkeypatch.setattr(kriging_bag, "NEAREST", 8)
-    bag = kriging_bag.Bag(xy, image, y, [], 3)
+    bag = kriging_bag.Bag(kriging_bag.fit_bag(xy, image, y, [], 3), xy, image, y)
     mean, variance = bag.at(section.xy[test], section.features[test])
-    left_mean, left_variance = bag.left_out()
+    left_mean, left_variance = bag.left_out([])
     for i in (0, 7):
         for place, others, found in (
             (test, train, (mean, variance)),
@@ -78,13 +78,8 @@ def test_kriging_does_not_depend_on_what_else_is_asked_for(section, monkeypatch)
     train, test = np.flatnonzero(section.is_train), np.flatnonzero(~section.is_train)
     for most in (1500, 20):
         monkeypatch.setattr(kriging_bag, "MAX_EXACT", most)
-        bag = kriging_bag.Bag(
-            section.xy[train],
-            section.features[train],
-            section.expression[train],
-            np.array_split(np.arange(len(train)), 3),
-            3,
-        )
+        known = section.xy[train], section.features[train], section.expression[train]
+        bag = kriging_bag.Bag(kriging_bag.fit_bag(*known, np.array_split(np.arange(len(train)), 3), 3), *known)
         whole = bag.at(section.xy[test], section.features[test])
         monkeypatch.setattr(kriging_bag, "CHUNK", 7)
         part = bag.at(section.xy[test[::-1][:9]], section.features[test[::-1][:9]])
