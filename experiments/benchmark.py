@@ -160,7 +160,7 @@ def predict_model(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarray, 
         tokens = sides.gene_tokens("oracle", section, config, GAT_SEED)
         per_seed = np.stack([sides.predict("oracle", section, tokens, test, config, seed) for seed in seeds])
         return per_seed, per_seed.mean(axis=0), np.full(per_seed.shape[1:], np.nan)
-    from experiments.run import fit_predict
+    from experiments.model import fit_predict
 
     predicted = fit_predict(inputs, seeds)
     return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test]

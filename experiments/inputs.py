@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from absl import logging
 from anndata import AnnData
@@ -24,6 +26,41 @@ def transposed_crop(adata: AnnData, config: Config) -> bool:
     return config.faults.transposed_crop and adata.uns["spabit"]["format"] in ROW_FIRST_FORMATS
 
 
+class Cached(NamedTuple):
+    """Image features through the cache: the arguments of ``feature_extraction.cache``.
+
+    ``adata`` needs names, ``obsm["spatial"]`` and ``uns["spabit"]`` only: it may be places without counts.
+    """
+
+    adata: AnnData
+    encoder: str
+    patch_px: float
+    cache_dir: str
+    transposed_crop: bool
+
+    def extract(self, weights: str | None = None) -> None:
+        """Computes them if they are not there, with the weights of a file or those that the encoder finds."""
+        if cache.is_cached(*self):
+            return
+        from feature_extraction.extract import extract_section
+
+        *asked, transposed = self
+        extract_section(*asked, weights=weights, transposed_crop=transposed)
+
+    def read(self) -> np.ndarray:
+        """(N, D)."""
+        return cache.read_cache(*self)
+
+    def made_from(self) -> dict:
+        """Hashes of image and weights; InputError if the cache is missing or damaged."""
+        self.read()
+        npy, _ = cache.cache_paths(
+            self.cache_dir, self.adata.uns["spabit"]["name"], self.encoder, self.patch_px, self.transposed_crop
+        )
+        meta = cache.read_meta(npy)
+        return {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
+
+
 class Inputs:
     """A section as a configuration wants it.
 
@@ -32,6 +69,7 @@ class Inputs:
       is_train: (N,) bool.
       genes: the panel, G names.
       encoder: of the image, ``none`` where there is no image.
+      cached: the image features, or None.
 
     Raises:
       InputError: the split, the panel, the encoder or a cache that is there already does not fit the section.
@@ -56,27 +94,24 @@ class Inputs:
         if "image_path" not in info:
             logging.warning("section %s has no image: running without image features", self.name)
             self.encoder = "none"
-        self._cache = (adata, self.encoder, patch_px, cache_dir, transposed_crop(adata, config))
+        self.cached = None
         if self.encoder != "none":
-            cache.is_cached(*self._cache)  # refuses a cache that does not match
+            self.cached = Cached(adata, self.encoder, patch_px, cache_dir, transposed_crop(adata, config))
+            cache.is_cached(*self.cached)  # refuses a cache that does not match
 
     @property
     def test_spots(self) -> np.ndarray:
         """(n,) indices."""
         return np.flatnonzero(~self.is_train)
 
-    def extract(self) -> None:
+    def extract(self, weights: str | None = None) -> None:
         """Image features into the cache, if they are not there."""
-        if self.encoder == "none" or cache.is_cached(*self._cache):
-            return
-        from feature_extraction.extract import extract_section
-
-        *asked, transposed = self._cache
-        extract_section(*asked, transposed_crop=transposed)
+        if self.cached is not None:
+            self.cached.extract(weights)
 
     def features(self) -> np.ndarray | None:
         """(N, D) image features from the cache; None without an image."""
-        return None if self.encoder == "none" else cache.read_cache(*self._cache)
+        return None if self.cached is None else self.cached.read()
 
     def describe(self) -> dict:
         """What decides on results besides the configuration: JSON; the features must be in the cache."""
@@ -86,13 +121,7 @@ class Inputs:
             "encoder": self.encoder,
             "patch_px": self.patch_px,
         }
-        if self.encoder != "none":
-            self.features()  # refuses a cache that is missing or damaged
-            _, encoder, patch_px, cache_dir, transposed = self._cache
-            npy, _ = cache.cache_paths(cache_dir, self.name, encoder, patch_px, transposed)
-            meta = cache.read_meta(npy)
-            described |= {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
-        return described
+        return described if self.cached is None else described | self.cached.made_from()
 
     def section(self):
         """The ``SectionData`` of this configuration."""

@@ -101,23 +101,26 @@ class Run:
         self._note_seconds("train", float(sum(state.seconds for state in self._states)))
 
     def _companions(self, trainer) -> None:
-        """``companions.npz``: what kriging and ridge regression say at every spot."""
+        """``companions.npz``: what kriging and ridge regression say at every spot; ``kriging.npz``: what was fitted."""
         import numpy as np
 
+        from experiments.model import companions
         from spabit_jax.files import replacing
 
-        path = self.out / "companions.npz"
-        if path.exists() or not self.config.model.companions:
+        paths = (self.out / "companions.npz", self.out / "kriging.npz")
+        if all(path.exists() for path in paths) or not self.config.model.companions:
             return
         start = time.monotonic()
-        with replacing(path) as temporary:
-            np.savez(temporary, **companions(trainer.section, self.config))
+        for path, arrays in zip(paths, companions(trainer.section, self.config), strict=True):
+            with replacing(path) as temporary:
+                np.savez(temporary, **arrays)
         self._note_seconds("companions", time.monotonic() - start)
 
     def predict(self) -> None:
         """``predictions.h5ad``, and each seed's predictions beside it."""
         import numpy as np
 
+        from experiments.model import finish, needed, provenance
         from spabit_jax.files import replacing
         from spabit_jax.inference import predictions_adata
 
@@ -132,9 +135,9 @@ class Run:
         inputs = self.inputs
         others = {}
         if self.config.model.companions:
-            others = dict(_needed(self.out / "companions.npz", "train", np.load))
-        prediction = finish(trainer, states, self.seeds, others)
-        out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, prediction, self._provenance())
+            others = dict(needed(self.out / "companions.npz", "train", np.load))
+        prediction = finish(trainer, [state.chosen for state in states], self.seeds, others)
+        out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, prediction, provenance(inputs))
         with replacing(seeds_path) as temporary:
             np.save(temporary, prediction.per_seed)
         with replacing(path) as temporary:
@@ -147,9 +150,10 @@ class Run:
         import numpy as np
 
         from experiments.evaluate import evaluate
+        from experiments.model import needed
 
-        predictions = _needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
-        per_seed = _needed(self.out / "predictions_per_seed.npy", "predict", np.load)
+        predictions = needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
+        per_seed = needed(self.out / "predictions_per_seed.npy", "predict", np.load)
         self._write_config()
         if not len(self.inputs.test_spots):
             print("every spot is a train spot: there is no test spot to evaluate on")
@@ -179,10 +183,12 @@ class Run:
     def _gene_tokens(self):
         import numpy as np
 
+        from experiments.model import needed
+
         if self.config.gat.joint:
             return None
         path = self.out / "gene_tokens.npz"
-        tokens = _needed(path, "gat", np.load)
+        tokens = needed(path, "gat", np.load)
         wanted = (self.inputs.adata.n_obs, len(self.inputs.genes))
         if tokens["tokens"].shape[1:] != wanted:
             found = tokens["tokens"].shape[1:]
@@ -200,14 +206,6 @@ class Run:
             self._trainer = Trainer(self.inputs.section(), self.config, *extra)
         return self._trainer
 
-    def _provenance(self) -> dict:
-        return {
-            "method": self.config.name,
-            "encoder": self.inputs.encoder,
-            "split_rule": self.config.data.split,
-            "train_spots_see_themselves": self.config.faults.self_in_gene_token,
-        }
-
     def _write_config(self) -> None:
         """Writes config.json before anything else goes into the folder; InputError where it holds another run."""
         from spabit_jax.files import write_or_match
@@ -216,12 +214,14 @@ class Run:
         content = {
             "section": {"name": self.inputs.name, "format": info["format"], "image": str(info.get("image_path", ""))},
             "inputs": self.inputs.describe(),
+            "cache_dir": str(Path(cli.FLAGS.cache_dir).resolve()),
+            "preset": cli.preset_path(),
             "num_seeds": len(self.seeds),
             "config": self.config.to_dict(),
             "command": sys.argv[1:],
             "versions": {name: version(name) for name in PACKAGES},
         }
-        content["section"]["path"] = str(Path(cli.FLAGS.section).resolve())
+        content["section"] |= {"path": str(Path(cli.FLAGS.section).resolve()), "reading": cli.how_to_read()}
         write_or_match(self.out / "config.json", content, keys=("inputs", "num_seeds", "config"))
 
     def _seconds(self) -> dict:
@@ -234,47 +234,6 @@ class Run:
         write_json(
             self.out / "seconds.json", {stage: round(seconds, 3)} | self._seconds()
         )  # a repeated run does nothing
-
-
-def companions(section, config) -> dict:
-    """kriging, ridge (N, G): predictions of every spot; variance (N, G) of a measurement, by kriging."""
-    from spabit_jax.training.companions import kriged, ridged
-
-    mean, variance = kriged(section, config.model.n_components)
-    return {"kriging": mean, "ridge": ridged(section), "variance": variance}
-
-
-def finish(trainer, states, seeds: list[int], others: dict):
-    """Predicts every spot with each seed's network; with ``companions``, its ``spabit_jax.inference.Prediction``."""
-    import numpy as np
-
-    from spabit_jax.inference import combine
-
-    per_seed = np.empty((len(states), *trainer.section.expression.shape), np.float32)
-    for predicted, seed, state in zip(per_seed, seeds, states, strict=True):
-        for spots in (trainer.train_spots, np.flatnonzero(~trainer.section.is_train)):  # never in one batch
-            predicted[spots] = trainer.predict(state.chosen, spots, seed)
-    held_out = [trainer.held_out(seed)[1] for seed in seeds]
-    members = {name: predicted for name, predicted in others.items() if name != "variance"}
-    return combine(trainer.section, per_seed, held_out, members, others.get("variance"))
-
-
-def fit_predict(inputs, seeds: list[int]):
-    """Trains the configured model in memory, with these seeds: its ``spabit_jax.inference.Prediction``."""
-    from spabit_jax.training.gat import gene_tokens
-    from spabit_jax.training.spabit import Trainer
-
-    config, section = inputs.config, inputs.section()
-    tokens = () if config.gat.joint else gene_tokens(section, inputs.near(), config)[:2]
-    trainer = Trainer(section, config, *tokens)
-    states = [trainer.fit(seed) for seed in seeds]
-    return finish(trainer, states, seeds, companions(section, config) if config.model.companions else {})
-
-
-def _needed(path: Path, stage: str, read):
-    if not path.exists():
-        raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")
-    return read(path)
 
 
 def _history(stage: str, seed: int, losses):

@@ -16,6 +16,8 @@ from absl import app, flags, logging
 from spabit_jax.errors import InputError
 
 FLAGS = flags.FLAGS
+FILES = ("image", "positions", "labels", "alignment")
+READING = ("format", "name", "bin_um", "spot_um", "swap_xy", *FILES)  # flags that are arguments of read_section
 NO_CONFIG = "--config names no Python file with a get_config() that returns a spabit_jax.config.Config"
 
 
@@ -133,8 +135,13 @@ def read_flagged_sections():
 def _read(path: str):
     from spabit_jax.readers import read_section
 
-    names = ("image", "positions", "labels", "name", "bin_um", "spot_um", "alignment", "swap_xy")
-    return read_section(path, FLAGS.format, **{name: FLAGS[name].value for name in names})
+    return read_section(path, **{name: FLAGS[name].value for name in READING})
+
+
+def how_to_read() -> dict:
+    """What ``read_section`` was given besides the path, files as absolute paths: JSON, for config.json."""
+    given = {name: FLAGS[name].value for name in READING}
+    return {name: str(Path(v).resolve()) if v and name in FILES else v for name, v in given.items()}
 
 
 def patch_px(adata, given: float | None) -> float:
@@ -163,6 +170,13 @@ def define_config_flag(default: str = "experiments/configs/default.py") -> None:
         config_flags.DEFINE_config_file("config", default, "Preset; its fields are set as in --config.model.depth=6.")
     except Exception as error:  # ml_collections looks at the overrides on the command line as it defines them
         _fail_config(error)
+
+
+def preset_path() -> str:
+    """Absolute path of the file that ``--config`` names."""
+    from ml_collections import config_flags
+
+    return str(Path(config_flags.get_config_filename(FLAGS["config"])).resolve())
 
 
 def read_flagged_config():

@@ -154,6 +154,12 @@ class Config:
         """The configuration as nested dicts of plain values."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict) -> "Config":
+        """The configuration that ``to_dict`` gave; TypeError for fields that there are not."""
+        parts = {field.name: field.default_factory for field in dataclasses.fields(cls) if field.name != "name"}
+        return cls(**{name: parts[name](**part) if name in parts else part for name, part in values.items()})
+
 
 CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
 SPLITS = ("lattice", "random", "block", "none")

@@ -71,15 +71,16 @@ def write_or_match(path: str | os.PathLike, content: dict, keys: Sequence[str]) 
         raise InputError(f"{path} is damaged ({error}): delete the folder, or give another --out") from error
     for key in keys:
         if before.get(key) != content[key]:
-            where = _first_difference(before.get(key), content[key], key)
+            where = first_difference(before.get(key), content[key], key)
             raise InputError(f"{path} is of another run, {where}: give another --out, or delete the folder")
 
 
-def _first_difference(before, now, name: str) -> str:
+def first_difference(before, now, name: str) -> str:
+    """In words, the first value in which two contents of a JSON file differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in now:
             if before.get(key) != now[key]:
-                return _first_difference(before.get(key), now[key], f"{name}.{key}")
+                return first_difference(before.get(key), now[key], f"{name}.{key}")
     if isinstance(now, list):
         return f"{name} differs"
     return f"{name} was {before} and is now {now}"

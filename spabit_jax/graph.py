@@ -53,7 +53,7 @@ def impute_from_train(counts: np.ndarray, coordinates: np.ndarray, is_train: np.
     return np.log2(imputed + 1).astype(np.float32)
 
 
-def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int) -> np.ndarray:
+def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int, n_spots: int | None = None) -> np.ndarray:
     """The k nearest train spots of each spot, nearest first, never the spot itself.
 
     Ties are broken by coordinates, so that the result does not depend on the order of the spots.
@@ -62,6 +62,7 @@ def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int) -> np.ndarray:
       xy: (N, 2) coordinates of the spots.
       is_train: (N,) bool.
       k: how many; fewer where there are not that many other train spots.
+      n_spots: the first so many are the section's spots, the others new locations; all are spots if None.
 
     Returns:
       (N, k) int32 indices of spots.
@@ -73,15 +74,19 @@ def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int) -> np.ndarray:
     distance, nearest = KDTree(xy[train]).query(xy, k=spare)
     distance[train[nearest] == np.arange(len(xy))[:, None]] = np.inf
     # train spots are sorted by coordinates, so their rank breaks ties of the rounded distance
-    rounded = np.round(distance / np.median(distance.min(axis=1)), 6)
+    rounded = np.round(distance / np.median(distance[:n_spots].min(axis=1)), 6)
     order = np.lexsort((nearest, rounded), axis=1)[:, :k]
     return train[np.take_along_axis(nearest, order, axis=1)].astype(np.int32)
 
 
-def smoothed(xy: np.ndarray, values: np.ndarray, sd: float) -> np.ndarray:
-    """Gaussian means of (N, D) values around each of (N, 2) places; ``sd`` in the units of ``xy``, cut off at three."""
+def smoothed(xy: np.ndarray, values: np.ndarray, sd: float, at: np.ndarray | None = None) -> np.ndarray:
+    """Gaussian means of (N, D) values at (N, 2) places, around each of them or around (M, 2) others.
+
+    ``sd`` is in the units of ``xy``, and the mean cut off at three; what is further than that from all places gets NaN.
+    """
     tree = KDTree(xy)
-    weight = tree.sparse_distance_matrix(tree, 3 * sd, output_type="coo_matrix").tocsr()
+    around = tree if at is None else KDTree(at)
+    weight = around.sparse_distance_matrix(tree, 3 * sd, output_type="coo_matrix").tocsr()
     weight.data = np.exp(-0.5 * (weight.data / sd) ** 2)
     return (weight @ values) / np.asarray(weight.sum(axis=1))
 

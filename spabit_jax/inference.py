@@ -27,6 +27,39 @@ class Prediction(NamedTuple):
     weights: dict[str, float]  # of the network and of each companion
 
 
+class Blend(NamedTuple):
+    """How members become one prediction: what ``fit_blend`` finds at held-out train spots."""
+
+    centre: np.ndarray  # (G,) gene means of the train spots
+    weights: dict[str, float]  # of the network and of each companion
+    variance: np.ndarray | None  # (G,) of a measurement where kriging gives none
+    scale: float  # of the standard deviation
+
+    def mean(self, network: np.ndarray, companions: dict[str, np.ndarray]) -> np.ndarray:
+        """(..., n, G) predictions of the network and (n, G) of its companions → (..., n, G)."""
+        if not companions:
+            return network
+        others = sum(self.weights[name] * (predicted - self.centre) for name, predicted in companions.items())
+        return self.centre + self.weights["network"] * (network - self.centre) + others
+
+    def apply(self, per_seed: np.ndarray, companions: dict | None = None, variance=None) -> Prediction:
+        """The prediction at n places.
+
+        Args:
+          per_seed: (S, n, G) of each seed's network.
+          companions: name → (n, G).
+          variance: (n, G) of a measurement, by kriging; None without.
+        """
+        per_seed = self.mean(per_seed, companions or {})
+        sd = self.scale * self.unscaled_sd(per_seed, variance)
+        return Prediction(per_seed, per_seed.mean(axis=0), sd.astype(np.float32), self.weights)
+
+    def unscaled_sd(self, per_seed: np.ndarray, variance) -> np.ndarray:
+        """(S, n, G) predictions and (n, G) variances → (n, G)."""
+        variance = self.variance if variance is None else variance
+        return np.maximum(np.sqrt(per_seed.var(axis=0) + variance), MIN_SD)
+
+
 def combine(
     section: SectionData,
     per_seed: np.ndarray,
@@ -34,7 +67,18 @@ def combine(
     companions: dict[str, np.ndarray] | None = None,
     variance: np.ndarray | None = None,
 ) -> Prediction:
-    """Averages the seeds of the network, and its companions where there are some; adds the uncertainty.
+    """Averages the seeds of the network, and its companions where there are some; adds the uncertainty."""
+    return fit_blend(section, per_seed, held_out, companions, variance).apply(per_seed, companions, variance)
+
+
+def fit_blend(
+    section: SectionData,
+    per_seed: np.ndarray,
+    held_out: Sequence[np.ndarray],
+    companions: dict[str, np.ndarray] | None = None,
+    variance: np.ndarray | None = None,
+) -> Blend:
+    """Weights of the members, and the scale of the uncertainty.
 
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
     squared error, genes at equal variance, at held-out train spots (stacking; Breiman, 1996), as if ``PRIOR_SPOTS``
@@ -56,9 +100,11 @@ def combine(
         count[spots] += 1
     seen = np.flatnonzero(count)
     network, weights = total[seen] / count[seen][:, None], {"network": 1.0}
+    mean = truth[train].mean(axis=0)
+    companions = {name: predicted[seen] for name, predicted in (companions or {}).items()}
     if companions:
-        mean, sd = truth[train].mean(axis=0), np.maximum(truth[train].std(axis=0), MIN_SD)
-        members = {"network": network} | {name: predicted[seen] for name, predicted in companions.items()}
+        sd = np.maximum(truth[train].std(axis=0), MIN_SD)
+        members = {"network": network} | companions
         columns = np.stack([((member - mean) / sd).ravel() for member in members.values()], axis=1)
         prior = np.array([name == "kriging" for name in members], np.float64)
         pull = np.sqrt(PRIOR_SPOTS * truth.shape[1])  # of a gene's variance 1, at each of them
@@ -68,17 +114,15 @@ def combine(
         )
         weights = dict(zip(members, map(float, found), strict=True))
 
-        def average(network, spots):
-            others = sum(weights[name] * (predicted[spots] - mean) for name, predicted in companions.items())
-            return mean + weights["network"] * (network - mean) + others
-
-        per_seed, network = average(per_seed, slice(None)), average(network, seen)
-
-    error = np.abs(truth[seen] - network)
-    variance = np.mean(error**2, axis=0) if variance is None else variance
-    sd = np.maximum(np.sqrt(per_seed.var(axis=0) + variance), MIN_SD)
-    scale = np.quantile(error / sd[seen], COVERAGE) / norm.ppf((1 + COVERAGE) / 2)
-    return Prediction(per_seed, per_seed.mean(axis=0), (scale * sd).astype(np.float32), weights)
+    blend = Blend(mean, weights, None, 1.0)
+    error = np.abs(truth[seen] - blend.mean(network, companions))
+    if variance is None:
+        blend = blend._replace(variance=np.mean(error**2, axis=0))
+    else:
+        variance = variance[seen]
+    sd = blend.unscaled_sd(blend.mean(per_seed[:, seen], companions), variance)
+    scale = np.quantile(error / sd, COVERAGE) / norm.ppf((1 + COVERAGE) / 2)
+    return blend._replace(scale=float(scale))
 
 
 def predictions_adata(adata: AnnData, genes, is_train, prediction: Prediction, provenance: dict) -> AnnData:

@@ -23,6 +23,7 @@ from spabit_jax.metrics import gene_metrics
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "0.45"  # Okabe and Ito: told apart by the colour-blind
 _DPI = 150
+_SHARE = 0.72  # of the pitch: diameter of a drawn spot
 
 
 def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.PathLike) -> None:
@@ -60,6 +61,53 @@ def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.Path
             pcc = gene_metrics(values["measured"][test, None], values["predicted"][test, None])["pcc"][0]
             row[-1].set_title(f"predicted, PCC {pcc:.2f}", fontsize=9)
         figure.colorbar(spots, ax=row, shrink=0.8, pad=0.02, label="log2(count + 1)")
+    _save(figure, path)
+
+
+def plot_location_maps(
+    adata: AnnData, genes: Sequence[str], path: str | os.PathLike, spots: AnnData | None = None
+) -> None:
+    """Draws a row per gene: measured | predicted | sd, over the faded image, with a scale bar where µm are known.
+
+    Measured and predicted share one colour scale, and the standard deviations another.
+
+    Args:
+      adata: predictions (M, G) as in predictions.h5ad, ``layers["sd"]`` included.
+      genes: the rows.
+      path: the PNG to write.
+      spots: predictions at the measured spots, drawn before those of ``adata``; if None, ``adata`` has the truth.
+    """
+    at = {"spots": spots, "new locations": adata} if spots is not None else {"": adata}
+    places = np.concatenate([np.asarray(shown.obsm["spatial"], float) for shown in at.values()])
+    low, high = places.min(axis=0), places.max(axis=0)
+    margin = 0.03 * (high - low).max() + 1
+    shape = (high - low + 2 * margin)[1] / (high - low + 2 * margin)[0]
+    n_columns = 1 + 2 * len(at)
+    size = (3.0 * n_columns + 1.4, (2.7 * min(1.4, shape) + 0.4) * len(genes))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(genes), n_columns, squeeze=False)
+    for row, gene in zip(axes, genes, strict=True):
+        first = next(iter(at.values()))
+        panels = [("measured", first, first.obs_vector(gene, layer="truth"), "viridis")]
+        for where, shown in at.items():
+            panels.append((f"predicted, {where}".removesuffix(", "), shown, shown.obs_vector(gene), "viridis"))
+        for where, shown in at.items():
+            panels.append((f"sd, {where}".removesuffix(", "), shown, shown.obs_vector(gene, layer="sd"), "magma"))
+        for cmap, label in (("viridis", "log2(count + 1)"), ("magma", "sd")):
+            chosen = [(ax, *panel) for ax, panel in zip(row, panels, strict=True) if panel[3] == cmap]
+            values = np.concatenate([values[np.isfinite(values)] for *_, values, _ in chosen])
+            limits = np.quantile(values, [0.01, 0.99])
+            for ax, title, shown, values, _ in chosen:
+                xy = np.asarray(shown.obsm["spatial"], float)
+                dense = shown is not first
+                drawn = _draw_spots(ax, shown, xy, values, limits, cmap, 1.0 if dense else _SHARE)
+                ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(high[1] + margin, low[1] - margin))  # y down
+                ax.set(xticks=[], yticks=[], aspect="equal")
+                ax.set_title(f"{gene}, {title}" if ax is row[0] else title, fontsize=9)
+            figure.colorbar(drawn, ax=[ax for ax, *_ in chosen], shrink=0.8, pad=0.01, label=label)
+    um_per_px = adata.uns.get("spabit", {}).get("um_per_px")
+    if um_per_px is not None:
+        _draw_scale_bar(axes[0, 0], low, high, um_per_px)
     _save(figure, path)
 
 
@@ -164,8 +212,25 @@ def plot_benchmark(shares: pd.DataFrame, models: Sequence[str], path: str | os.P
     _save(figure, path)
 
 
-def _draw_spots(ax: Axes, adata: AnnData, xy: np.ndarray, values: np.ndarray, limits: np.ndarray) -> EllipseCollection:
-    """Draws the spots whose value is known, as wide as their spacing allows, over the image where there is one."""
+def _draw_scale_bar(ax: Axes, low: np.ndarray, high: np.ndarray, um_per_px: float) -> None:
+    """A bar at the lower left of the spots, about a quarter of their width: 1, 2 or 5 times a power of ten µm."""
+    wanted = (high - low)[0] * um_per_px / 4
+    power = 10.0 ** np.floor(np.log10(wanted))
+    um = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    ax.plot(low[0] + np.array([0, um / um_per_px]), [high[1], high[1]], color="black", linewidth=2.5)
+    ax.annotate(f"{um:g} µm", (low[0], high[1]), xytext=(0, 3), textcoords="offset points", fontsize=8, va="bottom")
+
+
+def _draw_spots(
+    ax: Axes,
+    adata: AnnData,
+    xy: np.ndarray,
+    values: np.ndarray,
+    limits: np.ndarray,
+    cmap: str = "viridis",
+    share: float = _SHARE,
+) -> EllipseCollection:
+    """Draws the spots whose value is known, as wide as a share of their spacing, over the image where there is one."""
     for library in adata.uns.get("spatial", {}).values():
         for key in ("hires", "lowres"):
             if key in library.get("images", {}):
@@ -175,12 +240,12 @@ def _draw_spots(ax: Axes, adata: AnnData, xy: np.ndarray, values: np.ndarray, li
                 ax.imshow(image, extent=extent, alpha=0.5)
                 break
     known = np.isfinite(values)
-    diameter = 0.72 * _pitch(xy[known])
+    diameter = share * _pitch(xy[known])
     sizes = np.full(known.sum(), diameter)
     spots = EllipseCollection(
         sizes, sizes, np.zeros(known.sum()), units="xy", offsets=xy[known], offset_transform=ax.transData
     )
-    spots.set(array=values[known], cmap="viridis", clim=tuple(limits), linewidth=0)
+    spots.set(array=values[known], cmap=cmap, clim=tuple(limits), linewidth=0)
     ax.add_collection(spots)
     return spots
 

@@ -49,7 +49,9 @@ class SectionData(NamedTuple):
     graph: GraphsTuple | None  # of the separate GAT: N nodes without features
 
 
-def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, features, config: Config) -> SectionData:
+def make_section(
+    adata: AnnData, genes: list[str], is_train: np.ndarray, features, config: Config, n_spots: int | None = None
+) -> SectionData:
     """Turns a section into arrays.
 
     Args:
@@ -58,6 +60,8 @@ def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, feature
       is_train: (N,) bool.
       features: (N, D) image features as extracted, or None without an image.
       config: its ``data``, ``gat`` and ``faults`` parts decide on panel, neighbours and image transform.
+      n_spots: the first so many rows are the section's spots; those after them are new locations, never train spots,
+        which change no array at the spots. All are spots if None.
     """
     xy = np.asarray(adata.obsm["spatial"], np.float64)
     counts = np.zeros((adata.n_obs, len(genes)))
@@ -68,13 +72,13 @@ def make_section(adata: AnnData, genes: list[str], is_train: np.ndarray, feature
     k = config.gat.n_neighbours
     near = neighbour_coordinates(adata, config)
     n_pool = config.model.n_context * (N_POOL if config.train.neighbour_dropout else 1)
-    in_pitches = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
+    in_pitches = ((xy - xy[:n_spots].mean(axis=0)) / spot_pitch(xy[:n_spots])).astype(np.float32)
     return SectionData(
         expression=expression,
-        features=image_features(in_pitches, features, config),
+        features=image_features(in_pitches, features, config, n_spots),
         xy=in_pitches,
         is_train=is_train,
-        context=context_spots(near, is_train, n_pool),
+        context=context_spots(near, is_train, n_pool, n_spots),
         imputed=None if config.gat.joint else impute_from_train(counts, near, is_train, k),
         graph=None if config.gat.joint else make_graph(*knn_graph(near, k), n_node=len(xy)),
     )
@@ -87,7 +91,7 @@ def neighbour_coordinates(adata: AnnData, config: Config) -> np.ndarray:
     return np.asarray(adata.obsm["spatial"], np.float64)
 
 
-def image_features(xy: np.ndarray, features, config: Config) -> np.ndarray:
+def image_features(xy: np.ndarray, features, config: Config, n_spots: int | None = None) -> np.ndarray:
     """Image features as the model takes them: (N, D) float32.
 
     ``components`` are those of ``image_components``; without an image D is 0.
@@ -97,9 +101,10 @@ def image_features(xy: np.ndarray, features, config: Config) -> np.ndarray:
     Args:
       xy: (N, 2) in units of the spot pitch.
       features: (N, D) as extracted, or None without an image.
+      n_spots: of ``make_section``; means, sds and components are those of these spots.
     """
     if config.data.image_transform == "components":
-        return image_components(xy, features, config.data.image_components)
+        return image_components(xy, features, config.data.image_components, n_spots)
     width = config.model.width
     if features is None:
         return np.zeros((len(xy), width), np.float32)
@@ -107,17 +112,18 @@ def image_features(xy: np.ndarray, features, config: Config) -> np.ndarray:
     if features.shape[1] == width:
         return features
     gaussian = np.random.default_rng(0).standard_normal((features.shape[1], width))
-    return (standardised(features) @ (gaussian / np.sqrt(features.shape[1]))).astype(np.float32)
+    return (standardised(features, n_spots) @ (gaussian / np.sqrt(features.shape[1]))).astype(np.float32)
 
 
-def standardised(features: np.ndarray) -> np.ndarray:
-    """(N, D) features at mean 0 and sd 1 over the spots; zeros where a feature does not vary."""
+def standardised(features: np.ndarray, n_spots: int | None = None) -> np.ndarray:
+    """(N, D) features at mean 0 and sd 1 over the first ``n_spots``; divided by 1 where a feature does not vary."""
     features = np.asarray(features, np.float32)
-    sd = features.std(axis=0)
-    return (features - features.mean(axis=0)) / np.where(sd > 0, sd, 1)
+    spots = features[:n_spots]
+    sd = spots.std(axis=0)
+    return (features - spots.mean(axis=0)) / np.where(sd > 0, sd, 1)
 
 
-def image_components(xy: np.ndarray, features, n_components: int = 20) -> np.ndarray:
+def image_components(xy: np.ndarray, features, n_components: int = 20, n_spots: int | None = None) -> np.ndarray:
     """Principal components of the image around each spot, at three scales.
 
     Features are standardised, taken at the spot and as Gaussian means over its surroundings (sd of 1 and 2 pitches, all
@@ -127,21 +133,30 @@ def image_components(xy: np.ndarray, features, n_components: int = 20) -> np.nda
     Args:
       xy: (N, 2) in units of the spot pitch.
       features: (N, D) as extracted, or None without an image.
+      n_spots: the first so many rows are spots; those after them are new locations, of which nothing is fitted or
+        averaged, each within 3 pitches of a spot.
 
     Returns:
       (N, C) float32; C is ``n_components``, or what there is; 0 without an image.
     """
     if features is None:
         return np.zeros((len(xy), 0), np.float32)
-    own = _principal_components(standardised(features), 4 * n_components)  # cheaper to average
-    around = [smoothed(xy, own, sd) for sd in IMAGE_SCALES]
-    components = _principal_components(np.concatenate([own, *around], axis=1), n_components)
-    return (components / np.maximum(components[:, :1].std(), 1e-6)).astype(np.float32)
+    n_spots = len(xy) if n_spots is None else n_spots
+    own = _principal_components(standardised(features, n_spots), 4 * n_components, n_spots)  # cheaper to average
+    around = [smoothed(xy[:n_spots], own[:n_spots], sd) for sd in IMAGE_SCALES]
+    if n_spots < len(xy):
+        new = [smoothed(xy[:n_spots], own[:n_spots], sd, at=xy[n_spots:]) for sd in IMAGE_SCALES]
+        around = [np.concatenate(both) for both in zip(around, new, strict=True)]
+    components = _principal_components(np.concatenate([own, *around], axis=1), n_components, n_spots)
+    return (components / np.maximum(components[:n_spots, :1].std(), 1e-6)).astype(np.float32)
 
 
-def _principal_components(x: np.ndarray, n: int) -> np.ndarray:
-    left, size, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    return left[:, :n] * size[:n]
+def _principal_components(x: np.ndarray, n: int, n_spots: int) -> np.ndarray:
+    """The first n of the first ``n_spots`` rows; the other rows projected on them."""
+    x = x - x[:n_spots].mean(axis=0)
+    left, size, right = np.linalg.svd(x[:n_spots], full_matrices=False)
+    right[size <= 1e-5 * size[0]] = 0  # directions in which spots do not vary say nothing of other places
+    return np.concatenate([left[:, :n] * size[:n], x[n_spots:] @ right[:n].T])
 
 
 def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) -> Space:

@@ -11,6 +11,7 @@ from spabit_jax.models.kriging import (
     MIN_NOISE,
     N_COMPONENTS,
     Fitted,
+    Params,
     condition,
     covariance,
     decode,
@@ -20,6 +21,7 @@ from spabit_jax.models.kriging import (
     predict,
     product,
 )
+from spabit_jax.section import Space
 
 MAX_EXACT = 1500  # train spots of an exact process, whose cost grows with the cube
 NEAREST = 32  # train spots that a place is predicted from where there are more
@@ -44,6 +46,19 @@ def fit_bag(xy, image, expression, folds, n_components: int = N_COMPONENTS) -> l
     n_fit = len(xy) - max(len(fold) for fold in folds)  # the same for all: one compilation
     outside = [np.setdiff1d(np.arange(len(xy)), fold)[:n_fit] for fold in folds]
     return [fit(xy[spots], image[spots], expression[spots], n_components) for spots in outside]
+
+
+def pack(fitted: list[Fitted]) -> dict[str, np.ndarray]:
+    """For a file: F fits → arrays with F first."""
+    parts = [{**f.params._asdict(), **f.space._asdict(), "residual": f.residual} for f in fitted]
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def unpack(packed: dict[str, np.ndarray]) -> list[Fitted]:
+    """The fits that were packed."""
+    parts = [dict(zip(packed, values, strict=True)) for values in zip(*packed.values(), strict=True)]
+    made = [[kind(*(part[name] for name in kind._fields)) for kind in (Params, Space)] for part in parts]
+    return [Fitted(*pair, part["residual"]) for pair, part in zip(made, parts, strict=True)]
 
 
 class Bag:

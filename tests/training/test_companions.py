@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from spabit_jax.models import kriging, kriging_bag
-from spabit_jax.training.companions import kriged, ridged
+from spabit_jax.training.companions import fit_kriging, kriged, ridged
 
 
 @pytest.fixture
@@ -41,12 +41,13 @@ def test_no_spot_is_kriged_from_itself(section, monkeypatch, most):
     monkeypatch.setattr(kriging_bag, "MAX_EXACT", most)
     monkeypatch.setattr(kriging_bag, "NEAREST", 8)
     monkeypatch.setattr(kriging, "MAX_FITTED", 20)
-    mean, variance = kriged(section, 3)
+    mean, variance = kriged(section, fit_kriging(section, 3))
     assert np.isfinite(mean).all() and (variance > 0).all()
     spot = np.flatnonzero(section.is_train)[4]
     expression = section.expression.copy()
     expression[spot] += 3
-    other, _ = kriged(section._replace(expression=expression), 3)
+    changed = section._replace(expression=expression)
+    other, _ = kriged(changed, fit_kriging(changed, 3))
     if most == 1500:  # one process for all has components from the spot too
         np.testing.assert_allclose(other[spot], mean[spot], atol=1e-3)  # leaving out is a subtraction in float32
     assert np.abs(other - mean)[~section.is_train].max() > 1e-2
@@ -104,7 +105,7 @@ def test_kriging_without_an_image_or_test_spots(section_data, tiny_config):
     assert section.features.shape[1] == 0
     train = np.flatnonzero(section.is_train)
     cut = section._replace(**{k: getattr(section, k)[train] for k in ("xy", "features", "expression", "is_train")})
-    mean, variance = kriged(cut, 3)
+    mean, variance = kriged(cut, fit_kriging(cut, 3))
     assert mean.shape == (len(train), section.expression.shape[1]) and (variance > 0).all()
     error = ((mean - cut.expression) ** 2).mean()
     assert error < 1.05 * cut.expression.var(axis=0).mean()

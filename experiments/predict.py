@@ -1,0 +1,135 @@
+"""Expression at places where nobody measured, from a finished run.
+
+    python -m experiments.predict --run=runs/151673 --locations=grid:4x --out=runs/151673/grid_4x.h5ad
+
+``--locations``: ``grid:2x`` (the section's own lattice, twice as dense along each axis, inside the tissue), ``um:16``
+(a square grid of 16 µm), a CSV file with columns x, y (full-resolution pixels) and optionally name, or ``spots``. For
+real use train on every spot: ``experiments.run --config.data.split=none``. Maps of a few genes lie in figures/ beside
+the output.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from absl import flags
+
+from spabit_jax import cli
+from spabit_jax.errors import InputError
+
+N_GENES = 3  # shown, where none are named
+
+
+def main() -> None:
+    run, out, asked = Path(_given("run")), Path(_given("out")), _given("locations")
+    check_out(out)
+    predictions, spots = predict(run, asked, cli.FLAGS.weights)
+    genes = cli.FLAGS.genes or default_genes(spots)
+    if unknown := [gene for gene in genes if gene not in predictions.var_names]:
+        raise InputError(f"--genes: {unknown[0]} is not in the panel of {run}: genes.csv there lists what is")
+    write(predictions, out)
+    from spabit_jax import plots
+
+    figure = out.parent / "figures" / f"{out.stem}.png"
+    plots.plot_location_maps(predictions, genes, figure, spots if asked != "spots" else None)
+    n, info = len(predictions), predictions.uns["spabit"]
+    print(f"{n} locations, {predictions.n_vars} genes; trained on {info['trained_on']}; written: {out}, {figure}")
+
+
+def _given(flag: str) -> str:
+    if not cli.FLAGS[flag].value:
+        raise InputError(f"--{flag} is missing: --run, --locations and --out are needed")
+    return cli.FLAGS[flag].value
+
+
+def check_out(out: Path) -> None:
+    """Raises InputError for a file of another kind, a .zarr that is there, or one that cannot be written."""
+    if out.suffix not in (".h5ad", ".zarr"):
+        raise InputError(f"--out={out}: give a file NAME.h5ad, or NAME.zarr for SpatialData")
+    if out.suffix == ".zarr":
+        if find_spec("spatialdata") is None:
+            raise InputError(f"--out={out} needs the package spatialdata: pip install spatialdata, or give NAME.h5ad")
+        if out.exists():
+            raise InputError(f"--out={out} is there already: delete it, or give another name")
+    elif out.is_dir():
+        raise InputError(f"--out={out} is a folder: give a file NAME.h5ad")
+
+
+def predict(run: Path, asked: str, weights: str | None = None):
+    """Predicts the locations that ``--locations`` asks for with a finished run.
+
+    Args:
+      run: its folder.
+      asked: ``grid:Nx``, ``um:N``, a CSV file, or ``spots``.
+      weights: file of the encoder's weights, where it needs one.
+
+    Returns:
+      The predictions, as ``experiments.model.predict_at`` gives them; and those of the run at its spots.
+
+    Raises:
+      InputError: no finished run, its section has changed, or there are no such locations.
+    """
+    import anndata
+
+    from experiments import model
+    from spabit_jax.locations import find_locations
+
+    content = model.read_run(run)
+    spots = model.needed(run / "predictions.h5ad", "predict", anndata.read_h5ad)
+    if asked == "spots":
+        predictions = spots
+    else:
+        trained = model.load(run, weights)
+        predictions = model.predict_at(trained, find_locations(trained.inputs.adata, asked), weights)
+    predictions.uns["spabit"] |= {
+        "locations": asked,
+        "run": str(run.resolve()),
+        "num_seeds": content["num_seeds"],
+        "counts_and_positions": content["inputs"]["counts_and_positions"],
+    }
+    return predictions, spots
+
+
+def default_genes(spots) -> list[str]:
+    """The genes that the run predicts best at its test spots; where it has none, those that vary most."""
+    import numpy as np
+
+    from spabit_jax.metrics import gene_metrics
+
+    test = (spots.obs["split"] == "test").to_numpy()
+    score = spots.X.std(axis=0)
+    if test.any():
+        score = gene_metrics(spots.layers["truth"][test], spots.X[test])["pcc"].fillna(-1).to_numpy()
+    return list(spots.var_names[np.argsort(-score, kind="stable")[:N_GENES]])
+
+
+def write(predictions, out: Path) -> None:
+    """Writes .h5ad or .zarr (SpatialData: a table and circles in pixels, with the image), whole or not at all."""
+    from spabit_jax.files import replacing
+
+    if out.suffix == ".h5ad":
+        with replacing(out) as temporary:
+            predictions.write_h5ad(temporary)
+        return
+    from spabit_jax.interop.spatialdata import to_spatialdata
+
+    temporary = out.with_name(f".tmp.{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier call that was killed
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        to_spatialdata(predictions).write(temporary)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("run", None, "Folder of a finished run of experiments.run.")
+    flags.DEFINE_string("locations", None, "grid:Nx (as in grid:2x), um:N (as in um:16), FILE.csv, or spots.")
+    flags.DEFINE_string("out", None, "File to write: NAME.h5ad, or NAME.zarr (SpatialData).")
+    flags.DEFINE_list("genes", [], f"Genes to draw (default: the {N_GENES} best predicted, or most variable).")
+    flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
+    cli.run(main)
