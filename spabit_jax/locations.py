@@ -74,8 +74,7 @@ def grid(adata: AnnData, times: int) -> Locations:
             f"{_name(adata)}: several spots share their array coordinates, so there is no lattice to make denser: "
             "use --locations=um:N or a CSV file"
         )
-    staggered = len(array) > 1 and np.ptp(array.sum(axis=1) % 2) == 0
-    basis = np.array([[0, 2], [1, 1]] if staggered else [[0, 1], [1, 0]]) / times  # rows: steps in (row, col)
+    basis = np.array([[0, 2], [1, 1]] if is_staggered(array) else [[0, 1], [1, 0]]) / times  # rows: steps in (row, col)
     origin = array[0]
     low, high = array.min(axis=0) - 2, array.max(axis=0) + 2
     corners = np.array([low, high, [low[0], high[1]], [high[0], low[1]]])
@@ -89,6 +88,11 @@ def grid(adata: AnnData, times: int) -> Locations:
     xy = continued(array, adata.obsm["spatial"], dense)
     inside = on_tissue(adata, xy)
     return _numbered(xy[inside], np.round(dense[inside], 9))
+
+
+def is_staggered(array: np.ndarray) -> bool:
+    """Whether row + column is always even, or always odd, as on hexagonal and staggered lattices: (N, 2) → bool."""
+    return len(array) > 1 and np.ptp(array.sum(axis=1) % 2) == 0
 
 
 def micrometres(adata: AnnData, step: float) -> Locations:

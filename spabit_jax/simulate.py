@@ -47,6 +47,7 @@ def simulate_section(
     lattice: str = "hex",
     pitch: float = 45.0,
     name: str = "simulated",
+    density: int = 1,
 ) -> tuple[AnnData, np.ndarray]:
     """Simulates one section.
 
@@ -57,6 +58,8 @@ def simulate_section(
       lattice: ``hex`` (as Visium: every other row shifted, array_col in steps of 2) or ``square``.
       pitch: distance between neighbouring spots in pixels, standing for 100 µm.
       name: name of the section.
+      density: spots per pitch along each axis. What they see stays that of a spot, so that they overlap: with 4, every
+        fourth is the section that is measured, and the others say what was to be found between its spots.
 
     Returns:
       The section of N spots and G genes, and its image (height, width, 3) uint8 at full resolution. ``X`` holds the
@@ -72,7 +75,8 @@ def simulate_section(
     if n_rows < 2 or n_cols < 2 or n_genes < 1:
         raise ValueError(f"{n_rows} rows, {n_cols} columns, {n_genes} genes: at least 2, 2 and 1 are needed")
     rng = np.random.default_rng(seed)
-    array, xy = _array_positions(n_rows, n_cols, lattice, pitch)
+    array, xy = _array_positions(n_rows * density, n_cols * density, lattice, pitch / density)
+    xy += 1.5 * pitch
     shape = tuple(np.ceil(xy.max(axis=0) + 1.5 * pitch).astype(int)[::-1])  # (height, width)
 
     tissue, depth, domain = _anatomy(rng, shape)
@@ -153,7 +157,7 @@ def _array_positions(n_rows: int, n_cols: int, lattice: str, pitch: float) -> tu
         x, y = col * pitch / 2, row * pitch * np.sqrt(3) / 2
     else:
         x, y = col * pitch, row * pitch
-    return np.stack([row, col], axis=1), np.stack([x, y], axis=1) + 1.5 * pitch
+    return np.stack([row, col], axis=1), np.stack([x, y], axis=1)
 
 
 def _smooth_field(rng: np.random.Generator, shape: tuple[int, int], sigma: float) -> np.ndarray:
