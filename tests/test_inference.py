@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from spabit_jax.inference import combine
+from spabit_jax.inference import combine, fit_blend
 
 
 @pytest.fixture
@@ -86,3 +86,19 @@ def test_a_gene_that_does_not_vary_over_train_spots_has_no_say(case):
     expression[train, 0], flat[:, 0] = 0, 0
     found = combine(section._replace(expression=expression), np.stack([flat] * 2), [train[::3], train[1::3]])
     assert np.isfinite(found.sd).all() and (found.sd > 0).all()
+
+
+def test_a_blend_says_the_same_of_some_places_as_of_all(case):
+    section, signal, _, train = case
+    rng = np.random.default_rng(3)
+    per_seed = np.stack([signal + rng.normal(size=signal.shape).astype(np.float32) for _ in range(2)])
+    kriging, variance = {"kriging": signal + 0.3}, rng.uniform(0.2, 0.4, signal.shape).astype(np.float32)
+    held_out, some = [train[::2], train[1::2]], slice(700, 750)
+    for others, v in ((kriging, variance), (None, None)):
+        whole = combine(section, per_seed, held_out, others, v)
+        blend = fit_blend(section, per_seed, held_out, others, v)
+        part = blend.apply(
+            per_seed[:, some], {k: x[some] for k, x in (others or {}).items()}, None if v is None else v[some]
+        )
+        np.testing.assert_allclose(part.mean, whole.mean[some], rtol=1e-6)
+        np.testing.assert_allclose(part.sd, whole.sd[some], rtol=1e-6)

@@ -87,6 +87,45 @@ def test_gene_maps_without_image_or_truth(predictions, figures):
     assert not axes[0].images
 
 
+def test_location_maps_share_scales_and_lie_on_the_image(predictions, figures):
+    rng = np.random.default_rng(1)
+    predictions.layers["sd"] = rng.uniform(0.5, 1, predictions.shape)
+    predictions.uns["spabit"] = {"um_per_px": 2.5}
+    new = predictions[:40].copy()
+    new.obsm["spatial"] = predictions.obsm["spatial"][:40] / 2 + 30
+    plots.plot_location_maps(new, ["B", "C"], "unused.png", spots=predictions)
+    axes = [ax for ax in figures[0].axes if ax.get_label() != "<colorbar>"]
+    assert len(axes) == 10
+    row = axes[5:]
+    assert [ax.get_title() for ax in row] == [
+        *("C, measured", "predicted, spots", "predicted, new locations", "sd, spots", "sd, new locations")
+    ]
+    known = np.isfinite(predictions.obs_vector("C", layer="truth"))
+    np.testing.assert_array_equal(_spots(row[0]).get_array(), predictions.obs_vector("C", layer="truth")[known])
+    np.testing.assert_array_equal(_spots(row[1]).get_array(), predictions.obs_vector("C"))
+    np.testing.assert_array_equal(_spots(row[2]).get_array(), new.obs_vector("C"))
+    np.testing.assert_array_equal(_spots(row[3]).get_array(), predictions.obs_vector("C", layer="sd"))
+    np.testing.assert_array_equal(_spots(row[4]).get_array(), new.obs_vector("C", layer="sd"))
+    np.testing.assert_array_equal(_spots(row[4]).get_offsets(), new.obsm["spatial"])
+    assert len({_spots(ax).get_clim() for ax in row[:3]}) == len({_spots(ax).get_clim() for ax in row[3:]}) == 1
+    assert _spots(row[0]).get_clim() != _spots(row[3]).get_clim()
+    for ax in axes:
+        bottom, top = ax.get_ylim()
+        assert top < 45 < 230 < bottom and ax.images[0].get_extent() == [0, 360, 280, 0]
+    (bar,) = axes[0].lines
+    (label,) = axes[0].texts
+    assert label.get_text() == "100 µm" and np.ptp(bar.get_xdata()) == pytest.approx(100 / 2.5)
+    assert not any(ax.lines for ax in axes[1:])
+
+
+def test_maps_of_spots_alone_have_three_columns_and_no_bar_without_a_scale(predictions, figures):
+    predictions.layers["sd"] = np.ones(predictions.shape)
+    plots.plot_location_maps(predictions, ["A"], "unused.png")
+    axes = [ax for ax in figures[0].axes if ax.get_label() != "<colorbar>"]
+    assert [ax.get_title() for ax in axes] == ["A, measured", "predicted", "sd"]
+    assert not axes[0].lines
+
+
 def test_scatter_counts_and_means(figures):
     x = np.array([0.1, 0.2, 0.3, 0.5, np.nan, -0.2])
     y = np.array([0.2, 0.1, 0.4, 0.7, 0.9, np.nan])

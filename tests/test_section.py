@@ -3,6 +3,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from spabit_jax.genes import select_genes
+from spabit_jax.locations import Locations, with_locations
 from spabit_jax.readers import read_section
 from spabit_jax.section import expression_space, image_components, image_features, make_section
 from spabit_jax.split import split_spots
@@ -80,3 +81,39 @@ def test_expression_space_is_that_of_principal_components():
     genes = expression_space(x, 0)
     np.testing.assert_array_equal(genes.encode(x), x)
     np.testing.assert_array_equal(genes.decode(x), x)
+
+
+@pytest.mark.parametrize("transform", ["components", "reference"])
+@pytest.mark.parametrize("n_spots", [90, 9])
+def test_new_locations_change_nothing_at_the_spots(simulated, tiny_config, n_spots, transform):
+    """Also where there are fewer spots than image features."""
+    tiny_config.data.image_transform = transform
+    adata = read_section(simulated)[:n_spots].copy()
+    rng = np.random.default_rng(0)
+    is_train, genes = rng.random(n_spots) < 0.5, list(adata.var_names[:13])
+    xy, image = adata.obsm["spatial"], rng.normal(3, 5, (n_spots, 21))
+    alone = make_section(adata, genes, is_train, image, tiny_config)
+
+    # three spots again, and two places between spots
+    places = Locations(np.arange(5).astype(str), np.concatenate([xy[:3], xy[3:5] + [7, -5]]), np.zeros((5, 2)))
+    seen = np.concatenate([image, image[:3], rng.normal(3, 5, (2, 21))])
+    both = make_section(
+        with_locations(adata, places), genes, np.append(is_train, [False] * 5), seen, tiny_config, n_spots
+    )
+    for name in ("expression", "features", "xy", "is_train", "context"):
+        np.testing.assert_array_equal(getattr(both, name)[:n_spots], getattr(alone, name))
+    again = slice(n_spots, n_spots + 3)
+    np.testing.assert_allclose(both.features[again], alone.features[:3], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(both.xy[again], alone.xy[:3])
+    test = np.flatnonzero(~is_train[:3])
+    np.testing.assert_array_equal(both.context[again][test], alone.context[test])
+    assert np.isfinite(both.features).all() and np.isnan(both.expression[n_spots:]).all()
+
+
+def test_what_does_not_vary_over_the_spots_says_nothing_elsewhere():
+    xy = np.stack(np.meshgrid(np.arange(6.0), np.arange(5.0)), -1).reshape(-1, 2)
+    features = np.random.default_rng(0).normal(size=(30, 4))
+    features[:, 1] = 2.0
+    moved = features[:1] + [0, 9, 0, 0]
+    both = image_components(np.concatenate([xy, xy[:1]]), np.concatenate([features, moved]), 20, n_spots=30)
+    np.testing.assert_allclose(both[30], both[0], atol=1e-4)

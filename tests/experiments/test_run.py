@@ -5,37 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
-
-SMALL = [
-    "--config=experiments/configs/demo.py",
-    *("--config.model.width=16", "--config.model.cross_heads=2", "--config.model.mlp_width=16"),
-    *("--config.gat.head_width=4", "--config.train.epochs=24", "--config.train.chunk_epochs=4"),
-    *("--config.data.n_genes=23", "--config.model.n_context=4", "--num_seeds=2", "--patch_px=48"),
-]
-
-
-def command(section, folder, *flags):
-    paths = [f"--section={section}", f"--out={folder / 'run'}", f"--cache_dir={folder / 'cache'}"]
-    return [sys.executable, "-m", "experiments.run", *paths, *SMALL, *flags]
-
-
-def run(*args):
-    return subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def finished(simulated, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished")
-    result = run(simulated, folder)
-    assert result.returncode == 0, result.stderr
-    return folder, result
+from small_run import command, run
 
 
 def metrics(folder):

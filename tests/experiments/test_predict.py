@@ -1,0 +1,239 @@
+"""Expression anywhere, from the folder of a run and from a model in memory."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.spatial import KDTree
+
+from experiments import model, predict
+from experiments.inputs import Inputs
+from spabit_jax.config import Config
+from spabit_jax.errors import InputError
+from spabit_jax.locations import Locations
+from spabit_jax.readers import read_section
+
+
+@pytest.fixture(scope="module")
+def trained(finished):
+    return model.load(finished[0] / "run")
+
+
+def places(xy):
+    return Locations(np.array([f"p{i}" for i in range(len(xy))]), np.asarray(xy), np.zeros((len(xy), 2)))
+
+
+def test_a_denser_lattice_from_the_run_folder_alone(finished, tmp_path):
+    run, out = finished[0] / "run", tmp_path / "dense.h5ad"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    command = ["-m", "experiments.predict", f"--run={run}", "--locations=grid:2x", f"--out={out}"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    dense, spots = anndata.read_h5ad(out), anndata.read_h5ad(run / "predictions.h5ad")
+    assert list(dense.obs_names) == [f"grid_{i}" for i in range(len(dense))]
+    assert list(dense.var_names) == list(spots.var_names)
+    assert 3 < len(dense) / len(spots) < 4.5
+    assert np.isfinite(dense.X).all() and (dense.layers["sd"] > 0).all()
+    distance, spot = KDTree(spots.obsm["spatial"]).query(dense.obsm["spatial"])
+    measured = distance < 1e-6
+    assert measured.sum() == len(spots)
+    assert ((dense.obs["split"] != "new") == measured).all()
+    np.testing.assert_array_equal(np.isnan(dense.layers["truth"]).all(axis=1), ~measured)
+    np.testing.assert_array_equal(dense.layers["truth"][measured], spots.layers["truth"][spot[measured]])
+    for column in ("array_row", "array_col"):
+        np.testing.assert_allclose(dense.obs[column][measured], spots.obs[column].iloc[spot[measured]], atol=1e-6)
+    # at a test spot, the run's prediction of it
+    test = (dense.obs["split"] == "test").to_numpy()
+    np.testing.assert_allclose(dense.X[test], spots.X[spot[test]], atol=1e-4)
+    np.testing.assert_allclose(dense.layers["sd"][test], spots.layers["sd"][spot[test]], atol=1e-4)
+    info = dense.uns["spabit"]
+    n_train = (spots.obs["split"] == "train").sum()
+    assert info["trained_on"] == f"{n_train} of {len(spots)} spots (split lattice)" == spots.uns["spabit"]["trained_on"]
+    assert info["locations"] == "grid:2x" and info["method"] == "demo" and info["num_seeds"] == 2
+    assert "images" in dense.uns["spatial"]["tiny"]
+    with Image.open(tmp_path / "figures" / "dense.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_a_location_does_not_depend_on_the_others(trained, monkeypatch):
+    xy = trained.inputs.adata.obsm["spatial"][:9] + np.random.default_rng(0).uniform(-20, 20, (9, 2))
+    together = model.predict_at(trained, places(xy))
+    order = [7, 2, 4]
+    few = model.predict_at(trained, places(xy[order]))
+    np.testing.assert_allclose(few.X, together.X[order], atol=1e-4)
+    np.testing.assert_allclose(few.layers["sd"], together.layers["sd"][order], atol=1e-4)
+    monkeypatch.setattr(model, "CHUNK", 4)
+    np.testing.assert_allclose(model.predict_at(trained, places(xy)).X, together.X, atol=1e-4)
+    assert np.ptp(together.X, axis=0).max() > 0.05
+    assert (together.obs["split"] == "new").all() and np.isnan(together.layers["truth"]).all()
+
+
+def test_test_spots_measurements_reach_no_location(trained, monkeypatch):
+    inputs = trained.inputs
+    xy = inputs.adata.obsm["spatial"][~inputs.is_train][:3] + 5
+    before = model.predict_at(trained, places(xy))
+    changed = inputs.adata.copy()
+    x = changed.X.toarray()
+    x[~inputs.is_train] += 7
+    changed.X = x
+    monkeypatch.setattr(inputs, "adata", changed)
+    after = model.predict_at(trained, places(xy))
+    np.testing.assert_array_equal(after.X, before.X)
+    np.testing.assert_array_equal(after.layers["sd"], before.layers["sd"])
+
+
+def test_the_spots_are_those_of_the_run(finished):
+    run = finished[0] / "run"
+    predictions, _ = predict.predict(run, "spots")
+    spots = anndata.read_h5ad(run / "predictions.h5ad")
+    np.testing.assert_array_equal(predictions.X, spots.X)
+    assert list(predictions.obs_names) == list(spots.obs_names)
+    assert predictions.uns["spabit"]["locations"] == "spots"
+    # shown are the genes that it predicts best
+    test = (spots.obs["split"] == "test").to_numpy()
+    pcc = [np.corrcoef(t, p)[0, 1] for t, p in zip(spots.layers["truth"][test].T, spots.X[test].T, strict=True)]
+    assert set(predict.default_genes(spots)) == set(spots.var_names[np.argsort(pcc)[-3:]])
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_a_model_in_memory_without_companions(simulated, tiny_config, tmp_path, with_image):
+    tiny_config.model.companions = False
+    tiny_config.train.epochs = 3
+    adata = read_section(simulated)
+    if not with_image:
+        del adata.uns["spabit"]["image_path"]
+    inputs = Inputs(adata, tiny_config, "stain", 48.0, tmp_path)
+    inputs.extract()
+    trained = model.fit(inputs, [0, 1])
+    test = inputs.test_spots[:5]
+    found = model.predict_at(trained, places(adata.obsm["spatial"][test]))
+    expected = model.fit_predict(inputs, [0, 1])
+    np.testing.assert_allclose(found.X, expected.mean[test], atol=1e-4)
+    np.testing.assert_allclose(found.layers["sd"], expected.sd[test], atol=1e-4)
+    assert (found.obs["split"] == "test").all()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, and a way to change its config.json."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0] / "run", run)
+
+    def change(edit):
+        content = json.loads((run / "config.json").read_text())
+        edit(content)
+        (run / "config.json").write_text(json.dumps(content))
+
+    return run, change
+
+
+def test_a_section_that_has_changed_is_refused(copied, simulated, tmp_path):
+    run, change = copied
+    adata = anndata.read_h5ad(simulated)
+    adata.X = adata.X * 2
+    adata.write_h5ad(tmp_path / "tiny.h5ad")
+    (tmp_path / "tiny.png").write_bytes(simulated.with_suffix(".png").read_bytes())
+    change(lambda content: content["section"].update(path=str(tmp_path / "tiny.h5ad")))
+    with pytest.raises(InputError, match=r"not what .* was trained on, inputs.counts_and_positions"):
+        model.load(run)
+
+
+def test_a_cache_of_other_weights_is_refused(trained, monkeypatch):
+    cached = type(trained.inputs.cached)
+    made_from = cached.made_from
+    hashes = iter(["a", "b"])
+    monkeypatch.setattr(cached, "made_from", lambda self: made_from(self) | {"weights_hash": next(hashes)})
+    with pytest.raises(InputError, match="other weights"):
+        model.features_at(trained.inputs, places(trained.inputs.adata.obsm["spatial"][:2]))
+
+
+def test_a_model_that_a_preset_defines_is_found(copied, tmp_path):
+    run, change = copied
+    preset = tmp_path / "mine.py"
+    preset.write_text(
+        "from spabit_jax.models import MODELS\nfrom spabit_jax.models.spabit import SpaBiT\nMODELS['mine'] = SpaBiT\n"
+    )
+    change(lambda content: content["config"]["model"].update(name="mine"))
+    change(lambda content: content.update(preset=str(tmp_path / "gone.py")))
+    with pytest.raises(InputError, match=r"gone.py is gone, which defines the model 'mine'"):
+        model.load(run)
+    change(lambda content: content.update(preset=str(preset)))
+    try:
+        assert model.load(run).inputs.config.model.name == "mine"
+    finally:
+        model.MODELS.pop("mine")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda c: c["section"].pop("reading"), "does not say how its section is read"),
+        (lambda c: c["config"]["model"].update(dept=2), "another version"),
+        (lambda c: c["config"]["gat"].update(joint=False), "gat.joint is off"),
+    ],
+)
+def test_runs_that_cannot_be_used_are_named(copied, edit, message):
+    run, change = copied
+    change(edit)
+    with pytest.raises(InputError, match=message):
+        model.load(run)
+
+
+def test_bad_input_gives_one_line_and_status_2(finished, tmp_path):
+    flags = [f"--run={tmp_path}", "--locations=grid:2x", f"--out={tmp_path / 'a.h5ad'}"]
+    done = subprocess.run([sys.executable, "-m", "experiments.predict", *flags], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "config.json: no such file" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
+    for out, message in ((tmp_path / "a.csv", "NAME.h5ad"), (tmp_path / "a.h5ad", "is a folder")):
+        if out.suffix == ".h5ad":
+            out.mkdir()
+        with pytest.raises(InputError, match=message):
+            predict.check_out(out)
+    monkeypatch.setattr(predict, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install spatialdata"):
+        predict.check_out(tmp_path / "a.zarr")
+
+
+@pytest.mark.filterwarnings("default")  # spatialdata's own, and those of its dependencies
+def test_spatialdata_holds_the_same(trained, tmp_path):
+    spatialdata = pytest.importorskip("spatialdata")
+    predictions = model.predict_at(trained, places(trained.inputs.adata.obsm["spatial"][:6] + 3))
+    out = tmp_path / "dense.zarr"
+    predict.check_out(out)
+    predict.write(predictions, out)
+    found = spatialdata.read_zarr(out)
+    np.testing.assert_array_equal(found["predictions"].X, predictions.X)
+    np.testing.assert_array_equal(found["predictions"].layers["sd"], predictions.layers["sd"])
+    centres = spatialdata.get_centroids(found["locations"], coordinate_system="global").compute()
+    np.testing.assert_allclose(centres[["x", "y"]], predictions.obsm["spatial"])
+    extent = spatialdata.get_extent(found["image"], coordinate_system="global")
+    with Image.open(trained.inputs.adata.uns["spabit"]["image_path"]) as image:
+        assert extent["x"][1] == pytest.approx(image.width, rel=0.01)
+    with pytest.raises(InputError, match="there already"):
+        predict.check_out(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["dense.zarr"]
+
+
+def test_a_configuration_survives_its_file():
+    config = Config(name="mine")
+    config.model.depth, config.data.split, config.faults.transposed_crop = 3, "none", True
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_list_of_places_by_name(finished, trained, tmp_path):
+    xy = trained.inputs.adata.obsm["spatial"][trained.inputs.test_spots[:2]]
+    pd.DataFrame({"name": ["left", "right"], "x": xy[:, 0], "y": xy[:, 1]}).to_csv(tmp_path / "p.csv", index=False)
+    predictions, spots = predict.predict(finished[0] / "run", str(tmp_path / "p.csv"))
+    assert list(predictions.obs_names) == ["left", "right"]
+    np.testing.assert_allclose(predictions.X, spots.X[trained.inputs.test_spots[:2]], atol=1e-4)
