@@ -105,13 +105,13 @@ def fit_blend(
     if companions:
         sd = np.maximum(truth[train].std(axis=0), MIN_SD)
         members = {"network": network} | companions
-        columns = np.stack([((member - mean) / sd).ravel() for member in members.values()], axis=1)
-        prior = np.array([name == "kriging" for name in members], np.float64)
-        pull = np.sqrt(PRIOR_SPOTS * truth.shape[1])  # of a gene's variance 1, at each of them
-        found, _ = nnls(
-            np.concatenate([columns, pull * np.eye(len(members))]),
-            np.concatenate([((truth[seen] - mean) / sd).ravel(), pull * prior]),
-        )
+        target, *columns = (((a - mean) / sd).ravel() for a in (truth[seen], *members.values()))
+        pull = PRIOR_SPOTS * truth.shape[1]  # of a gene's variance 1, at each of them
+        gram = np.array([[np.sum(a * b, dtype=np.float64) for a in columns] for b in columns])
+        factor = np.linalg.cholesky(gram + pull * np.eye(len(columns)))
+        right = np.array([np.sum(a * target, dtype=np.float64) for a in columns])
+        right += pull * np.array([name == "kriging" for name in members])
+        found, _ = nnls(factor.T, np.linalg.solve(factor, right))
         weights = dict(zip(members, map(float, found), strict=True))
 
     blend = Blend(mean, weights, None, 1.0)
