@@ -1,0 +1,60 @@
+"""Spatially variable genes: Moran's I of measured and of predicted expression."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.stats import spearmanr
+
+from spabit_jax import baselines
+from spabit_jax.downstream.expression import train_spots
+from spabit_jax.graph import knn_graph
+
+N_NEIGHBOURS = 6
+TOP = 50  # genes in the overlap
+
+
+def spatial_genes(predictions: AnnData) -> pd.DataFrame:
+    """Moran's I of every gene over the test spots: measured (``truth``), ``predicted``, and interpolated; and over
+    the train spots as ``measured``, which is what there is without a model.
+
+    Returns:
+      Columns truth, predicted, nearest (the mean of the 6 nearest train spots), measured; indexed by gene. NaN where
+      expression does not vary.
+    """
+    is_train, xy = train_spots(predictions), np.asarray(predictions.obsm["spatial"], float)
+    truth = predictions.layers["truth"]
+    spots = baselines.make_spots(xy, None)
+    nearest = baselines.BASELINES["knn_mean"]().fit(spots.at(is_train), truth[is_train]).predict(spots.at(~is_train))[0]
+    table = {
+        "truth": morans_i(truth[~is_train], xy[~is_train]),
+        "predicted": morans_i(np.asarray(predictions.X)[~is_train], xy[~is_train]),
+        "nearest": morans_i(nearest, xy[~is_train]),
+        "measured": morans_i(truth[is_train], xy[is_train]),
+    }
+    return pd.DataFrame(table, index=pd.Index(predictions.var_names, name="gene"))
+
+
+def morans_i(values: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Moran's I of (n, G) values over the graph of the 6 nearest spots: (G,), NaN where a gene does not vary."""
+    from scanpy.metrics import morans_i
+
+    senders, receivers = knn_graph(xy, N_NEIGHBOURS)
+    graph = sparse.csr_matrix((np.ones(len(senders)), (receivers, senders)), shape=(len(xy), len(xy)))
+    found = np.full(values.shape[1], np.nan)
+    varies = np.ptp(values, axis=0) > 0  # scanpy warns of the others
+    if varies.any():
+        found[varies] = morans_i(graph, np.ascontiguousarray(values[:, varies].T, np.float64))
+    return found
+
+
+def rank_agreement(truth: pd.Series, other: pd.Series) -> dict[str, float]:
+    """Spearman correlation of Moran's I over the genes where both are known, and how many of the ``TOP`` genes by
+    truth (a third of the genes where there are fewer than three times ``TOP``) are also on top by the other."""
+    both = truth.notna() & other.notna()
+    truth, other = truth[both], other[both]
+    top = min(TOP, len(truth) // 3)
+    shared = set(truth.nlargest(top).index) & set(other.nlargest(top).index)
+    return {"spearman": float(spearmanr(truth, other)[0]), "top": top, "shared": len(shared)}
