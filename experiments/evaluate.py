@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from spabit_jax import baselines, metrics, plots
 from spabit_jax.files import replacing, write_json
-from spabit_jax.report import write_report
+from spabit_jax.report import run_blocks, write_report
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
 
@@ -51,10 +51,9 @@ def evaluate(out: Path, predictions: AnnData, per_seed: np.ndarray, features, he
     content = {**header, **summary, "seconds": seconds}
     table = [(method, metrics.summarize(ensemble))]
     table += [(name, metrics.summarize(other)) for name, other in others.items()]
-    figures = _figures(out, predictions, ensemble, others["knn_mean"], method)
-    figures["Calibration of the uncertainty"] = out / "figures" / "calibration.png"
-    plots.plot_calibration(LEVELS, covered, figures["Calibration of the uncertainty"])
-    write_report(out / "report.html", content, table, figures)
+    _figures(out, predictions, ensemble, others["knn_mean"], method)
+    plots.plot_calibration(LEVELS, covered, out / "figures" / "calibration.png")
+    write_report(out / "report.html", f"{section}, {method}", run_blocks(out, content))
     write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
 
     print(f"\n{section}: {header['protocol']['n_train']} train spots, {test.sum()} test spots, {len(ensemble)} genes")
@@ -75,19 +74,14 @@ def _baselines(predictions: AnnData, test: np.ndarray, features) -> dict[str, np
     }
 
 
-def _figures(out: Path, predictions, ensemble: pd.DataFrame, knn: pd.DataFrame, method: str) -> dict[str, Path]:
+def _figures(out: Path, predictions, ensemble: pd.DataFrame, knn: pd.DataFrame, method: str) -> None:
     folder = out / "figures"
     ranked = ensemble["pcc"].dropna().sort_values(ascending=False).index
-    shown = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]} if len(ranked) else {}
-    figures = {}
-    if shown:
-        figures["Measured and predicted expression"] = folder / "gene_maps.png"
+    if len(ranked):
+        shown = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
         plots.plot_gene_maps(predictions, shown, folder / "gene_maps.png")
         x, y = knn["pcc"].to_numpy(), ensemble["pcc"].to_numpy()
-        figures["PCC of each gene"] = folder / "pcc_scatter.png"
         plots.plot_pcc_scatter(x, y, "mean of the 6 nearest train spots", method, folder / "pcc_scatter.png")
     history = pd.read_csv(out / "history.csv") if (out / "history.csv").exists() else ()
     if len(history):  # an imported network has none
-        figures["Training"] = folder / "history.png"
         plots.plot_history(history, folder / "history.png")
-    return figures

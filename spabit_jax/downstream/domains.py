@@ -42,7 +42,8 @@ def find_domains(predictions: AnnData, labels: np.ndarray, n_domains: int, n_see
     with tqdm(total=len(sources) * 2 * len(METHODS), desc="domains", unit="clustering", disable=None) as bar:
         for kind, (spots, values) in sources.items():
             for smoothing in (False, True):
-                components = principal_components(smooth(xy[spots], values) if smoothing else values)
+                shares = centred(values)
+                components = principal_components(smooth(xy[spots], shares) if smoothing else shares)
                 for method, cluster in METHODS.items():
                     for seed in range(n_seeds):
                         found = np.full(len(xy), -1)
@@ -67,13 +68,18 @@ def agreement(domains: np.ndarray, labels: np.ndarray) -> tuple[int, float, floa
     return int(known.sum()), float(ari), float(nmi)
 
 
+def centred(values: np.ndarray) -> np.ndarray:
+    """(n, G) less each spot's mean over the genes: the library size taken out of logs, or domains would be its levels."""
+    return values - values.mean(axis=1, keepdims=True)
+
+
 def smooth(xy: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Gaussian means of (n, G) values around each spot, the sd being the distance of neighbouring spots."""
     return smoothed(xy / spot_pitch(xy), values, sd=1.0)
 
 
 def principal_components(values: np.ndarray) -> np.ndarray:
-    """(n, G) → (n, C): the first principal components of the genes, these centred but not scaled."""
+    """(n, G) → (n, C): scores of the first principal components, genes not scaled."""
     return PCA(min(N_COMPONENTS, len(values) - 1, values.shape[1]), svd_solver="full").fit_transform(values)
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from anndata import AnnData
 
+from spabit_jax import baselines
+
 CEILING = "ceiling"
 NO_LABEL = ("", "na", "nan", "undetermined", "unknown", "unlabelled")  # what annotators write where they could not tell
 
@@ -43,6 +45,14 @@ def kinds(predictions: AnnData) -> dict[str, Kind]:
 def train_spots(predictions: AnnData) -> np.ndarray:
     """(N,) bool."""
     return (predictions.obs["split"] == "train").to_numpy()
+
+
+def interpolated(predictions: AnnData) -> np.ndarray:
+    """(n, G) expression of the test spots as the mean of their 6 nearest train spots: a prediction without a model."""
+    is_train = train_spots(predictions)
+    spots = baselines.make_spots(predictions.obsm["spatial"], None)
+    nearest = baselines.Nearest(k=6).fit_mean(spots.at(is_train), predictions.layers["truth"][is_train])
+    return nearest.predict_mean(spots.at(~is_train))
 
 
 def known_labels(predictions: AnnData) -> np.ndarray:

@@ -8,8 +8,7 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.stats import spearmanr
 
-from spabit_jax import baselines
-from spabit_jax.downstream.expression import train_spots
+from spabit_jax.downstream.expression import interpolated, train_spots
 from spabit_jax.graph import knn_graph
 
 N_NEIGHBOURS = 6
@@ -17,21 +16,26 @@ TOP = 50  # genes in the overlap
 
 
 def spatial_genes(predictions: AnnData) -> pd.DataFrame:
-    """Moran's I of every gene over the test spots: measured (``truth``), ``predicted``, and interpolated; and over
-    the train spots as ``measured``, which is what there is without a model.
+    """Moran's I of every gene.
+
+    A prediction is smooth and has no noise, so that its I says little about how much of a measured gene is spatial.
+    ``with_noise`` is what I a new measurement can be expected to have, noise being independent between spots:
+    that of the prediction times var / (var + sd²), var being its variance over the spots and sd ``layers["sd"]``.
 
     Returns:
-      Columns truth, predicted, nearest (the mean of the 6 nearest train spots), measured; indexed by gene. NaN where
-      expression does not vary.
+      A row per gene, NaN where its expression does not vary. Over the test spots: ``truth`` (as measured),
+      ``predicted``, ``with_noise``, and ``nearest`` (the mean of the 6 nearest train spots); over the train spots
+      ``measured``, which is what there is without a model.
     """
     is_train, xy = train_spots(predictions), np.asarray(predictions.obsm["spatial"], float)
     truth = predictions.layers["truth"]
-    spots = baselines.make_spots(xy, None)
-    nearest = baselines.BASELINES["knn_mean"]().fit(spots.at(is_train), truth[is_train]).predict(spots.at(~is_train))[0]
+    predicted, sd = np.asarray(predictions.X)[~is_train], predictions.layers["sd"][~is_train]
+    i_predicted, variance = morans_i(predicted, xy[~is_train]), predicted.var(axis=0)
     table = {
         "truth": morans_i(truth[~is_train], xy[~is_train]),
-        "predicted": morans_i(np.asarray(predictions.X)[~is_train], xy[~is_train]),
-        "nearest": morans_i(nearest, xy[~is_train]),
+        "predicted": i_predicted,
+        "with_noise": i_predicted * variance / (variance + np.square(sd).mean(axis=0)),
+        "nearest": morans_i(interpolated(predictions), xy[~is_train]),
         "measured": morans_i(truth[is_train], xy[is_train]),
     }
     return pd.DataFrame(table, index=pd.Index(predictions.var_names, name="gene"))

@@ -13,8 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from spabit_jax import baselines
-from spabit_jax.downstream.expression import CEILING, train_spots
+from spabit_jax.downstream.expression import CEILING, interpolated, train_spots
 
 MIN_SPOTS = 5  # of each class among the train spots: one for each fold
 COLUMNS = ["input", "n_train", "n_test", "n_tumour", "auroc", "average_precision", "f1"]
@@ -25,8 +24,9 @@ def find_tumour(predictions: AnnData, is_tumour: np.ndarray) -> tuple[pd.DataFra
 
     One classifier, fitted to the measured expression of the labelled train spots, is given the expression of the test
     spots: ``predicted``; ``nearest``, the mean of the 6 nearest train spots; ``ceiling``, as measured, which a model
-    does not have. ``neighbour labels`` needs no expression: the share of tumour among the 6 nearest labelled train
-    spots.
+    does not have. For ``predicted, learned from predicted`` another is fitted to what is predicted at the train spots
+    without their own expression, so that it learns from what it will be given. ``neighbour labels`` needs no
+    expression: the share of tumour among the 6 nearest labelled train spots.
 
     Args:
       predictions: content of predictions.h5ad, N spots.
@@ -44,12 +44,11 @@ def find_tumour(predictions: AnnData, is_tumour: np.ndarray) -> tuple[pd.DataFra
     answers = is_tumour[test][scored].astype(int)
     if np.bincount(labels, minlength=2).min() < MIN_SPOTS or np.bincount(answers, minlength=2).min() == 0:
         return None, {}
-    spots = baselines.make_spots(xy, None)
-    nearest = baselines.BASELINES["knn_mean"]().fit(spots.at(is_train), truth[is_train]).predict(spots.at(test))[0]
-    inputs = {"predicted": np.asarray(predictions.X)[test], "nearest": nearest, CEILING: truth[test]}
-
-    classifier = fit_classifier(truth[train], labels)
+    predicted, classifier = np.asarray(predictions.X), fit_classifier(truth[train], labels)
+    inputs = {"predicted": predicted[test], "nearest": interpolated(predictions), CEILING: truth[test]}
     found = {name: classifier.predict_proba(values)[:, 1] for name, values in inputs.items()}
+    like = fit_classifier(predicted[train], labels)
+    found["predicted, learned from predicted"] = like.predict_proba(predicted[test])[:, 1]
     vote = KNeighborsClassifier(min(6, len(train))).fit(xy[train], labels)
     found["neighbour labels"] = vote.predict_proba(xy[test])[:, 1]
     rows, maps = [], {}
