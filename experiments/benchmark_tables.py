@@ -57,7 +57,7 @@ def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
     note = "Mean over the genes of the Pearson correlation on test spots; of a model, that of its ensemble.\n"
     if pcc.isna().to_numpy().any() and STAND_IN in methods:
         note += f"In the means a method that needs an image takes the value of {STAND_IN} where there is none.\n"
-    return f"{as_table(head, lines)}\n{note}"
+    return f"{markdown_table(head, lines)}\n{note}"
 
 
 def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
@@ -89,7 +89,7 @@ def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str
         f"{model} minus the baseline with the highest PCC on the section's test spots. Interval: bootstrap over genes; "
         "p: Wilcoxon signed-rank test, paired over genes. Coverage: share of test values within mean ± 1.645 sd.\n"
     )
-    return f"{as_table(head, lines)}\n{note}"
+    return f"{markdown_table(head, lines)}\n{note}"
 
 
 def _filled(table: pd.DataFrame) -> pd.DataFrame:
@@ -105,5 +105,5 @@ def _numbers(values) -> list[str]:
     return [f"{value:.3f}" for value in values]
 
 
-def as_table(head: list[str], lines: list[list[str]]) -> str:
+def markdown_table(head: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])

@@ -23,7 +23,7 @@ from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator, 
 from scipy.spatial import KDTree
 from tqdm import tqdm
 
-from experiments.benchmark_tables import as_table
+from experiments.benchmark_tables import markdown_table
 from experiments.inputs import Inputs
 from experiments.model import features_at, fit, predict_at
 from spabit_jax import cli, metrics
@@ -190,7 +190,7 @@ def write(out: Path, rows: pd.DataFrame) -> None:
             for label, values in zip(table.index, table.to_numpy(), strict=True)
         ]
         lines.append(["mean", "", "", *(f"{value:.3f}" for value in table.mean())])
-        parts.append(as_table([title, "spots kept", "measured / predicted", *table.columns], lines))
+        parts.append(markdown_table([title, "spots kept", "measured / predicted", *table.columns], lines))
     with replacing(out / "results.md") as temporary:
         temporary.write_text("\n".join(parts))
 

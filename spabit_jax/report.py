@@ -163,13 +163,14 @@ def write_report(path: Path, title: str, blocks: Sequence[Block]) -> None:
 def _html_table(table: pd.DataFrame) -> str:
     head = "".join(f"<th>{escape(str(column))}</th>" for column in table.columns)
     rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(_cell(value))}</td>' for value in row)}</tr>"
+        f"<tr>{''.join(f'<td>{escape(format_cell(value))}</td>' for value in row)}</tr>"
         for row in table.itertuples(index=False)
     )
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
-def _cell(value) -> str:
+def format_cell(value) -> str:
+    """A number with three decimals, a missing one as a dash."""
     if isinstance(value, float):
         return "–" if pd.isna(value) else f"{value:.3f}"
     return str(value)

@@ -69,7 +69,7 @@ def agreement(domains: np.ndarray, labels: np.ndarray) -> tuple[int, float, floa
 
 
 def centred(values: np.ndarray) -> np.ndarray:
-    """(n, G) less each spot's mean over the genes: the library size taken out of logs, or domains would be its levels."""
+    """(n, G) less each spot's mean over the genes: without it domains would be levels of library size."""
     return values - values.mean(axis=1, keepdims=True)
 
 

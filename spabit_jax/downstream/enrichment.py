@@ -143,6 +143,7 @@ def gsea(scores: pd.Series, sets: Mapping[str, Sequence[str]], n_permutations: i
     import gseapy
 
     ranked = scores.sort_values(ascending=False, kind="stable")
+    ranked = ranked - 1e-9 * np.arange(len(ranked))  # gseapy would order ties at random
     result = gseapy.prerank(
         ranked, dict(sets), outdir=None, min_size=MIN_SET, max_size=len(ranked), permutation_num=n_permutations,
         threads=1, seed=0, no_plot=True,
