@@ -123,6 +123,10 @@ class Inputs:
         }
         return described if self.cached is None else described | self.cached.made_from()
 
+    def identity(self, num_seeds: int) -> dict:
+        """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
+        return {"inputs": self.describe(), "num_seeds": num_seeds, "config": self.config.to_dict()}
+
     def section(self):
         """The ``SectionData`` of this configuration."""
         from spabit_jax.section import make_section

@@ -211,18 +211,17 @@ class Run:
         from spabit_jax.files import write_or_match
 
         info = self.inputs.adata.uns["spabit"]
+        identity = self.inputs.identity(len(self.seeds))
         content = {
             "section": {"name": self.inputs.name, "format": info["format"], "image": str(info.get("image_path", ""))},
-            "inputs": self.inputs.describe(),
             "cache_dir": str(Path(cli.FLAGS.cache_dir).resolve()),
             "preset": cli.preset_path(),
-            "num_seeds": len(self.seeds),
-            "config": self.config.to_dict(),
+            **identity,
             "command": sys.argv[1:],
             "versions": {name: version(name) for name in PACKAGES},
         }
         content["section"] |= {"path": str(Path(cli.FLAGS.section).resolve()), "reading": cli.how_to_read()}
-        write_or_match(self.out / "config.json", content, keys=("inputs", "num_seeds", "config"))
+        write_or_match(self.out / "config.json", content, keys=tuple(identity))
 
     def _seconds(self) -> dict:
         path = self.out / "seconds.json"

@@ -1,0 +1,199 @@
+"""Many runs: sections × configurations, each with its seeds, in this process, on local workers or on Slurm.
+
+    python -m experiments.sweep --sections=data/C2.tsv.gz,data/151673 --out=runs/sweep --num_seeds=3 \\
+        --configs=experiments/configs/default.py,experiments/configs/demo.py --executor=local --workers=2
+
+A job is one run (a section and a configuration; its seeds share features, compiled programs and the final average) and
+leaves a folder as ``experiments.run`` does: OUT/SECTION/CONFIGURATION. The same command goes on where it was
+interrupted, a run within its training, and does nothing twice. ``results.csv`` and ``results.md`` are the benchmark's.
+On Slurm this process waits for the jobs and hands out new ones; image features are extracted by it before the first
+(with a heavy encoder, run ``feature_extraction.extract`` beforehand).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments.sweep_job import Job
+from spabit_jax import cli
+from spabit_jax.errors import InputError
+
+EXECUTORS = ("debug", "local", "slurm")
+LONGEST_MINUTES = 7 * 24 * 60  # submitit's own limit is five minutes
+
+
+def main() -> None:
+    if not cli.FLAGS.out:
+        raise InputError("--out is missing: give a folder for the runs and the table")
+    out = Path(cli.FLAGS.out).resolve()
+    jobs = plan(out)
+    todo = [job for job in jobs if not job.is_done]
+    print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done already")
+    failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
+    if done := [job for job in jobs if job.is_done]:
+        collect(out, done)
+    if failed:
+        names = ", ".join(job.name for job in failed)
+        raise InputError(f"{len(failed)} of {len(jobs)} runs failed ({names}): see {failed[0].folder / 'log.txt'}")
+
+
+def plan(out: Path) -> list[Job]:
+    """The runs that the flags ask for, their features in the cache.
+
+    Raises:
+      InputError: a section or configuration is bad, two have one name, or a folder holds another run.
+    """
+    from experiments.inputs import Inputs
+    from spabit_jax.files import write_or_match
+
+    configs = read_configs()
+    jobs = {}
+    paths = cli.FLAGS.sections or [cli.FLAGS.section]
+    for path, (adata, patch_px) in zip(paths, cli.read_flagged_sections(), strict=True):
+        for file, config in configs.items():
+            inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
+            name = f"{inputs.name}/{config.name}"
+            if name in jobs:
+                raise InputError(f"two runs are {name}: rename a section, or config.name in one of --configs")
+            inputs.extract()
+            if (out / name / "config.json").exists():
+                identity = inputs.identity(cli.FLAGS.num_seeds)
+                write_or_match(out / name / "config.json", identity, keys=tuple(identity))
+            jobs[name] = Job(name, out / name, command(path, patch_px, file, out / name))
+    return list(jobs.values())
+
+
+def read_configs() -> dict[str, object]:
+    """File of ``--configs`` → what its get_config() returns, validated; InputError for a file that is none."""
+    import runpy
+
+    from spabit_jax.config import Config
+
+    configs = {}
+    for file in cli.FLAGS.configs:
+        try:
+            config = runpy.run_path(file)["get_config"]()
+        except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
+            raise InputError(f"{file} of --configs: {' '.join(str(error).split())}: {cli.NO_CONFIG}") from error
+        if not isinstance(config, Config):
+            raise InputError(f"{file} of --configs: {cli.NO_CONFIG}")
+        if config.validate().data.split == "none":
+            raise InputError(f"{file} of --configs: config.data.split is none, which leaves no test spot to compare on")
+        configs[file] = config
+    if not configs:
+        raise InputError("--configs is missing: give Python files with a get_config(), separated by commas")
+    return configs
+
+
+def command(section: str, patch_px: float, config: str, out: Path) -> tuple[str, ...]:
+    """The command of one run, every path absolute."""
+    given = {"section": section, "config": config, "cache_dir": cli.FLAGS.cache_dir}
+    given |= {name: getattr(cli.FLAGS, name) for name in ("image", "positions", "labels")}
+    options = {name: Path(path).resolve() for name, path in given.items() if path}
+    options |= {"name": cli.FLAGS.name, "format": cli.FLAGS.format, "encoder": cli.FLAGS.encoder, "out": out}
+    options |= {"patch_px": patch_px, "num_seeds": cli.FLAGS.num_seeds}
+    flagged = (f"--{name}={value}" for name, value in options.items() if value is not None)
+    return (sys.executable, "-m", "experiments.run", *flagged)
+
+
+def make_executor(folder: Path):
+    """The submitit executor that ``--executor`` names; its own files go into the folder."""
+    import submitit
+
+    name = cli.FLAGS.executor
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=name)
+        executor.update_parameters(name="spabit", timeout_min=LONGEST_MINUTES)
+        if name == "slurm":
+            pairs = (option.partition("=") for option in cli.FLAGS.slurm)
+            options = {f"slurm_{key}": int(value) if value.isdigit() else value for key, _, value in pairs}
+            executor.update_parameters(**options)
+    except (RuntimeError, NameError, TypeError, ValueError) as error:  # submitit's, for no Slurm and for bad options
+        raise InputError(f"--executor={name}: {' '.join(str(error).split())}") from error
+    return executor
+
+
+def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
+    """Executes the jobs, at most ``workers`` at a time; cancels those under way when interrupted.
+
+    Returns:
+      Those that failed.
+    """
+    from tqdm import tqdm
+
+    waiting, running, failed = list(jobs), {}, []
+    with tqdm(total=len(jobs), unit="run", disable=None) as bar:
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    job = waiting.pop(0)
+                    running[job] = executor.submit(job)
+                for job, task in list(running.items()):
+                    if task.done():
+                        del running[job]
+                        if task.exception() is not None or task.result() != 0:
+                            failed.append(job)
+                        bar.update()
+                time.sleep(0.2)
+        finally:
+            for task in running.values():
+                task.cancel()
+    return failed
+
+
+def collect(out: Path, jobs: list[Job]) -> None:
+    """The benchmark's tables from the folders of finished runs."""
+    import pandas as pd
+
+    from experiments.benchmark import COLUMNS, write
+
+    rows, genes = [], []
+    for job in jobs:
+        more, table = results(job.folder)
+        rows += more
+        genes.append(table)
+    write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), model="")
+
+
+def results(run: Path):
+    """A run folder as rows of the benchmark's results.csv (each seed, and the ensemble) and of its genes.csv."""
+    import json
+
+    import anndata
+    import numpy as np
+    import pandas as pd
+
+    from spabit_jax.metrics import METRICS, noise_ceiling
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    protocol = metrics["protocol"]
+    key = {name: metrics[name] for name in ("section", "method", "encoder")} | {"split": protocol["split"]}
+    sizes = {name: protocol[name] for name in ("n_train", "n_test", "n_genes")}
+    rows = [
+        {**key, **sizes, "seed": seed, **{metric: metrics[metric]["per_seed"][i] for metric in METRICS}}
+        for i, seed in enumerate(metrics["seeds"])
+    ]
+    seconds = round(sum(metrics["seconds"].values()), 3)
+    rows.append({**key, **sizes, "seed": "ensemble", **metrics["ensemble"], "seconds": seconds})
+
+    predictions = anndata.read_h5ad(run / "predictions.h5ad")
+    truth = predictions.layers["truth"][predictions.obs["split"] == "test"].astype(np.float64)
+    ceiling = pd.Series(noise_ceiling(np.rint(2**truth - 1)), predictions.var_names)
+    genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
+    genes = genes[genes["method"] == metrics["method"]]
+    return rows, genes.assign(**key, ceiling=ceiling.reindex(genes["gene"]).to_numpy())
+
+
+if __name__ == "__main__":
+    cli.define_section_flags(several=True)
+    flags.DEFINE_string("out", None, "Folder for the runs and the table.")
+    flags.DEFINE_list("configs", ["experiments/configs/default.py"], "Configurations: files with a get_config().")
+    flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
+    flags.DEFINE_enum("executor", "local", EXECUTORS, "Where runs are executed: debug is this process.")
+    flags.DEFINE_integer("workers", 1, "Runs at a time.", lower_bound=1)
+    flags.DEFINE_list("slurm", [], "Options of sbatch, such as partition=gpu,gpus_per_node=1,time=600 (minutes).")
+    cli.run(main)
