@@ -8,6 +8,7 @@ from scipy import stats
 
 from spabit_jax import metrics
 from spabit_jax.baselines import BASELINES
+from spabit_jax.report import markdown_table
 
 PIECE = ["section", "split", "encoder"]
 STAND_IN = "kriging"  # for methods that need an image, in means over sections, on sections that have none
@@ -103,7 +104,3 @@ def _cells(values: pd.Series, bold: float | None = None) -> list[str]:
 
 def _numbers(values) -> list[str]:
     return [f"{value:.3f}" for value in values]
-
-
-def markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])

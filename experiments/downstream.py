@@ -178,7 +178,8 @@ def write(run: Path, out: Path, metrics: dict, found: Analyses) -> None:
         (out / f"{name}.csv").unlink(missing_ok=True)  # of an earlier command, which had labels or gene sets
     title = f"{metrics['section']}, {metrics['method']}"
     blocks = downstream_blocks(tables, found.left_out, found.figures, found.grouping)
-    write_report(out / "report.html", title, run_blocks(run, metrics) + blocks)
+    *of_run, how_it_was_made = run_blocks(run, metrics)
+    write_report(out / "report.html", title, [*of_run, *blocks, how_it_was_made])
     text = markdown(title, blocks)
     with replacing(out / "results.md") as temporary:
         temporary.write_text(text)

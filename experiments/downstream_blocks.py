@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.benchmark_tables import markdown_table
 from spabit_jax.downstream.expression import CEILING
 from spabit_jax.downstream.spatial import rank_agreement
-from spabit_jax.report import Block, format_cell
+from spabit_jax.report import Block, format_cell, markdown_table
 
 KINDS = ["measured", "predicted", "merged", CEILING]
 METHODS = {"kmeans": "k-means", "mixture": "Gaussian mixture", "leiden": "Leiden"}
@@ -78,8 +77,8 @@ def _domains(table: pd.DataFrame, figures: Path) -> list[Block]:
             means = means[[kind for kind in KINDS if kind in means]]
             means.insert(0, "method", [METHODS[m] + (", smoothed" if smooth else "") for m, smooth in means.index])
             n = rows["n_spots"].iloc[0]
-            text = f"1 is perfect, 0 is chance. Mean of {n_seeds} seeds; {n} spots with a label."
-            blocks.append(Block(f"Agreement with the annotation over {where}: {name}", text, means))
+            text = f"Agreement of domains and annotation: 1 is perfect, 0 is chance. Mean over seeds ({n_seeds}), "
+            blocks.append(Block(f"Domains: {name}, {where}", text + f"{n} annotated spots.", means))
     return blocks
 
 
@@ -89,8 +88,9 @@ def _tumour(table: pd.DataFrame, figures: Path) -> list[Block]:
         f"A classifier (logistic regression) learned tumour from {first['n_train']} measured and annotated spots, and "
         f"was asked about {first['n_test']} others, {first['n_tumour']} of them tumour. It was given: predicted "
         "expression; the average of the nearest measured spots; and, as the ceiling, their own measured expression. "
-        "'Neighbour labels' uses no expression at all: it asks what the nearest annotated spots are. AUROC: "
-        "probability that a tumour spot gets the higher value of two; 0.5 is chance."
+        "'Like for like': the classifier learned from predictions at the annotated spots, made without their own "
+        "expression. 'Neighbour labels' uses no expression at all: it asks what the nearest annotated spots are. "
+        "AUROC: the probability that a tumour spot gets the higher value of two; 0.5 is chance."
     )
     shown = table[["input", "auroc", "average_precision", "f1"]]
     shown = shown.set_axis(["given", "AUROC", "average precision", "F1"], axis=1)

@@ -21,7 +21,8 @@ h1 { line-height: 1.2; } h2 { margin: 2.2rem 0 .4rem; line-height: 1.25; }
 .lead { font-size: 1.15rem; } .small { color: #555; font-size: .85rem; }
 img { display: block; max-width: 100%; height: auto; margin: .8rem auto; }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: bottom; }
+td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: bottom;
+  overflow-wrap: normal; }
 td:first-child, th:first-child { text-align: left; padding-left: 0; }
 @media (max-width: 480px) { table { font-size: .8rem; } td, th { padding: .2rem .35rem; } }
 @media print { body { max-width: none; font-size: 10.5pt; padding: 0; } h2 { break-after: avoid; }
@@ -174,3 +175,8 @@ def format_cell(value) -> str:
     if isinstance(value, float):
         return "–" if pd.isna(value) else f"{value:.3f}"
     return str(value)
+
+
+def markdown_table(head: list[str], lines: list[list[str]]) -> str:
+    """Cells as a table in Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])

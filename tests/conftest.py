@@ -65,3 +65,32 @@ def section_data(simulated):
         return make_section(adata, genes, is_train, image, config)
 
     return make
+
+
+@pytest.fixture
+def predictions():
+    """Content of a predictions.h5ad, 300 spots and 24 genes: three bands of tissue, each with 8 genes of its own.
+
+    The prediction is the expectation, the truth has noise and a library size; a quarter of the spots are train spots.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    rng = np.random.default_rng(0)
+    row, col = (index.ravel() for index in np.indices((15, 20)))
+    band = row // 5
+    mean = 2 + 2.5 * (band[:, None] == np.arange(24) // 8)
+    split = np.where((row % 2 == 0) & (col % 2 == 0), "train", "test")
+    label = np.array(["stroma", "invasive cancer", "adipose"], object)[band]
+    label[:7] = "undetermined"
+    adata = AnnData(
+        mean.astype(np.float32),
+        obs=pd.DataFrame(
+            {"split": pd.Categorical(split), "label": pd.Categorical(label)}, index=[f"spot{i}" for i in range(300)]
+        ),
+        var=pd.DataFrame(index=[f"G{i}" for i in range(24)]),
+        obsm={"spatial": np.stack([col, row], axis=1) * 100.0},
+    )
+    adata.layers["truth"] = mean + rng.normal(0, 0.8, mean.shape) + rng.normal(0, 0.5, (len(row), 1))
+    adata.layers["sd"] = np.full(mean.shape, np.sqrt(0.8**2 + 0.5**2))
+    return adata

@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from spabit_jax.downstream.expression import kinds, train_spots
@@ -39,7 +40,8 @@ def find_domains(predictions: AnnData, labels: np.ndarray, n_domains: int, n_see
     scored = {"all": np.ones_like(is_train), "train": is_train, "test": ~is_train}
     rows, maps = [], {}
     sources = kinds(predictions)
-    with tqdm(total=len(sources) * 2 * len(METHODS), desc="domains", unit="clustering", disable=None) as bar:
+    bar = tqdm(total=len(sources) * 2 * len(METHODS), desc="domains", unit="clustering", disable=None)
+    with bar, threadpool_limits(1):  # matrices this small are slower on several threads
         for kind, (spots, values) in sources.items():
             for smoothing in (False, True):
                 shares = centred(values)

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from anndata import AnnData
-
-from spabit_jax import baselines
+from sklearn.neighbors import KNeighborsRegressor
 
 CEILING = "ceiling"
 NO_LABEL = ("", "na", "nan", "undetermined", "unknown", "unlabelled")  # what annotators write where they could not tell
@@ -49,10 +48,9 @@ def train_spots(predictions: AnnData) -> np.ndarray:
 
 def interpolated(predictions: AnnData) -> np.ndarray:
     """(n, G) expression of the test spots as the mean of their 6 nearest train spots: a prediction without a model."""
-    is_train = train_spots(predictions)
-    spots = baselines.make_spots(predictions.obsm["spatial"], None)
-    nearest = baselines.Nearest(k=6).fit_mean(spots.at(is_train), predictions.layers["truth"][is_train])
-    return nearest.predict_mean(spots.at(~is_train))
+    is_train, xy = train_spots(predictions), predictions.obsm["spatial"]
+    nearest = KNeighborsRegressor(min(6, is_train.sum())).fit(xy[is_train], predictions.layers["truth"][is_train])
+    return nearest.predict(xy[~is_train])
 
 
 def known_labels(predictions: AnnData) -> np.ndarray:

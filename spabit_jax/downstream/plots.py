@@ -17,6 +17,7 @@ from sklearn.metrics import roc_curve
 
 from spabit_jax.plots import _BLUE, _GREY, _ORANGE, _draw_spots, _save, _tidy
 
+_INPUTS = (_ORANGE, _BLUE, "0.2", "#009E73", "#CC79A7")  # of the tumour classifier, in the order of its table
 COLOURS = [*colormaps["tab10"].colors, *colormaps["Set3"].colors]
 
 
@@ -62,7 +63,7 @@ def plot_groups(
         for i, name in enumerate(names)
     ]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     _save(figure, path)
 
 
@@ -92,30 +93,30 @@ def plot_roc(is_tumour: np.ndarray, found: Mapping[str, np.ndarray], aurocs: Map
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
-    for (name, probability), colour in zip(found.items(), (_ORANGE, _BLUE, "0.2", "#009E73"), strict=False):
+    for (name, probability), colour in zip(found.items(), _INPUTS, strict=True):
         scored = np.isfinite(probability) & np.isfinite(is_tumour)
         wrong, right, _ = roc_curve(is_tumour[scored], probability[scored])
-        ax.plot(wrong, right, color=colour, label=f"{name}, AUROC {aurocs[name]:.3f}")
+        ax.plot(wrong, right, color=colour, label=f"{name}: {aurocs[name]:.3f}")
     ax.set(xlabel="share of other spots called tumour", ylabel="share of tumour spots found", aspect="equal")
-    ax.legend(loc="lower right", frameon=False, fontsize=9)
+    ax.legend(loc="lower right", frameon=False, fontsize=8.5, title="AUROC")
     _tidy(ax)
     _save(figure, path)
 
 
 def plot_enrichment(table: pd.DataFrame, path: str | os.PathLike, n: int = 12) -> None:
-    """Draws the ``n`` smallest adjusted p-values as bars.
+    """Draws the ``n`` smallest adjusted p-values as bars, of sets that share a gene with the markers.
 
     Args:
-      table: columns group, gene_set, fdr.
+      table: columns group, gene_set, n_shared, fdr.
       path: the PNG to write.
     """
-    shown = table.nsmallest(n, "fdr")[::-1]
-    figure = Figure(figsize=(6.4, 0.34 * len(shown) + 1.1), layout="constrained")
+    shown = table[table["n_shared"] > 0].nsmallest(n, "fdr")[::-1]
+    figure = Figure(figsize=(5.4, 0.34 * len(shown) + 1.1), layout="constrained")
     ax = figure.subplots()
     groups = list(dict.fromkeys(table["group"]))
     colours = [COLOURS[groups.index(group) % len(COLOURS)] for group in shown["group"]]
     ax.barh(np.arange(len(shown)), -np.log10(np.maximum(shown["fdr"].to_numpy(float), 1e-300)), color=colours)
-    labels = [f"{row.gene_set[:38]} ({row.group})" for row in shown.itertuples()]
+    labels = [f"{row.gene_set[:32]} ({row.group})" for row in shown.itertuples()]
     ax.set_yticks(np.arange(len(shown)), labels, fontsize=9)
     ax.axvline(-np.log10(0.05), color=_GREY, linewidth=1, linestyle="--")
     ax.set(xlabel="-log10 of the false discovery rate (dashed: 5%)")
@@ -124,23 +125,22 @@ def plot_enrichment(table: pd.DataFrame, path: str | os.PathLike, n: int = 12) -
 
 
 def plot_spatial_genes(table: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Draws Moran's I of each gene by prediction (with noise) and by train spots alone against that of the truth.
+    """Draws the rank of each gene by Moran's I, of the prediction (with noise) and of the train spots alone, against
+    its rank by the truth.
 
     Args:
       table: of ``spatial.spatial_genes``.
       path: the PNG to write.
     """
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    ax = figure.subplots()
-    ax.plot([-0.1, 1], [-0.1, 1], color=_GREY, linewidth=1)
-    for column, label, colour in (
-        ("measured", "train spots alone", _BLUE),
-        ("with_noise", "predicted, with noise", _ORANGE),
-    ):
-        ax.scatter(table["truth"], table[column], s=14, color=colour, alpha=0.5, linewidth=0, label=label)
-    ax.set(xlabel="Moran's I as measured at the test spots", ylabel="Moran's I by", aspect="equal")
-    ax.legend(loc="upper left", frameon=False, fontsize=9)
-    _tidy(ax)
+    ranks = table[["truth", "measured", "with_noise"]].dropna().rank(ascending=False)
+    figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+    panels = (("measured", "train spots alone", _BLUE), ("with_noise", "predicted, with noise", _ORANGE))
+    for ax, (column, title, colour) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        ax.scatter(ranks["truth"], ranks[column], s=12, color=colour, alpha=0.5, linewidth=0)
+        ax.set(title=title, xlabel="rank as measured", aspect="equal")
+        ax.label_outer()
+        _tidy(ax)
+    figure.axes[0].set_ylabel("rank by Moran's I")
     _save(figure, path)
 
 
@@ -151,7 +151,7 @@ def _maps(predictions: AnnData, n: int):
     margin = 0.03 * (high - low).max() + 1
     width, height = high - low + 2 * margin
     rows = -(-n // 2)
-    figure = Figure(figsize=(6.4, rows * (3.2 * min(1.4, height / width) + 0.3) + 0.6), layout="constrained")
+    figure = Figure(figsize=(5.4, rows * (2.7 * min(1.4, height / width) + 0.3) + 0.6), layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).ravel()
     for ax in axes:
         ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(high[1] + margin, low[1] - margin))

@@ -12,6 +12,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from spabit_jax.downstream.expression import CEILING, interpolated, train_spots
 
@@ -24,7 +25,7 @@ def find_tumour(predictions: AnnData, is_tumour: np.ndarray) -> tuple[pd.DataFra
 
     One classifier, fitted to the measured expression of the labelled train spots, is given the expression of the test
     spots: ``predicted``; ``nearest``, the mean of the 6 nearest train spots; ``ceiling``, as measured, which a model
-    does not have. For ``predicted, learned from predicted`` another is fitted to what is predicted at the train spots
+    does not have. For ``predicted, like for like`` another is fitted to what is predicted at the train spots
     without their own expression, so that it learns from what it will be given. ``neighbour labels`` needs no
     expression: the share of tumour among the 6 nearest labelled train spots.
 
@@ -44,11 +45,11 @@ def find_tumour(predictions: AnnData, is_tumour: np.ndarray) -> tuple[pd.DataFra
     answers = is_tumour[test][scored].astype(int)
     if np.bincount(labels, minlength=2).min() < MIN_SPOTS or np.bincount(answers, minlength=2).min() == 0:
         return None, {}
-    predicted, classifier = np.asarray(predictions.X), fit_classifier(truth[train], labels)
+    predicted = np.asarray(predictions.X)
+    classifier, like = fit_classifier(truth[train], labels), fit_classifier(predicted[train], labels)
     inputs = {"predicted": predicted[test], "nearest": interpolated(predictions), CEILING: truth[test]}
     found = {name: classifier.predict_proba(values)[:, 1] for name, values in inputs.items()}
-    like = fit_classifier(predicted[train], labels)
-    found["predicted, learned from predicted"] = like.predict_proba(predicted[test])[:, 1]
+    found["predicted, like for like"] = like.predict_proba(predicted[test])[:, 1]
     vote = KNeighborsClassifier(min(6, len(train))).fit(xy[train], labels)
     found["neighbour labels"] = vote.predict_proba(xy[test])[:, 1]
     rows, maps = [], {}
@@ -72,8 +73,9 @@ def fit_classifier(values: np.ndarray, labels: np.ndarray):
     )
     most = min(len(values) * 4 // 5 - 1, values.shape[1])
     grid = {
-        "pca__n_components": sorted({min(n, most) for n in (3, 5, 10, 20)}),
-        "logisticregression__C": np.logspace(-4, 1, 6),
+        "pca__n_components": sorted({min(n, most) for n in (5, 10, 20)}),
+        "logisticregression__C": np.logspace(-3, 1, 5),
     }
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    return GridSearchCV(model, grid, scoring="roc_auc", cv=folds).fit(values, labels)
+    with threadpool_limits(1):  # matrices this small are slower on several threads
+        return GridSearchCV(model, grid, scoring="roc_auc", cv=folds).fit(values, labels)
