@@ -1,0 +1,163 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.sweep import execute, results
+from experiments.sweep_job import Job
+
+# A run that takes a while, notes in runs.log that it began and ended, and fails where its folder is named so.
+RUN = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+def note(what):
+    with open(folder.parent / "runs.log", "a") as file:
+        file.write(f"{what} {folder.name}\\n")
+note("began")
+time.sleep(0.5)
+if "fails" in folder.name:
+    sys.exit(3)
+(folder / "metrics.json").write_text("{}")
+note("ended")
+"""
+SWEEP = """
+import sys, pathlib
+sys.path.insert(0, "tests/experiments")
+from test_sweep import jobs, local
+from experiments.sweep import execute
+out = pathlib.Path(sys.argv[1])
+execute([job for job in jobs(out) if not job.is_done], local(out), 2)
+"""
+
+
+def jobs(out, names=("A-1", "A-2", "B-1", "B-2")):
+    return [Job(name, out / name, (sys.executable, "-c", RUN, str(out / name))) for name in names]
+
+
+def local(out):
+    import submitit
+
+    return submitit.AutoExecutor(out / "jobs", cluster="local")
+
+
+def noted(out):
+    path = out / "runs.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [[line.split()[1] for line in lines if line.startswith(what)] for what in ("began", "ended")]
+
+
+def test_a_sweep_that_is_killed_and_started_again_is_complete_and_runs_nothing_twice(tmp_path):
+    command = [sys.executable, "-c", SWEEP, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not noted(tmp_path)[0]:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)  # its workers live on, and are still at it when the next sweep starts
+    process.wait()
+    assert len(noted(tmp_path)[1]) < 4
+    for _ in range(2):
+        assert subprocess.run(command, stderr=subprocess.DEVNULL, timeout=120).returncode == 0
+        began, ended = noted(tmp_path)
+        assert sorted(began) == sorted(ended) == ["A-1", "A-2", "B-1", "B-2"]
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):
+    failed = execute(jobs(tmp_path, ("fails", "works")), local(tmp_path), 1)
+    assert [job.name for job in failed] == ["fails"]
+    assert noted(tmp_path)[1] == ["works"]
+
+
+def test_a_job_that_slurm_ends_early_is_submitted_again_as_it_is(tmp_path):
+    (job,) = jobs(tmp_path, ("A",))
+    again = job.checkpoint()
+    assert again.function == job and not again.args
+
+
+def test_results_of_a_run_folder_are_rows_of_the_benchmark(predictions, tmp_path):
+    counts = np.random.default_rng(0).poisson(5, predictions.shape)
+    predictions.layers["truth"] = np.log2(counts + 1.0)
+    predictions.write_h5ad(tmp_path / "predictions.h5ad")
+    metrics = {
+        name: {"mean": 0.5, "sd": 0.1, "per_seed": [0.4, 0.6]}
+        for name in ("pcc", "pcc_defined", "n_constant_genes", "mse", "mae")
+    }
+    protocol = {"split": "lattice", "panel": "reference", "n_genes": 24, "n_train": 80, "n_test": 220}
+    metrics |= {"section": "S", "method": "mine", "encoder": "stain", "protocol": protocol, "seeds": [0, 1]}
+    metrics |= {"ensemble": {"pcc": 0.7, "coverage90": 0.9}, "seconds": {"train": 2.0, "predict": 1.0}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    genes = pd.DataFrame(
+        {"section": "S", "method": "mine", "seed": "ensemble", "gene": predictions.var_names, "pcc": 0.5}
+    )
+    pd.concat([genes, genes.assign(method="ridge", seed="")]).to_csv(tmp_path / "genes.csv", index=False)
+    rows, table = results(tmp_path)
+    assert [(row["seed"], row["pcc"]) for row in rows] == [(0, 0.4), (1, 0.6), ("ensemble", 0.7)]
+    assert rows[2]["seconds"] == 3.0 and rows[2]["coverage90"] == 0.9 and rows[0]["n_test"] == 220
+    assert set(table["method"]) == {"mine"}
+    from spabit_jax.metrics import noise_ceiling
+
+    test = (predictions.obs["split"] == "test").to_numpy()
+    np.testing.assert_allclose(table["ceiling"], noise_ceiling(counts[test]), atol=1e-6)
+
+
+CONFIG = """
+from experiments.configs import demo
+
+def get_config():
+    config = demo.get_config()
+    config.name = "NAME"
+    config.model.width, config.model.cross_heads, config.model.mlp_width, config.gat.head_width = 16, 2, 16, 4
+    config.train.epochs, config.train.chunk_epochs, config.data.n_genes, config.model.n_context = 4, 2, 23, 4
+    config.model.companions = False
+    return config
+"""
+
+
+def sweep(folder, section, configs, *flags):
+    paths = [f"--sections={section}", f"--out={folder / 'out'}", f"--cache_dir={folder / 'cache'}", *flags]
+    command = [sys.executable, "-m", "experiments.sweep", "--patch_px=48", f"--configs={configs}", *paths]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command_in_this_process(simulated, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.replace("NAME", "small"))
+    result = sweep(tmp_path, simulated, config, "--executor=debug", "--num_seeds=2")
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "out"
+    rows = pd.read_csv(out / "results.csv")
+    assert list(rows["seed"]) == ["0", "1", "ensemble"] and set(rows["method"]) == {"small"}
+    pcc = json.loads((out / "tiny" / "small" / "metrics.json").read_text())["ensemble"]["pcc"]
+    assert rows["pcc"].iloc[-1] == pytest.approx(pcc) and (out / "tiny" / "small" / "report.html").exists()
+    result = sweep(tmp_path, simulated, config, "--num_seeds=2")
+    assert result.returncode == 0 and "1 runs, 1 done already" in result.stdout
+    result = sweep(tmp_path, simulated, config, "--num_seeds=3")
+    assert result.returncode == 2 and "num_seeds was 2 and is now 3" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        ("", [], "get_config"),
+        ("def get_config(): return 3", [], "get_config"),
+        (
+            CONFIG + "    \nold = get_config\ndef get_config():\n    c = old(); c.data.split = 'none'; return c",
+            [],
+            "none",
+        ),
+        (CONFIG, ["--executor=cloud"], "debug|local|slurm"),
+        (CONFIG, ["--out="], "--out"),
+    ],
+)
+def test_bad_input_gives_one_line_and_status_2(simulated, tmp_path, content, flags, message):
+    config = tmp_path / "config.py"
+    config.write_text(content)
+    result = sweep(tmp_path, simulated, config, *flags)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert sorted(os.listdir(tmp_path)) == ["config.py"]
