@@ -33,7 +33,10 @@ def main() -> None:
     jobs = plan(out)
     todo = [job for job in jobs if not job.is_done]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done already")
-    failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
+    try:
+        failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from here")
     if done := [job for job in jobs if job.is_done]:
         collect(out, done)
     if failed:

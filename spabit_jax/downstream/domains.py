@@ -13,7 +13,7 @@ from sklearn.neighbors import kneighbors_graph
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from spabit_jax.downstream.expression import kinds, train_spots
+from spabit_jax.downstream.expression import centred, kinds, train_spots
 from spabit_jax.graph import smoothed, spot_pitch
 
 N_COMPONENTS = 20
@@ -68,11 +68,6 @@ def agreement(domains: np.ndarray, labels: np.ndarray) -> tuple[int, float, floa
     domains, labels = domains[known], labels[known].astype(str)
     ari, nmi = adjusted_rand_score(labels, domains), normalized_mutual_info_score(labels, domains)
     return int(known.sum()), float(ari), float(nmi)
-
-
-def centred(values: np.ndarray) -> np.ndarray:
-    """(n, G) less each spot's mean over the genes: without it domains would be levels of library size."""
-    return values - values.mean(axis=1, keepdims=True)
 
 
 def smooth(xy: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.stats import false_discovery_control
 
+from spabit_jax.downstream.expression import centred
 from spabit_jax.errors import InputError
 
 MARKER_FDR = 0.05
@@ -24,14 +25,17 @@ ENRICHMENT_COLUMNS = ["group", "test", "gene_set", "n_set", "n_shared", "effect"
 def find_markers(values: np.ndarray, genes: Sequence[str], groups: np.ndarray) -> pd.DataFrame:
     """Genes that set each group of spots off from the rest: Wilcoxon's rank-sum test (scanpy's rank_genes_groups).
 
+    Library size is taken out (``expression.centred``) before groups are compared.
+
     Args:
       values: (n, G) log2(count + 1).
       genes: G names.
       groups: (n,) str, "" for spots of none; groups of fewer than ``MIN_SPOTS`` spots are left out.
 
     Returns:
-      Columns ``MARKER_COLUMNS``, a row per group and gene, the highest score first; p adjusted by Benjamini and
-      Hochberg within a group. No row where there are fewer than two groups.
+      Columns ``MARKER_COLUMNS``, a row per group and gene, the highest score first. log2_fold_change is the mean in
+      the group less that in the rest; p is adjusted by Benjamini and Hochberg within a group. No row where there
+      are fewer than two groups.
     """
     import scanpy as sc
 
@@ -40,20 +44,21 @@ def find_markers(values: np.ndarray, genes: Sequence[str], groups: np.ndarray) -
     if len(names) < 2:
         return pd.DataFrame(columns=MARKER_COLUMNS)
     kept = np.isin(groups.astype(str), names)
-    obs = pd.DataFrame(
-        {"group": pd.Categorical(groups[kept].astype(str), names)}, index=np.flatnonzero(kept).astype(str)
-    )
-    adata = AnnData(values[kept].astype(np.float64), obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
-    adata.uns["log1p"] = {"base": 2}  # by which scanpy takes the logarithm back
+    values, groups = centred(values[kept].astype(np.float64)), groups[kept].astype(str)
+    obs = pd.DataFrame({"group": pd.Categorical(groups, names)}, index=np.flatnonzero(kept).astype(str))
+    adata = AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
+    tables = []
     with warnings.catch_warnings():
-        # scanpy's own: it divides by the mean of genes that a group does not express, and fragments its table
+        # scanpy's own: it takes the values for logs of positive numbers, and fragments its table
         warnings.filterwarnings("ignore", category=RuntimeWarning, module="scanpy")
         warnings.filterwarnings("ignore", category=pd.errors.PerformanceWarning, module="scanpy")
         sc.tl.rank_genes_groups(adata, "group", method="wilcoxon", tie_correct=True)
-        tables = [sc.get.rank_genes_groups_df(adata, name).assign(group=name) for name in names]
-    renamed = {
-        "names": "gene", "scores": "score", "logfoldchanges": "log2_fold_change", "pvals": "p", "pvals_adj": "fdr",
-    }  # fmt: skip
+        for name in names:
+            inside = groups == name
+            difference = pd.Series(values[inside].mean(axis=0) - values[~inside].mean(axis=0), adata.var_names)
+            table = sc.get.rank_genes_groups_df(adata, name)
+            tables.append(table.assign(group=name, log2_fold_change=table["names"].map(difference)))
+    renamed = {"names": "gene", "scores": "score", "pvals": "p", "pvals_adj": "fdr"}
     return pd.concat(tables, ignore_index=True).rename(columns=renamed)[MARKER_COLUMNS]
 
 

@@ -41,6 +41,14 @@ def kinds(predictions: AnnData) -> dict[str, Kind]:
     }
 
 
+def centred(values: np.ndarray) -> np.ndarray:
+    """(n, G) less each spot's mean over the genes, which takes the library size out of logs.
+
+    Without it domains are levels of library size, and tissue with few counts has no marker genes.
+    """
+    return values - values.mean(axis=1, keepdims=True)
+
+
 def train_spots(predictions: AnnData) -> np.ndarray:
     """(N,) bool."""
     return (predictions.obs["split"] == "train").to_numpy()

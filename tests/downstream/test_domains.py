@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from spabit_jax.downstream.domains import METHODS, agreement, centred, find_domains, principal_components, smooth
-from spabit_jax.downstream.expression import kinds, known_labels
+from spabit_jax.downstream.domains import METHODS, agreement, find_domains, principal_components, smooth
+from spabit_jax.downstream.expression import centred, kinds, known_labels
 from spabit_jax.downstream.plots import matched
 
 
