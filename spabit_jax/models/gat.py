@@ -15,11 +15,19 @@ from flax import nnx
 from jaxtyping import Array, Float
 from jraph import GraphsTuple
 
-from spabit_jax.models.layers import MLP, uniform
+from spabit_jax.models.layers import MLP, dropout, uniform
 
 
-def make_graph(senders, receivers, n_node: int, edges=None) -> GraphsTuple:
-    """A graph without node features: (E,) senders and receivers among ``n_node`` nodes, (E, H) edge biases or None."""
+def make_graph(senders, receivers: np.ndarray, n_node: int, edges=None) -> GraphsTuple:
+    """A graph without node features, its edges sorted by receiver, as the layers below need them.
+
+    Args:
+      senders, receivers: (E,) nodes.
+      edges: (E, H) biases, or None.
+    """
+    if np.any(np.diff(receivers) < 0):
+        order = np.argsort(receivers, kind="stable")
+        senders, receivers, edges = senders[order], receivers[order], None if edges is None else edges[order]
     return GraphsTuple(
         nodes=None,
         edges=edges,
@@ -29,6 +37,64 @@ def make_graph(senders, receivers, n_node: int, edges=None) -> GraphsTuple:
         n_edge=np.array([len(senders)]),
         globals=None,
     )
+
+
+@jax.custom_vjp
+def neighbour_sum(weight: Float[Array, "E H"], x: Float[Array, "N H F"], senders, receivers):
+    """Sum over the edges of each receiver of weight · x[sender]: (N, H, F); edges sorted by receiver.
+
+    On a CPU, where XLA scatters row by row on one core, all nodes take their k-th edge at a time; its gradients are
+    sums of the same kind, over the edges turned round, and dot products in pieces that fit into the cache.
+    """
+    return jax.lax.platform_dependent(weight, x, senders, receivers, cpu=_sum_by_rank, default=_sum_by_segment)
+
+
+def _sum_by_segment(weight, x, senders, receivers):
+    return jraph.segment_sum(weight[..., None] * x[senders], receivers, len(x), indices_are_sorted=True)
+
+
+def _sum_by_rank(weight, x, senders, receivers, unroll: int = 4):
+    first = jnp.searchsorted(receivers, jnp.arange(len(x) + 1))
+    first, degree = first[:-1], jnp.diff(first)
+
+    def add(i, total):
+        for k in range(unroll):
+            edge = jnp.minimum(first + unroll * i + k, len(senders) - 1)
+            weight_NxH = jnp.where((unroll * i + k < degree)[:, None], weight[edge], 0)
+            total += weight_NxH[..., None] * x[senders[edge]]
+        return total
+
+    if not len(senders):
+        return jnp.zeros_like(x)
+    return jax.lax.fori_loop(0, -(-degree.max() // unroll), add, jnp.zeros_like(x))
+
+
+def _edge_dots(a: Float[Array, "N H F"], b: Float[Array, "N H F"], senders, receivers, piece: int = 256):
+    """a[receiver] · b[sender] of each edge and head: (E, H)."""
+    ends = (receivers, senders)
+    ones = jnp.ones(a.shape[-1], a.dtype)
+
+    def dots(ends):
+        return (a[ends[0]] * b[ends[1]]) @ ones  # a sum over the last axis is several times slower on a CPU
+
+    def in_pieces(*ends):
+        return jax.lax.map(dots, ends, batch_size=piece)
+
+    return jax.lax.platform_dependent(*ends, cpu=in_pieces, default=lambda *ends: dots(ends))
+
+
+def _neighbour_sum_forward(weight, x, senders, receivers):
+    return neighbour_sum(weight, x, senders, receivers), (weight, x, senders, receivers)
+
+
+def _neighbour_sum_backward(residuals, gradient):
+    weight, x, senders, receivers = residuals
+    order = jnp.argsort(senders, stable=True)
+    to_x = neighbour_sum(weight[order], gradient, receivers[order], senders[order])
+    return _edge_dots(gradient, x, senders, receivers), to_x, None, None
+
+
+neighbour_sum.defvjp(_neighbour_sum_forward, _neighbour_sum_backward)
 
 
 class GraphAttention(nnx.Module):
@@ -44,24 +110,24 @@ class GraphAttention(nnx.Module):
         xavier = uniform(1.414 * (6 / (head_width + 1)) ** 0.5)
         self.sender = nnx.Param(xavier(rngs.params(), self.shape))
         self.receiver = nnx.Param(xavier(rngs.params(), self.shape))
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropout
 
     def __call__(self, x: Float[Array, "N I"], graph: GraphsTuple, *, key: jax.Array | None = None):
         """(N, I) node features → (N, H·F); dropout on the attention weights where a key is given."""
         n = len(x)
         h_NxHxF = (x @ self.kernel[...]).reshape(n, *self.shape)
-        from_sender = jnp.sum(h_NxHxF * self.sender[...], axis=-1)  # (N, H)
-        at_receiver = jnp.sum(h_NxHxF * self.receiver[...], axis=-1)
+        kernel_IxHxF = self.kernel[...].reshape(-1, *self.shape)
+        # a · Wh = (a W) · h: (N, H) from the narrower side
+        from_sender = x @ jnp.einsum("ihf,hf->ih", kernel_IxHxF, self.sender[...])
+        at_receiver = x @ jnp.einsum("ihf,hf->ih", kernel_IxHxF, self.receiver[...])
         score = from_sender[graph.senders] + at_receiver[graph.receivers]  # (E, H)
         if graph.edges is not None:
             score += graph.edges
         score = jax.nn.leaky_relu(score, 0.01)
         weight = jnp.exp(score - score.max(axis=0))  # the 1e-9 below makes the maximum count, in the gradient too
-        total = jraph.segment_sum(weight, graph.receivers, n)
-        weight /= total[graph.receivers] + 1e-9
-        weight = self.dropout(weight, deterministic=key is None, rngs=key)
-        out = jraph.segment_sum(weight[..., None] * h_NxHxF[graph.senders], graph.receivers, n)
-        return out.reshape(n, -1)
+        total = jraph.segment_sum(weight, graph.receivers, n, indices_are_sorted=True)
+        weight = dropout(weight / (total[graph.receivers] + 1e-9), self.dropout, key)
+        return neighbour_sum(weight, h_NxHxF, *map(jnp.asarray, (graph.senders, graph.receivers))).reshape(n, -1)
 
 
 class GAT(nnx.Module):
@@ -70,14 +136,14 @@ class GAT(nnx.Module):
     def __init__(self, n_in: int, heads: int, head_width: int, n_out: int, dropout: float, *, rngs: nnx.Rngs):
         self.hidden = GraphAttention(n_in, heads, head_width, dropout, rngs=rngs)
         self.out = GraphAttention(heads * head_width, 1, n_out, dropout, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropout
 
     def __call__(self, x: Float[Array, "N I"], graph: GraphsTuple, *, key: jax.Array | None = None):
         """(N, I) → (N, n_out)."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        x = self.dropout(x, deterministic=key is None, rngs=keys[0])
+        x = dropout(x, self.dropout, keys[0])
         x = nnx.elu(self.hidden(x, graph, key=keys[1]))
-        x = self.dropout(x, deterministic=key is None, rngs=keys[2])
+        x = dropout(x, self.dropout, keys[2])
         return self.out(x, graph, key=keys[3])
 
 
