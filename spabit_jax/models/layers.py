@@ -15,10 +15,17 @@ def uniform(bound: float):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def linear(n_in: int, n_out: int, *, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+class Linear(nnx.Linear):
+    """Over the last axis, as one matrix product: with more axes XLA's gradient on a CPU copies transposes."""
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+
+
+def linear(n_in: int, n_out: int, *, rngs: nnx.Rngs, bias: bool = True) -> Linear:
     """A linear layer, kernel (n_in, n_out), initialised as ``torch.nn.Linear``: U(±1/√n_in), weight and bias."""
     init = uniform(n_in**-0.5)
-    return nnx.Linear(n_in, n_out, use_bias=bias, kernel_init=init, bias_init=init, rngs=rngs)
+    return Linear(n_in, n_out, use_bias=bias, kernel_init=init, bias_init=init, rngs=rngs)
 
 
 def layer_norm(n: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:

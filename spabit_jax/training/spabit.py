@@ -71,37 +71,39 @@ def spabit_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def make_spabit_epoch(graphdef, config: Config):
-    """One pass over the train spots in shuffled batches; the last one is padded, and the padding masked everywhere."""
+    """One pass over the train spots in shuffled batches, the last one short."""
     optimizer = spabit_optimizer(config)
 
-    def loss_fn(params, data: TrainingData, spots, valid, key):
+    def loss_fn(params, data: TrainingData, spots, key):
         keys = [None] * 2 if key is None else jax.random.split(key)
         tokens = gather_tokens(data, spots, config, keys[0])
-        predicted = nnx.merge(graphdef, params)(tokens, valid, key=keys[1])
-        target = data.space.encode(data.section.expression[spots])
-        error = jnp.mean((predicted - target) ** 2, axis=1)
-        return jnp.sum(error * valid) / jnp.sum(valid)
+        predicted = nnx.merge(graphdef, params)(tokens, key=keys[1])
+        return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
 
     def epoch(data: TrainingData, params, state, key):
         n = len(data.fit_spots)
         size = min(config.train.batch_size, n)
-        n_batches = -(-n // size)
-        order = jnp.concatenate([jax.random.permutation(key, n), jnp.zeros(n_batches * size - n, int)])
-        batches = data.fit_spots[order].reshape(n_batches, size)
-        valid = (jnp.arange(n_batches * size) < n).reshape(n_batches, size)
+        n_full, n_last = divmod(n, size)
+        order = jax.random.permutation(key, data.fit_spots)
 
         def step(carry, batch):
             params, state = carry
-            spots, valid, i = batch
-            loss, gradient = jax.value_and_grad(loss_fn)(params, data, spots, valid, jax.random.fold_in(key, i + 1))
+            spots, i = batch
+            loss, gradient = jax.value_and_grad(loss_fn)(params, data, spots, jax.random.fold_in(key, i + 1))
             update, state = optimizer.update(gradient, state, params)
-            return (optax.apply_updates(params, update), state), loss * valid.sum() / n
+            return (optax.apply_updates(params, update), state), loss * len(spots) / n
 
-        (params, state), losses = jax.lax.scan(step, (params, state), (batches, valid, jnp.arange(n_batches)))
+        batches = order[: n - n_last].reshape(n_full, size), jnp.arange(n_full)
+        carry, losses = jax.lax.scan(step, (params, state), batches)
+        loss = losses.sum()
+        if n_last:
+            carry, last = step(carry, (order[n - n_last :], n_full))
+            loss += last
+        params, state = carry
         valid_loss = jnp.nan
         if len(data.valid_spots):
-            valid_loss = loss_fn(params, data, data.valid_spots, jnp.ones(len(data.valid_spots), bool), None)
-        return params, state, losses.sum(), valid_loss
+            valid_loss = loss_fn(params, data, data.valid_spots, None)
+        return params, state, loss, valid_loss
 
     return epoch
 
