@@ -88,6 +88,7 @@ class Embedder:
     size: int | None  # width to which a patch is resized; None: it is not
     transform: str  # in words, for the cache
     weights_hash: str | None  # SHA-256 of the weights file
+    precision: str  # float32 or bfloat16
     device: str
     patch_transform: Callable[[np.ndarray], np.ndarray] | None
     embed: Callable[[np.ndarray], np.ndarray]  # (B, size, size, 3) uint8 to (B, dim) float32
@@ -107,7 +108,8 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
       name: ``stain``, a name of the table, or ``timm:NAME`` with any model of timm (or ``timm:hf-hub:OWNER/REPO``).
       weights: file with the weights (.safetensors, .bin, .pt) instead of the Hugging Face hub's.
       login: token of the Hugging Face hub, instead of $HF_TOKEN or the hub's own login; it is not stored.
-      autocast: compute in bfloat16 where PyTorch deems it safe; None does so on a GPU only.
+      autocast: compute in bfloat16 where PyTorch deems it safe; None does so where that is fast: on a GPU, and on a
+        CPU with instructions for it.
 
     Raises:
       InputError: unknown encoder; weights that cannot be had, or that are another architecture's.
@@ -116,7 +118,9 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
     if name == "stain":
         if weights:
             raise InputError("--encoder=stain has no weights: leave --weights out")
-        return Embedder(stain.DIM, None, "42 stain statistics", None, "cpu", stain.stain_statistics, np.asarray)
+        return Embedder(
+            stain.DIM, None, "42 stain statistics", None, "float32", "cpu", stain.stain_statistics, np.asarray
+        )
     if weights and not Path(weights).is_file():
         raise InputError(f"{weights}: no such weights file")
 
@@ -127,20 +131,31 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
         raise InputError(f"--encoder=conch needs its package: .venv/bin/pip install {source}")
     encoder = ENCODERS.get(name) or _timm_encoder(name, login)
     path = weights or _download(encoder, login)
-    model = _conch(path) if name == "conch" else _build(encoder)
+    model = _conch(path) if name == "conch" else build(encoder)
     if name != "conch":
         _load_weights(model, path, encoder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    autocast = device == "cuda" if autocast is None else autocast
-    embed = _embedding(model.eval().to(device), encoder, device, autocast)
+    if autocast is None:
+        cpu = torch.cpu.get_capabilities()
+        autocast = device == "cuda" or cpu.get("avx512_bf16", False) or cpu.get("amx_bf16", False)
+    embed = embedding(model.to(device), encoder, device, autocast)
     dim = encoder.dim or embed(np.zeros((1, encoder.size, encoder.size, 3), np.uint8)).shape[1]
     mean, sd = encoder.normalisation
-    transform = f"Lanczos to {encoder.size} px, / 255, mean {mean}, sd {sd}, {'bfloat16' if autocast else 'float32'}"
-    return Embedder(dim, encoder.size, transform, sha256(path), device, None, embed)
+    computed_in = precision(name, autocast)
+    transform = f"Lanczos to {encoder.size} px, / 255, mean {mean}, sd {sd}, {computed_in}"
+    return Embedder(dim, encoder.size, transform, sha256(path), computed_in, device, None, embed)
 
 
-def _embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[[np.ndarray], np.ndarray]:
+def precision(name: str, autocast: bool) -> str:
+    """What an encoder computes in."""
+    return "bfloat16" if autocast and name != "stain" else "float32"
+
+
+def embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """A model on ``device`` as a function: (B, size, size, 3) uint8 patches → (B, dim) float32 features."""
     import torch
+
+    model.eval()
 
     mean, sd = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in encoder.normalisation)
     forward = model
@@ -186,7 +201,8 @@ def _timm_encoder(name: str, login: str | None) -> Encoder:
     )  # fmt: skip
 
 
-def _build(encoder: Encoder):
+def build(encoder: Encoder):
+    """The model of a row of the table, with random weights."""
     import timm
 
     kwargs = dict(encoder.kwargs)

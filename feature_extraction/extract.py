@@ -1,6 +1,7 @@
 """Computes image features of a section's spots: image to cache.
 
     python -m feature_extraction.extract --section=PATH --encoder=uni
+    python -m feature_extraction.extract --sections=PATH1,PATH2,PATH3 --encoder=uni --shard=0/2
 
 An extraction that was killed goes on from the last rows that it saved when the same command is given again.
 """
@@ -12,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,7 +39,7 @@ def extract_section(
     *,
     weights: str | None = None,
     login: str | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     num_workers: int | None = None,
     dtype: str = "float32",
     autocast: bool | None = None,
@@ -51,8 +53,9 @@ def extract_section(
       patch_px: width of a patch in full-resolution pixels.
       cache_dir: folder of the cache.
       weights, login, autocast: see ``feature_extraction.encoders.load``.
-      batch_size: patches per forward pass.
-      num_workers: processes that cut patches; None means 8 on a GPU and none on a CPU, where cutting costs little.
+      batch_size: patches per forward pass; None means 256 on a GPU and 32 on a CPU.
+      num_workers: processes that cut patches; None means 8 on a GPU and none on a CPU, where cutting costs little and a
+        thread does it while the encoder works.
       dtype: of the cache, float32 or float16.
       transposed_crop: see ``feature_extraction.patches``.
 
@@ -65,13 +68,13 @@ def extract_section(
     encoders.check_name(encoder)
     if dtype not in ("float32", "float16"):
         raise InputError(f"--dtype={dtype}: float32 or float16 is needed")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: at least 1 is needed")
     asked = cache.request(adata, encoder, patch_px, transposed_crop)
     npy, json_path = cache.cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
     if asked["image_file"] is None:
         raise InputError(f"section {asked['section']} has no image: name one with --image=FILE")
-    if _is_done(npy, asked, dtype, weights):
+    if _is_done(npy, asked, dtype, weights, autocast):
         logging.info("%s: already there, nothing to do", npy)
         return npy
 
@@ -82,6 +85,11 @@ def extract_section(
         image, spots, patch_px, asked["image_scale"], loaded.size, loaded.patch_transform, transposed_crop
     )
     patches[0]  # an image that cannot be decoded is found out before anything is written
+    on_gpu = loaded.device == "cuda"
+    if batch_size is None:
+        batch_size = 256 if on_gpu else 32
+    if num_workers is None:
+        num_workers = min(8, os.cpu_count() or 1) if on_gpu else 0
     um_per_px = adata.uns["spabit"].get("um_per_px")
     meta = asked | {
         "image_file": Path(asked["image_file"]).name,
@@ -92,12 +100,11 @@ def extract_section(
         "patch_um": None if um_per_px is None else patch_px * float(um_per_px),
         "pixel_order": "x,y",
         "dtype": dtype,
+        "computed_in": loaded.precision,
         "device": loaded.device,
         "batch_size": batch_size,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _packages(encoder)}},
     }
-    if num_workers is None:
-        num_workers = min(8, os.cpu_count() or 1) if loaded.device == "cuda" else 0
     began = time.perf_counter()
     try:
         npy.parent.mkdir(parents=True, exist_ok=True)
@@ -117,12 +124,14 @@ def extract_section(
     return npy
 
 
-def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None) -> bool:
+def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None, autocast: bool | None) -> bool:
     meta = cache.read_meta(npy)
     if meta is None:
         return False
     cache.check(npy, meta, asked)
     also = {"dtype": dtype}
+    if autocast is not None and "computed_in" in meta:
+        also["computed_in"] = encoders.precision(meta["encoder"], autocast)
     if weights and Path(weights).is_file():
         also["weights_hash"] = sha256(weights)
     for key, want in also.items():
@@ -175,8 +184,17 @@ def _rows_done(partial: Path, progress: Path, meta: dict, shape: tuple[int, int]
 def _batches(patches: Patches, start: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:
     """(B, ...) arrays of patches from spot ``start`` on, in order."""
     if workers == 0:
-        for i in range(start, len(patches), batch_size):
-            yield np.stack([patches[j] for j in range(i, min(i + batch_size, len(patches)))])
+
+        def cut(first: int) -> np.ndarray:
+            return np.stack([patches[i] for i in range(first, min(first + batch_size, len(patches)))])
+
+        with ThreadPoolExecutor(1) as thread:
+            ahead = thread.submit(cut, start)
+            for first in range(start + batch_size, len(patches) + batch_size, batch_size):
+                batch = ahead.result()
+                if first < len(patches):
+                    ahead = thread.submit(cut, first)
+                yield batch
         return
     from torch.utils.data import DataLoader
 
@@ -204,29 +222,39 @@ def _packages(encoder: str) -> list[str]:
 
 
 def main() -> None:
-    adata = cli.read_flagged_section()
-    extract_section(
-        adata,
-        cli.FLAGS.encoder,
-        cli.patch_px(adata, cli.FLAGS.patch_px),
-        cli.FLAGS.cache_dir,
-        weights=cli.FLAGS.weights,
-        login=cli.FLAGS.login,
-        batch_size=cli.FLAGS.batch_size,
-        num_workers=cli.FLAGS.num_workers,
-        dtype=cli.FLAGS.dtype,
-        autocast=cli.FLAGS.autocast,
-        transposed_crop=cli.FLAGS.transposed_crop,
-    )
+    shard, n_shards = _shard(cli.FLAGS.shard)
+    for adata, patch_px in cli.read_flagged_sections(shard, n_shards):
+        extract_section(
+            adata,
+            cli.FLAGS.encoder,
+            patch_px,
+            cli.FLAGS.cache_dir,
+            weights=cli.FLAGS.weights,
+            login=cli.FLAGS.login,
+            batch_size=cli.FLAGS.batch_size,
+            num_workers=cli.FLAGS.num_workers,
+            dtype=cli.FLAGS.dtype,
+            autocast=cli.FLAGS.autocast,
+            transposed_crop=cli.FLAGS.transposed_crop,
+        )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """``i/n`` as (i, n); InputError unless 0 <= i < n."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise InputError(f"--shard={text}: give i/n with i from 0 to n - 1, as in 0/2 and 1/2 for two processes")
+    return int(i), int(n)
 
 
 if __name__ == "__main__":
-    cli.define_section_flags()
+    cli.define_section_flags(several=True)
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_string("login", None, "Token of the Hugging Face hub (default: $HF_TOKEN, or the hub's own login).")
-    flags.DEFINE_integer("batch_size", 32, "Patches per forward pass.", 1)
+    flags.DEFINE_integer("batch_size", None, "Patches per forward pass (default: 256 on a GPU, 32 on a CPU).", 1)
     flags.DEFINE_integer("num_workers", None, "Processes that cut patches (default: 8 on a GPU, 0 on a CPU).", 0)
     flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the cached features.")
-    flags.DEFINE_boolean("autocast", None, "Compute in bfloat16 where that is safe (default: on a GPU).")
+    flags.DEFINE_boolean("autocast", None, "Compute in bfloat16 where that is safe (default: where it is fast).")
     flags.DEFINE_boolean("transposed_crop", False, "Cut patches at (y, x), a fault of the reference implementation.")
+    flags.DEFINE_string("shard", "0/1", "i/n: of the sections every n-th, from the i-th (0 to n - 1), for n processes.")
     cli.run(main)

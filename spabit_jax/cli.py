@@ -6,6 +6,8 @@ Imports neither jax nor torch, so that ``--help`` is fast and the PyTorch side c
 from __future__ import annotations
 
 import dataclasses
+import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from logging import INFO, Formatter
@@ -29,11 +31,22 @@ def run(main: Callable[[], None]) -> None:
         try:
             if len(argv) > 1:
                 raise InputError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
+            if "cache_dir" in FLAGS:
+                _keep_compiled(Path(FLAGS.cache_dir) / "compiled")
             main()
         except InputError as error:
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _keep_compiled(folder: Path) -> None:
+    """What JAX compiles is kept on disk for the next run; its own variables, where the user sets them, come first.
+
+    A folder for each machine: XLA runs programs that were compiled for another CPU, and they may crash.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.absolute() / platform.node()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _quiet_logging() -> None:
@@ -105,8 +118,11 @@ def read_flagged_section():
     return _read(FLAGS.section)
 
 
-def read_flagged_sections():
+def read_flagged_sections(shard: int = 0, n_shards: int = 1):
     """Reads the sections of ``--sections`` (or the one of ``--section``) one after the other.
+
+    Args:
+      shard, n_shards: every ``n_shards``-th section, from the one numbered ``shard``.
 
     Yields:
       AnnData as ``spabit_jax.readers.read_section`` makes it, and its patch width in full-resolution pixels.
@@ -127,7 +143,7 @@ def read_flagged_sections():
     if len(paths) > 1 and any(FLAGS[flag].value for flag in single):
         names = ", ".join(f"--{flag}" for flag in single)
         raise InputError(f"{names} are for one section: use --section with them")
-    for path, width in zip(paths, widths * len(paths), strict=False):
+    for path, width in list(zip(paths, widths * len(paths), strict=False))[shard::n_shards]:
         adata = _read(path)
         yield adata, patch_px(adata, width)
 

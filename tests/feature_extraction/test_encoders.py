@@ -51,7 +51,7 @@ def test_uni_equals_a_direct_forward(tmp_path, image):
 def test_dimensions(name):
     encoder = encoders.ENCODERS[name]
     with torch.device("meta"):
-        model = encoders._build(encoder).eval()
+        model = encoders.build(encoder).eval()
         out = model(torch.zeros(2, 3, encoder.size, encoder.size))
     if encoder.tokens:
         assert out.shape == (2, 5 + 16 * 16, encoder.dim // 2) and model.num_prefix_tokens == 5
@@ -62,11 +62,11 @@ def test_dimensions(name):
 def test_tokens_become_class_token_and_mean_patch_token():
     kwargs = {"reg_tokens": 4, "global_pool": ""}
     encoder = encoders.Encoder("t", "test_vit", "", 128, "", kwargs=kwargs, size=160, tokens=True)
-    model = encoders._build(encoder).eval()
+    model = encoders.build(encoder).eval()
     patches = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
     seen = []
     model.register_forward_hook(lambda _, __, out: seen.append(out))
-    got = encoders._embedding(model, encoder, "cpu", autocast=False)(patches)
+    got = encoders.embedding(model, encoder, "cpu", autocast=False)(patches)
     tokens = seen[0].numpy()
     np.testing.assert_allclose(got, np.concatenate([tokens[:, 0], tokens[:, 5:].mean(1)], axis=1), atol=1e-5)
 
