@@ -28,6 +28,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
 from spabit_jax.readers.image import open_image
 
+DEFAULT_BATCH = {"cpu": 32, "cuda": 256}  # patches per forward pass
 _SAVE_EVERY = 5.0  # seconds between two saves of what is done
 
 
@@ -87,7 +88,7 @@ def extract_section(
     patches[0]  # an image that cannot be decoded is found out before anything is written
     on_gpu = loaded.device == "cuda"
     if batch_size is None:
-        batch_size = 256 if on_gpu else 32
+        batch_size = DEFAULT_BATCH[loaded.device]
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if on_gpu else 0
     um_per_px = adata.uns["spabit"].get("um_per_px")
@@ -156,7 +157,7 @@ def _compute(npy: Path, meta: dict, patches: Patches, loaded: encoders.Embedder,
         rows = np.lib.format.open_memmap(partial, "w+", dtype=meta["dtype"], shape=shape)
     saved = time.monotonic()
     with tqdm(total=len(patches), initial=done, unit="spot", disable=None) as bar:
-        for batch in _batches(patches, done, batch_size, workers):
+        for batch in batches(patches, done, batch_size, workers):
             with np.errstate(over="ignore"):  # caught as infinite
                 features = loaded.embed(batch).astype(meta["dtype"])
             if not np.isfinite(features).all():
@@ -181,7 +182,7 @@ def _rows_done(partial: Path, progress: Path, meta: dict, shape: tuple[int, int]
     return done
 
 
-def _batches(patches: Patches, start: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:
+def batches(patches: Patches, start: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:
     """(B, ...) arrays of patches from spot ``start`` on, in order."""
     if workers == 0:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -25,17 +26,18 @@ def gat_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(config.gat.weight_decay), optax.adam(config.gat.learning_rate))
 
 
+def gat_loss(graphdef, params, data, key):
+    """Mean squared error against the network's own input, over all nodes; ``data``: (N, G) input and graph."""
+    x, graph = data
+    return jnp.mean((nnx.merge(graphdef, params)(x, graph, key=key) - x) ** 2)
+
+
 def make_gat_epoch(graphdef, config: Config):
-    """One full-graph step: mean squared error against the network's own input, over all nodes."""
+    """One full-graph step."""
     optimizer = gat_optimizer(config)
 
     def epoch(data, params, state, key):
-        x, graph = data
-
-        def loss_fn(params):
-            return jnp.mean((nnx.merge(graphdef, params)(x, graph, key=key) - x) ** 2)
-
-        loss, gradient = jax.value_and_grad(loss_fn)(params)
+        loss, gradient = jax.value_and_grad(partial(gat_loss, graphdef))(params, data, key)
         update, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, update), state, loss, jnp.nan
 

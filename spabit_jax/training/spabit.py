@@ -70,15 +70,17 @@ def spabit_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.adamw(config.train.learning_rate, weight_decay=config.train.weight_decay)
 
 
+def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key):
+    """Mean squared error of the scores of (B,) spots; without a key in evaluation."""
+    keys = [None] * 2 if key is None else jax.random.split(key)
+    tokens = gather_tokens(data, spots, config, keys[0])
+    predicted = nnx.merge(graphdef, params)(tokens, key=keys[1])
+    return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
+
+
 def make_spabit_epoch(graphdef, config: Config):
     """One pass over the train spots in shuffled batches, the last one short."""
-    optimizer = spabit_optimizer(config)
-
-    def loss_fn(params, data: TrainingData, spots, key):
-        keys = [None] * 2 if key is None else jax.random.split(key)
-        tokens = gather_tokens(data, spots, config, keys[0])
-        predicted = nnx.merge(graphdef, params)(tokens, key=keys[1])
-        return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
+    optimizer, loss_fn = spabit_optimizer(config), partial(spabit_loss, graphdef, config)
 
     def epoch(data: TrainingData, params, state, key):
         n = len(data.fit_spots)
@@ -115,6 +117,7 @@ class Trainer:
       config: of the run.
       section: N spots, G genes.
       train_spots: (n,) indices.
+      graphdef: of the model, static.
     """
 
     def __init__(self, section: SectionData, config: Config, gene_tokens=None, part=None):
@@ -123,6 +126,7 @@ class Trainer:
         self.train_spots = np.flatnonzero(section.is_train).astype(np.int32)
         self.data = jax.tree.map(jnp.asarray, TrainingData(section, self.space(0), gene_tokens, part, None, None))
         graphdef, _ = nnx.split(nnx.eval_shape(partial(self.new_model, jax.random.key(0))))
+        self.graphdef = graphdef
         self._new_params = jax.jit(lambda key: nnx.state(self.new_model(key), nnx.Param))
         self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
         self._apply = jax.jit(
