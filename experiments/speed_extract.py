@@ -13,7 +13,7 @@ def torch_device(device: str) -> str:
     return {"gpu": "cuda"}.get(device, device)
 
 
-def oracle(device: str, n_patches: int):
+def oracle(device: str, _, n_patches: int):
     """The reference's way: one patch per forward pass, float32."""
     patches, embed = _vit_large(device, autocast=False)
 
@@ -24,7 +24,7 @@ def oracle(device: str, n_patches: int):
     return {"whole": run}
 
 
-def port(device: str, n_patches: int, autocast: bool):
+def port(device: str, _, n_patches: int, autocast: bool):
     from feature_extraction.extract import DEFAULT_BATCH, batches
 
     patches, embed = _vit_large(device, autocast)
@@ -45,10 +45,8 @@ def _vit_large(device: str, autocast: bool):
     from feature_extraction.patches import Patches
 
     torch.manual_seed(0)
-    encoder = encoders.ENCODERS["uni"]
-    embed = encoders.embedding(
-        encoders.build(encoder).to(torch_device(device)), encoder, torch_device(device), autocast
-    )
+    encoder, device = encoders.ENCODERS["uni"], torch_device(device)
+    embed = encoders.embedding(encoders.build(encoder).to(device), encoder, device, autocast)
     centers = np.random.default_rng(0).uniform(0, 4000, (2048, 2))
     return Patches(Noise(), centers, 256, size=encoder.size), embed
 

@@ -1,0 +1,64 @@
+"""The counts of the speed table against those of XLA, and its small stages as a command."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import speed, speed_sides
+
+
+def small():
+    rng = np.random.default_rng(0)
+    xy = np.stack(np.mgrid[0:7, 0:6], axis=-1).reshape(-1, 2).astype(float)
+    return {
+        "expression": rng.poisson(2, (42, 300)).astype(np.float32),
+        "features": rng.standard_normal((42, 1024), np.float32),
+        "xy": xy,
+        "train": np.arange(0, 42, 2),
+    }
+
+
+def counted(monkeypatch, stage, **changes):
+    """The matrix products of a stage at other sizes, as the table counts them."""
+    bench = object.__new__(speed.Bench)
+    bench.arrays = small() | changes
+    monkeypatch.setattr(bench, "_training", lambda stage, flops: flops, raising=False)
+    return getattr(bench, stage)()
+
+
+def test_products_are_those_that_xla_does(monkeypatch):
+    """XLA counts the sums over neighbours and what is done value by value too: a few in a hundred."""
+    from experiments.configs import reference
+    from spabit_jax.training.spabit import spabit_loss
+
+    trainer = speed_sides.port_trainer(small() | {"train": np.arange(42)})
+    params = jax.eval_shape(lambda: trainer.initial_state(0).params)
+    batch = np.zeros(128, np.int32)
+
+    def loss(params, batch):
+        return spabit_loss(trainer.graphdef, reference.get_config(), params, trainer.data, batch, jax.random.key(0))
+
+    cost = jax.jit(jax.grad(loss)).lower(params, batch).compile().cost_analysis()
+    assert counted(monkeypatch, "spabit_epoch") == pytest.approx(cost["flops"], rel=0.02)
+
+
+def test_products_of_two_matrices():
+    """(7, 2) @ (2, 3) @ (3, 5): forward, both gradients of the second, that of the first's matrix."""
+    by_hand = 2 * 7 * (2 * 3 + 3 * 5) + 2 * 7 * (3 * 5 + 3 * 5) + 2 * 7 * 2 * 3
+    assert speed.products(7, [(2, 3), (3, 5)], first=[2 * 3]) == by_hand
+
+
+def test_command(tmp_path):
+    command = [sys.executable, "-m", "experiments.speed", f"--out={tmp_path}"]
+    result = subprocess.run([*command, "--stages=import"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "speed.csv")
+    assert list(table.columns) == list(speed.COLUMNS)
+    assert list(table["size"]) == list(speed.STARTS) and (table["seconds"] > 0).all()
+    assert result.stdout.count("| import |") == len(table)
+    result = subprocess.run([*command, "--stages=nope"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2 and "gat_epoch" in result.stderr
