@@ -141,7 +141,7 @@ class Inputs:
 
     def truth(self) -> np.ndarray:
         """(N, G) measured log2(count + 1) of every spot: for metrics, and for nothing before them."""
-        return np.log2(self.adata[:, self.genes].X.toarray() + 1)
+        return np.log2(self.adata[:, self.genes].X.toarray().astype(np.float32) + 1)
 
     def protocol(self) -> dict:
         """The protocol as metrics.json has it."""

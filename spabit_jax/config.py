@@ -70,6 +70,7 @@ class ModelConfig:
 @dataclass
 class TrainConfig:
     epochs: int = 200  # at most
+    epoch_spots: int = 2048  # train spots in an epoch, drawn at random where there are more; 0: all
     batch_size: int = 128  # spots a step; the last batch of an epoch is short
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2  # decoupled (AdamW); the reference has none
@@ -99,7 +100,13 @@ class Config:
         for part, names in positive.items():
             for name in names:
                 _check(getattr(getattr(self, part), name) > 0, f"{part}.{name}", "positive", self)
-        for name in ("data.split_seed", "gat.weight_decay", "train.weight_decay", "model.depth", "model.n_components"):
+        not_negative = {
+            "data": ["split_seed"],
+            "gat": ["weight_decay"],
+            "model": ["depth", "n_components"],
+            "train": ["epoch_spots", "weight_decay"],
+        }
+        for name in (f"{part}.{name}" for part, names in not_negative.items() for name in names):
             _check(_get(self, name) >= 0, name, "0 or more", self)
         for name in ("data.train_fraction", "train.validation_fraction"):
             _check(0 < _get(self, name) < 1, name, "between 0 and 1", self)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import KDTree
 
+CHUNK = 16384  # places whose surroundings are looked at at a time
+
 
 def knn_graph(xy: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The symmetrised graph of the k nearest spots, without self loops.
@@ -84,11 +86,14 @@ def smoothed(xy: np.ndarray, values: np.ndarray, sd: float, at: np.ndarray | Non
 
     ``sd`` is in the units of ``xy``, and the mean cut off at three; what is further than that from all places gets NaN.
     """
-    tree = KDTree(xy)
-    around = tree if at is None else KDTree(at)
-    weight = around.sparse_distance_matrix(tree, 3 * sd, output_type="coo_matrix").tocsr()
-    weight.data = np.exp(-0.5 * (weight.data / sd) ** 2)
-    return (weight @ values) / np.asarray(weight.sum(axis=1))
+    tree, at = KDTree(xy), xy if at is None else at
+    parts = []
+    for start in range(0, len(at), CHUNK):  # pairs of neighbours are many
+        around = KDTree(at[start : start + CHUNK])
+        weight = around.sparse_distance_matrix(tree, 3 * sd, output_type="coo_matrix").tocsr()
+        weight.data = np.exp(-0.5 * (weight.data / sd) ** 2)
+        parts.append((weight @ values) / np.asarray(weight.sum(axis=1)))
+    return np.concatenate(parts).astype(values.dtype)
 
 
 def spot_pitch(xy: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from spabit_jax.section import SectionData
 
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
 PRIOR_SPOTS = 10  # that speak for kriging when weights are fitted
+CHUNK = 8192  # spots at a time, where arrays are (seeds, spots, genes)
 COVERAGE = 0.9  # of the intervals by which the standard deviation is calibrated
 
 
@@ -50,9 +51,14 @@ class Blend(NamedTuple):
           companions: name → (n, G).
           variance: (n, G) of a measurement, by kriging; None without.
         """
-        per_seed = self.mean(per_seed, companions or {})
-        sd = self.scale * self.unscaled_sd(per_seed, variance)
-        return Prediction(per_seed, per_seed.mean(axis=0), sd.astype(np.float32), self.weights)
+        blended, (mean, sd) = np.empty_like(per_seed), np.empty((2, *per_seed.shape[1:]), np.float32)
+        for start in range(0, per_seed.shape[1], CHUNK):
+            rows = slice(start, start + CHUNK)
+            others = {name: predicted[rows] for name, predicted in (companions or {}).items()}
+            part = self.mean(per_seed[:, rows], others)
+            blended[:, rows], mean[rows] = part, part.mean(axis=0)
+            sd[rows] = self.scale * self.unscaled_sd(part, None if variance is None else variance[rows])
+        return Prediction(blended, mean, sd, self.weights)
 
     def unscaled_sd(self, per_seed: np.ndarray, variance) -> np.ndarray:
         """(S, n, G) predictions and (n, G) variances → (n, G)."""
@@ -93,13 +99,14 @@ def fit_blend(
       variance: (N, G) of a measurement; if None, the squared error of each gene.
     """
     train, truth = np.flatnonzero(section.is_train), section.expression
-    total, count = np.zeros_like(truth), np.zeros(len(truth))
+    held_out = [spots if len(spots) else train for spots in held_out]
+    seen = np.unique(np.concatenate(held_out))
+    network, count = np.zeros((len(seen), truth.shape[1]), np.float32), np.zeros((len(seen), 1), np.float32)
     for predicted, spots in zip(per_seed, held_out, strict=True):
-        spots = spots if len(spots) else train
-        total[spots] += predicted[spots]
-        count[spots] += 1
-    seen = np.flatnonzero(count)
-    network, weights = total[seen] / count[seen][:, None], {"network": 1.0}
+        rows = np.searchsorted(seen, spots)
+        network[rows] += predicted[spots]
+        count[rows] += 1
+    network, weights = network / count, {"network": 1.0}
     mean = truth[train].mean(axis=0)
     companions = {name: predicted[seen] for name, predicted in (companions or {}).items()}
     if companions:
@@ -138,7 +145,7 @@ def predictions_adata(adata: AnnData, genes, is_train, prediction: Prediction, p
       AnnData, (N, G): ``X`` the mean; ``layers["truth"]``; ``layers["sd"]``, the predictive standard deviation;
       ``obs["split"]``.
     """
-    truth = np.log2(adata[:, genes].X.toarray() + 1)
+    truth = np.log2(adata[:, genes].X.toarray().astype(np.float32) + 1)
     obs = adata.obs.copy()
     obs["split"] = pd.Categorical(np.where(is_train, "train", "test"), categories=["train", "test", "new"])
     out = AnnData(
@@ -146,7 +153,7 @@ def predictions_adata(adata: AnnData, genes, is_train, prediction: Prediction, p
         obs=obs,
         var=adata.var.loc[genes].copy(),
         obsm={"spatial": adata.obsm["spatial"]},
-        layers={"truth": truth.astype(np.float32), "sd": prediction.sd},
+        layers={"truth": truth, "sd": prediction.sd},
     )
     if "spatial" in adata.uns:
         out.uns["spatial"] = adata.uns["spatial"]

@@ -13,6 +13,7 @@ from spabit_jax.graph import context_spots, impute_from_train, knn_graph, smooth
 from spabit_jax.models.gat import GraphsTuple, make_graph
 
 IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a spot, in pitches
+CHUNK = 16384  # rows of image features that are held in memory at a time
 N_POOL = 2  # context spots are drawn from a pool this many times as large when a training step hides some
 
 
@@ -64,10 +65,9 @@ def make_section(
         which change no array at the spots. All are spots if None.
     """
     xy = np.asarray(adata.obsm["spatial"], np.float64)
-    counts = np.zeros((adata.n_obs, len(genes)))
+    counts = np.full((adata.n_obs, len(genes)), np.nan, np.float32)
     counts[is_train] = adata[is_train, genes].X.toarray()
-    expression = np.log2(counts + 1).astype(np.float32)
-    expression[~is_train] = np.nan
+    expression = np.log2(counts + 1)
 
     k = config.gat.n_neighbours
     near = neighbour_coordinates(adata, config)
@@ -142,21 +142,33 @@ def image_components(xy: np.ndarray, features, n_components: int = 20, n_spots: 
     if features is None:
         return np.zeros((len(xy), 0), np.float32)
     n_spots = len(xy) if n_spots is None else n_spots
-    own = _principal_components(standardised(features, n_spots), 4 * n_components, n_spots)  # cheaper to average
+    own = _principal_components(features, 4 * n_components, n_spots, standardise=True)  # cheaper to average
     around = [smoothed(xy[:n_spots], own[:n_spots], sd) for sd in IMAGE_SCALES]
     if n_spots < len(xy):
         new = [smoothed(xy[:n_spots], own[:n_spots], sd, at=xy[n_spots:]) for sd in IMAGE_SCALES]
         around = [np.concatenate(both) for both in zip(around, new, strict=True)]
     components = _principal_components(np.concatenate([own, *around], axis=1), n_components, n_spots)
-    return (components / np.maximum(components[:n_spots, :1].std(), 1e-6)).astype(np.float32)
+    return components / np.maximum(components[:n_spots, :1].std(), 1e-6)
 
 
-def _principal_components(x: np.ndarray, n: int, n_spots: int) -> np.ndarray:
-    """The first n of the first ``n_spots`` rows; the other rows projected on them."""
-    x = x - x[:n_spots].mean(axis=0)
-    left, size, right = np.linalg.svd(x[:n_spots], full_matrices=False)
-    right[size <= 1e-5 * size[0]] = 0  # directions in which spots do not vary say nothing of other places
-    return np.concatenate([left[:, :n] * size[:n], x[n_spots:] @ right[:n].T])
+def _principal_components(x, n: int, n_spots: int, standardise: bool = False) -> np.ndarray:
+    """The first n of (N, D) rows, of which ``n_spots`` decide; fewer where those do not vary in more directions.
+
+    Rows are read a few at a time: they may be many, and lie on disk.
+    """
+
+    def rows(stop):
+        return (np.asarray(x[i : min(i + CHUNK, stop)], np.float64) for i in range(0, stop, CHUNK))
+
+    mean = sum(part.sum(axis=0) for part in rows(n_spots)) / n_spots
+    sd = np.ones(len(mean))
+    if standardise:
+        sd = np.sqrt(sum(((part - mean) ** 2).sum(axis=0) for part in rows(n_spots)) / n_spots)
+        sd[sd == 0] = 1
+    gram = sum(part.T @ part for part in ((part - mean) / sd for part in rows(n_spots)))
+    values, vectors = np.linalg.eigh(gram)
+    vectors = vectors[:, values > 1e-10 * values[-1]][:, ::-1][:, :n]
+    return np.concatenate([((part - mean) / sd @ vectors).astype(np.float32) for part in rows(len(x))])
 
 
 def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) -> Space:

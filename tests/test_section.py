@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from spabit_jax import graph, section
 from spabit_jax.genes import select_genes
 from spabit_jax.locations import Locations, with_locations
 from spabit_jax.readers import read_section
@@ -50,7 +51,10 @@ def test_image_features_as_the_reference_takes_them(tiny_config):
     assert not image_features(xy, None, tiny_config).any()
 
 
-def test_image_components_hold_the_spot_and_its_surroundings():
+@pytest.mark.parametrize("chunk", [16384, 13])
+def test_image_components_hold_the_spot_and_its_surroundings(monkeypatch, chunk):
+    monkeypatch.setattr(section, "CHUNK", chunk)
+    monkeypatch.setattr(graph, "CHUNK", chunk)
     rng = np.random.default_rng(0)
     xy = np.stack(np.meshgrid(np.arange(9.0), np.arange(8.0)), -1).reshape(-1, 2)
     x = rng.normal(3, 5, (72, 4))

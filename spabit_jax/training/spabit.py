@@ -79,14 +79,14 @@ def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key
 
 
 def make_spabit_epoch(graphdef, config: Config):
-    """One pass over the train spots in shuffled batches, the last one short."""
+    """One pass over the train spots, or ``train.epoch_spots`` of them, in shuffled batches, the last one short."""
     optimizer, loss_fn = spabit_optimizer(config), partial(spabit_loss, graphdef, config)
 
     def epoch(data: TrainingData, params, state, key):
-        n = len(data.fit_spots)
+        n = at_most(len(data.fit_spots), config.train.epoch_spots)
         size = min(config.train.batch_size, n)
         n_full, n_last = divmod(n, size)
-        order = jax.random.permutation(key, data.fit_spots)
+        order = jax.random.permutation(key, data.fit_spots)[:n]
 
         def step(carry, batch):
             params, state = carry
@@ -108,6 +108,11 @@ def make_spabit_epoch(graphdef, config: Config):
         return params, state, loss, valid_loss
 
     return epoch
+
+
+def at_most(n: int, most: int) -> int:
+    """The lesser; n where ``most`` is 0."""
+    return min(n, most or n)
 
 
 class Trainer:
@@ -167,11 +172,11 @@ class Trainer:
         size = len(order) // FOLDS  # the same for all seeds: one compilation
         unseen = np.sort(order[seed % FOLDS * size :][:size])
         others = np.asarray(jax.random.permutation(seed_keys(seed)[2], np.setdiff1d(order, unseen)))
-        n = round(self.config.train.validation_fraction * len(order))
+        n = at_most(round(self.config.train.validation_fraction * len(order)), self.config.train.epoch_spots)
         return np.sort(others[: min(max(1, n), len(others) - 2)]), unseen
 
     def fitted(self, seed: int) -> np.ndarray:
-        """(n,) train spots that are targets of this seed."""
+        """(n,) train spots that may be targets of this seed."""
         return np.setdiff1d(self.train_spots, np.concatenate(self.held_out(seed)))
 
     def fit(self, seed: int, folder=None) -> FitState:

@@ -1,11 +1,13 @@
+import jax
 import numpy as np
+import optax
 import pytest
 
 from spabit_jax.config import Faults
 from spabit_jax.errors import InputError
 from spabit_jax.training import fit as fit_module
 from spabit_jax.training.gat import gene_tokens
-from spabit_jax.training.spabit import Trainer, gather_tokens
+from spabit_jax.training.spabit import Trainer, gather_tokens, make_spabit_epoch
 
 
 def reference(config, **faults):
@@ -18,8 +20,6 @@ def reference(config, **faults):
 
 
 def equal(a, b):
-    import jax
-
     return all(
         np.array_equal(x, y, equal_nan=True) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
@@ -159,8 +159,6 @@ def test_the_reference_mode_uses_the_separate_network(section_data, tiny_config)
 
 
 def test_hidden_context_spots_are_replaced_by_the_next_nearest(section_data, tiny_config):
-    import jax
-
     section = section_data(tiny_config)
     trainer = Trainer(section, tiny_config)
     spots = trainer.train_spots[:9]
@@ -171,6 +169,24 @@ def test_hidden_context_spots_are_replaced_by_the_next_nearest(section_data, tin
     assert distance[1].mean() > distance[0].mean()
     allowed = section.xy[section.context[spots]] - section.xy[spots][:, None]
     assert all(any(np.allclose(o, a) for a in allowed[i]) for i in range(9) for o in drawn[i, 1:])
+
+
+def test_an_epoch_sees_at_most_so_many_spots(section_data, tiny_config):
+    tiny_config.train.batch_size = 7
+    trainer = Trainer(section_data(tiny_config), tiny_config)
+    spots = trainer.fitted(0)
+    state = trainer.initial_state(0)
+    few = trainer.data._replace(space=trainer.space(0), fit_spots=spots, valid_spots=spots[:0])
+    steps = {}
+    for most in (0, 7, len(spots) + 1):
+        tiny_config.train.epoch_spots = most
+        epoch = make_spabit_epoch(trainer.graphdef, tiny_config)
+        _, optimizer, loss, _ = epoch(few, state.params, state.optimizer, jax.random.key(0))
+        steps[most] = int(optax.tree.get(optimizer, "count"))
+        assert np.isfinite(loss)
+    assert steps == {0: -(-len(spots) // 7), 7: 1, len(spots) + 1: -(-len(spots) // 7)}
+    tiny_config.train.epoch_spots, tiny_config.train.validation_fraction = 2, 0.4
+    assert len(trainer.held_out(0)[0]) == 2
 
 
 def test_a_loss_that_is_not_finite_ends_training(section_data, tiny_config):
