@@ -28,7 +28,6 @@ from experiments.inputs import Inputs
 from experiments.model import features_at, fit, predict_at
 from spabit_jax import cli, metrics
 from spabit_jax.baselines import BASELINES, Spots
-from spabit_jax.config import Config
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_or_match
 from spabit_jax.graph import spot_pitch
@@ -65,7 +64,8 @@ def main() -> None:
         raise InputError("nothing to do: give --sections, --simulated or both")
     rows = []
     for task in tqdm(_tasks(steps, out), unit="task", disable=None):
-        rows += results(task, config, out)
+        inputs = Inputs(task.adata, config, cli.FLAGS.encoder, task.patch_px, cli.FLAGS.cache_dir)
+        rows += results(task, inputs, cli.FLAGS.num_seeds, out)
         write(out, pd.DataFrame(rows))
     print((out / "results.md").read_text())
     print(f"written to {out}: results.csv, results.md")
@@ -123,9 +123,9 @@ def thinned(adata: AnnData, truth: pd.DataFrame, every: int, patch_px: float) ->
     )
 
 
-def results(task: Task, config: Config, out: Path) -> list[dict]:
+def results(task: Task, inputs: Inputs, num_seeds: int, out: Path) -> list[dict]:
     """A row of results.csv for each method; predictions are kept in the folder, and taken from there."""
-    inputs = Inputs(task.adata, config, cli.FLAGS.encoder, task.patch_px, cli.FLAGS.cache_dir)
+    config = inputs.config
     inputs.extract()
     truth = task.truth[inputs.genes].to_numpy()
     rows = []
@@ -133,11 +133,11 @@ def results(task: Task, config: Config, out: Path) -> list[dict]:
         path = out / "predictions" / f"{inputs.name}.{inputs.encoder}.{method}.npz"
         settings = {"inputs": inputs.describe(), "data": config.to_dict()["data"]}
         if method == config.name:
-            settings |= {"config": config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
+            settings |= {"config": config.to_dict(), "num_seeds": num_seeds}
         write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
         if not path.exists():
             start = time.monotonic()
-            predicted = predict(inputs, task.locations, method)
+            predicted = predict(inputs, task.locations, method, num_seeds)
             with replacing(path) as temporary:
                 np.savez(temporary, mean=predicted.astype(np.float32), seconds=time.monotonic() - start)
         piece = np.load(path)
@@ -148,7 +148,7 @@ def results(task: Task, config: Config, out: Path) -> list[dict]:
     return rows
 
 
-def predict(inputs: Inputs, locations: Locations, method: str) -> np.ndarray:
+def predict(inputs: Inputs, locations: Locations, method: str, num_seeds: int) -> np.ndarray:
     """Expression at M locations by the model, an interpolation or kriging: (M, G)."""
     n = inputs.adata.n_obs
     if method in INTERPOLATIONS:
@@ -163,7 +163,7 @@ def predict(inputs: Inputs, locations: Locations, method: str) -> np.ndarray:
         spots = Spots(section.xy, section.features, section.features)
         fitted = BASELINES[method]().fit(spots.at(slice(n)), section.expression[:n])
         return fitted.predict(spots.at(slice(n, None)))[0]
-    return predict_at(fit(inputs, list(range(cli.FLAGS.num_seeds))), locations).X
+    return predict_at(fit(inputs, list(range(num_seeds))), locations).X
 
 
 def interpolated(xy: np.ndarray, expression: np.ndarray, at: np.ndarray, interpolator) -> np.ndarray:

@@ -11,8 +11,10 @@ from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator, 
 from scipy.spatial import KDTree
 
 from experiments import superresolution
+from experiments.inputs import Inputs
 from spabit_jax.errors import InputError
 from spabit_jax.locations import is_staggered
+from spabit_jax.readers import read_section
 from spabit_jax.simulate import simulate_section
 
 
@@ -80,30 +82,51 @@ def test_a_denser_simulation_is_the_same_section():
     assert near > 0.8 > np.corrcoef(measured, measured[of_spots])[0, 1]
 
 
-def test_the_command_and_its_tables(simulated, tmp_path):
-    small = ["--config=experiments/configs/demo.py", "--config.model.width=16", "--config.train.epochs=4"]
-    small += [
-        "--config.model.companions=false",
-        "--config.data.n_genes=23",
-        "--num_seeds=1",
-        "--patch_px=48",
-        f"--cache_dir={tmp_path / 'cache'}",
-    ]
-    flags = [f"--section={simulated}", "--every=2", f"--out={tmp_path / 'out'}", *small]
+def test_results_and_tables(simulated, tiny_config, tmp_path, monkeypatch):
+    """The network and the slow kriging stand in for themselves elsewhere: here they are not trained."""
+    fitted = []
 
-    def run():
-        command = [sys.executable, "-m", "experiments.superresolution", *flags]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    def far_off(inputs, locations):
+        return anndata.AnnData(np.tile(inputs.section().expression.mean(axis=0) + 9, (len(locations.xy), 1)))
 
-    done = run()
-    assert done.returncode == 0, done.stderr
-    rows = pd.read_csv(tmp_path / "out" / "results.csv").set_index("method")
-    assert list(rows.index) == ["linear", "cubic", "kriging", "kriging_learned", "demo"]
-    n_spots = anndata.read_h5ad(simulated, backed="r").n_obs
-    assert (rows["n_train"] + rows["n_test"] == n_spots).all() and (rows["every"] == 2).all()
-    assert rows["pcc"].between(-1, 1).all() and (rows["mse"] > 0).all() and rows.loc["demo", "pcc"] > 0.1
-    assert "| tiny | every 2 |" in (tmp_path / "out" / "results.md").read_text()
-    predictions = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "predictions").iterdir()}
-    again = run()
-    assert again.stdout == done.stdout
-    assert predictions == {path: path.stat().st_mtime_ns for path in predictions}
+    monkeypatch.setattr(superresolution, "fit", lambda inputs, seeds: fitted.append(seeds) or inputs)
+    monkeypatch.setattr(superresolution, "predict_at", far_off)
+    monkeypatch.setattr(superresolution, "KRIGINGS", ("kriging",))
+    adata = read_section(simulated)
+    truth = pd.DataFrame(np.log2(adata.X.toarray() + 1), columns=adata.var_names)
+    task = superresolution.thinned(adata, truth, 2, 48.0)
+    tiny_config.data.split = "none"
+    inputs = Inputs(task.adata, tiny_config, "stain", 48.0, tmp_path / "cache")
+    rows = superresolution.results(task, inputs, 2, tmp_path)
+    table = pd.DataFrame(rows).set_index("method")
+    assert list(table.index) == ["linear", "cubic", "kriging", "default"] and fitted == [[0, 1]]
+    assert (table["n_train"] + table["n_test"] == adata.n_obs).all() and (table["section"] == "tiny").all()
+    # scores are those of the locations' own truth
+    at = adata.obs_names.get_indexer(task.locations.names)
+    linear = griddata(task.adata.obsm["spatial"], inputs.section().expression, task.locations.xy, "linear")
+    inside = np.isfinite(linear[:, 0])
+    saved = np.load(tmp_path / "predictions" / "tiny_every2.stain.linear.npz")["mean"]
+    np.testing.assert_allclose(saved[inside], linear[inside], atol=1e-3)
+    expected = ((saved - truth.iloc[at][inputs.genes].to_numpy()) ** 2).mean()
+    assert table.loc["linear", "mse"] == pytest.approx(expected, rel=1e-5)
+    assert table.loc["kriging", "mse"] < table.loc["cubic", "mse"] < table.loc["default", "mse"]
+    # again: nothing is computed
+    monkeypatch.setattr(superresolution, "predict", None)
+    assert superresolution.results(task, inputs, 2, tmp_path) == rows
+    superresolution.write(tmp_path, pd.DataFrame(rows))
+    assert len(pd.read_csv(tmp_path / "results.csv")) == 4
+    n = table["n_train"].iloc[0]
+    assert (
+        f"| tiny | every 2 | {n} / {adata.n_obs - n} | {table['pcc'].iloc[0]:.3f}"
+        in (tmp_path / "results.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [(["--every=two"], "--every needs"), (["--simulated=0"], "nothing to do")]
+)
+def test_bad_flags_give_one_line_and_status_2(tmp_path, flags, message):
+    command = [sys.executable, "-m", "experiments.superresolution", f"--out={tmp_path / 'out'}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and message in done.stderr
+    assert not list(tmp_path.iterdir())
