@@ -31,8 +31,8 @@ def downstream_blocks(tables: dict[str, pd.DataFrame], left_out: Sequence[str], 
             "What follows from the predictions",
             "Each analysis is made four times: on the measured spots alone, on predictions at every spot, on both "
             "merged (measured where there is a measurement, predicted elsewhere), and, as a ceiling, on measurements "
-            "of every spot, which only a test like this one has. Where merged is closer to the ceiling than measured, "
-            "the predictions are worth having.",
+            "of every spot, which only a test like this one has. Where merged does better than measured, the predictions "
+            "are worth having for that analysis.",
         )
     ]
     if "domains" in tables:
@@ -103,18 +103,22 @@ def _tumour(table: pd.DataFrame, figures: Path) -> list[Block]:
 def _markers(table: pd.DataFrame, grouping: str) -> list[Block]:
     positive = table[table["score"] > 0]
     top = positive.groupby(["expression", "group"])["gene"].agg(lambda genes: set(genes.head(TOP_MARKERS)))
-    rows = []
+    rows, first = [], []
     for group in table["group"].unique():
         truth = top.get((CEILING, group), set())
         shared = {kind: len(top[kind, group] & truth) if (kind, group) in top else "–" for kind in KINDS[:-1]}
         names = positive[(positive["expression"] == "merged") & (positive["group"] == group)]["gene"].head(5)
-        rows.append({grouping: group, **shared, "first by merged": " ".join(names)})
+        rows.append({grouping: group, **shared})
+        first.append({grouping: group, "genes": " ".join(names)})
     text = (
         f"Of the {TOP_MARKERS} first marker genes of each {grouping} by measurements of every spot, how many are found "
         "among the first by each kind of expression (Wilcoxon's rank-sum test, within the predicted panel). "
         "p-values of predicted expression are too small: predictions of neighbouring spots are not independent."
     )
-    return [Block("Marker genes", text, pd.DataFrame(rows))]
+    return [
+        Block("Marker genes", text, pd.DataFrame(rows)),
+        Block("First marker genes by merged expression", "", pd.DataFrame(first)),
+    ]
 
 
 def _enrichment(table: pd.DataFrame, figures: Path) -> list[Block]:
