@@ -31,8 +31,8 @@ def downstream_blocks(tables: dict[str, pd.DataFrame], left_out: Sequence[str], 
             "What follows from the predictions",
             "Each analysis is made four times: on the measured spots alone, on predictions at every spot, on both "
             "merged (measured where there is a measurement, predicted elsewhere), and, as a ceiling, on measurements "
-            "of every spot, which only a test like this one has. Where merged does better than measured, the predictions "
-            "are worth having for that analysis.",
+            "of every spot, which only a test like this one has. Where merged does better than measured, the "
+            "predictions are worth having for that analysis.",
         )
     ]
     if "domains" in tables:
