@@ -23,7 +23,6 @@ from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator, 
 from scipy.spatial import KDTree
 from tqdm import tqdm
 
-from experiments.benchmark_tables import markdown_table
 from experiments.inputs import Inputs
 from experiments.model import features_at, fit, predict_at
 from spabit_jax import cli, metrics
@@ -32,6 +31,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_or_match
 from spabit_jax.graph import spot_pitch
 from spabit_jax.locations import FURTHEST, Locations, is_staggered, with_locations
+from spabit_jax.report import markdown_table
 from spabit_jax.section import make_section
 
 INTERPOLATIONS = {"linear": LinearNDInterpolator, "cubic": CloughTocher2DInterpolator}

@@ -137,7 +137,7 @@ def image_components(xy: np.ndarray, features, n_components: int = 20, n_spots: 
         averaged, each within 3 pitches of a spot.
 
     Returns:
-      (N, C) float32; C is ``n_components``, or what there is; 0 without an image.
+      (N, C) float32; C is ``n_components``, or as many as the features have; 0 without an image.
     """
     if features is None:
         return np.zeros((len(xy), 0), np.float32)
@@ -148,7 +148,7 @@ def image_components(xy: np.ndarray, features, n_components: int = 20, n_spots: 
         new = [smoothed(xy[:n_spots], own[:n_spots], sd, at=xy[n_spots:]) for sd in IMAGE_SCALES]
         around = [np.concatenate(both) for both in zip(around, new, strict=True)]
     components = _principal_components(np.concatenate([own, *around], axis=1), n_components, n_spots)
-    return components / np.maximum(components[:n_spots, :1].std(), 1e-6)
+    return components / components[:n_spots, :1].std() if components.size else components
 
 
 def _principal_components(x, n: int, n_spots: int, standardise: bool = False) -> np.ndarray:
@@ -167,7 +167,7 @@ def _principal_components(x, n: int, n_spots: int, standardise: bool = False) ->
         sd[sd == 0] = 1
     gram = sum(part.T @ part for part in ((part - mean) / sd for part in rows(n_spots)))
     values, vectors = np.linalg.eigh(gram)
-    vectors = vectors[:, values > 1e-10 * values[-1]][:, ::-1][:, :n]
+    vectors = vectors[:, values > 1e-10 * values.max(initial=0)][:, ::-1][:, :n]
     return np.concatenate([((part - mean) / sd @ vectors).astype(np.float32) for part in rows(len(x))])
 
 

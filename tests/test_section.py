@@ -70,7 +70,7 @@ def test_image_components_hold_the_spot_and_its_surroundings(monkeypatch, chunk)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)  # signs are free
     assert image_components(xy, None).shape == (72, 0)
-    np.testing.assert_allclose(image_components(xy, np.ones((72, 3)), 5), 0)
+    assert image_components(xy, np.ones((72, 3)), 5).shape == (72, 0)  # an image that says nothing
 
 
 def test_expression_space_is_that_of_principal_components():

@@ -180,7 +180,7 @@ def test_an_epoch_sees_at_most_so_many_spots(section_data, tiny_config):
     steps = {}
     for most in (0, 7, len(spots) + 1):
         tiny_config.train.epoch_spots = most
-        epoch = make_spabit_epoch(trainer.graphdef, tiny_config)
+        epoch = jax.jit(make_spabit_epoch(trainer.graphdef, tiny_config))
         _, optimizer, loss, _ = epoch(few, state.params, state.optimizer, jax.random.key(0))
         steps[most] = int(optax.tree.get(optimizer, "count"))
         assert np.isfinite(loss)
