@@ -123,13 +123,9 @@ def oracle_spabit(device: str, arrays: dict, epochs: int):
     from experiments import reference_torch
 
     train = arrays["train"]
-    target, image = (torch.tensor(arrays[name][train], device="cpu") for name in ("expression", "features"))
-    generator = torch.Generator("cpu")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create 4 worker processes")
-        loader = DataLoader(
-            TensorDataset(target, image, target), 128, shuffle=True, num_workers=LOADER_WORKERS, generator=generator
-        )
+    target, image = (torch.tensor(arrays[name][train]) for name in ("expression", "features"))
+    warnings.filterwarnings("ignore", "This DataLoader will create 4 worker processes")  # in this process alone
+    loader = DataLoader(TensorDataset(target, image, target), 128, shuffle=True, num_workers=LOADER_WORKERS)
     model = reference_torch.SpaBiT(target.shape[1]).to(torch_device(device))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
@@ -171,8 +167,7 @@ def port_gat(device: str, arrays: dict, epochs: int):
     data = jax.device_put((arrays["expression"], make_graph(*_edges(arrays), len(arrays["xy"]))))
     state = gat.initial_gat_state(n_genes, config, 0)
     parts = _trained(state, make_chunk(gat.make_gat_epoch(graphdef, config)), data, epochs)
-    loss = partial(gat.gat_loss, graphdef)
-    return parts | _gradients(lambda params, key: loss(params, data, key), gat.initial_gat_state(n_genes, config, 0))
+    return parts | _gradients(partial(gat.gat_loss, graphdef), gat.initial_gat_state(n_genes, config, 0), data)
 
 
 def port_spabit(device: str, arrays: dict, epochs: int):
@@ -183,9 +178,8 @@ def port_spabit(device: str, arrays: dict, epochs: int):
     graphdef, config = trainer.graphdef, trainer.config
     data = trainer.data._replace(fit_spots=trainer.train_spots, valid_spots=trainer.train_spots[:0])
     parts = _trained(trainer.initial_state(0), make_chunk(make_spabit_epoch(graphdef, config)), data, epochs)
-    loss = partial(spabit_loss, graphdef, config)
     batch = trainer.train_spots[: config.train.batch_size]
-    return parts | _gradients(lambda params, key: loss(params, data, batch, key), trainer.initial_state(0))
+    return parts | _gradients(partial(spabit_loss, graphdef, config), trainer.initial_state(0), data, batch)
 
 
 def port_predict(device: str, arrays: dict, _):
@@ -227,7 +221,7 @@ def _trained(state, chunk, data, epochs: int):
     return {"whole": run}
 
 
-def _gradients(loss, state):
+def _gradients(loss, state, *data):
     """``passes``: forward and backward pass alone, the gradients written where the last ones were, as in training.
 
     ``peak``: the product by which the machine's peak is measured.
@@ -236,10 +230,10 @@ def _gradients(loss, state):
     import jax.numpy as jnp
 
     gradients = [jax.tree.map(jnp.zeros_like, state.params)]
-    passes = jax.jit(lambda old, params, key: jax.grad(loss)(params, key), donate_argnums=0, keep_unused=True)
+    passes = jax.jit(lambda old, *args: jax.grad(loss)(*args), donate_argnums=0, keep_unused=True)
 
     def run():
-        gradients[0] = jax.block_until_ready(passes(gradients[0], state.params, jax.random.key(0)))
+        gradients[0] = jax.block_until_ready(passes(gradients[0], state.params, *data, jax.random.key(0)))
 
     m, k, n = PEAK_SIZE
     product, a, b = jax.jit(jnp.matmul), jnp.ones((m, k)), jnp.ones((k, n))
