@@ -19,7 +19,7 @@ def oracle(device: str, _, n_patches: int):
 
     def run():
         for i in range(n_patches):
-            embed(patches[i][None])
+            embed(np.array([patches[i]]))
 
     return {"whole": run}
 

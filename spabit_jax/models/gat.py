@@ -7,6 +7,8 @@ Velickovic et al., Graph Attention Networks, ICLR 2018, as the reference compute
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import jraph
@@ -40,6 +42,7 @@ def make_graph(senders, receivers: np.ndarray, n_node: int, edges=None) -> Graph
 
 
 @jax.custom_vjp
+@jax.jit
 def neighbour_sum(weight: Float[Array, "E H"], x: Float[Array, "N H F"], senders, receivers):
     """Sum over the edges of each receiver of weight · x[sender]: (N, H, F); edges sorted by receiver.
 
@@ -69,6 +72,7 @@ def _sum_by_rank(weight, x, senders, receivers, unroll: int = 4):
     return jax.lax.fori_loop(0, -(-degree.max() // unroll), add, jnp.zeros_like(x))
 
 
+@partial(jax.jit, static_argnames="piece")
 def _edge_dots(a: Float[Array, "N H F"], b: Float[Array, "N H F"], senders, receivers, piece: int = 256):
     """a[receiver] · b[sender] of each edge and head: (E, H)."""
     ends = (receivers, senders)

@@ -71,11 +71,16 @@ def test_tokens_become_class_token_and_mean_patch_token():
     np.testing.assert_allclose(got, np.concatenate([tokens[:, 0], tokens[:, 5:].mean(1)], axis=1), atol=1e-5)
 
 
-def test_bfloat16_is_near_and_off_by_default_on_a_cpu(tiny_weights, monkeypatch):
+def test_bfloat16_is_near_and_the_default_on_a_cpu_that_has_it(tiny_weights, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     patches = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
-    exact = encoders.load(TINY, weights=str(tiny_weights))
-    fast = encoders.load(TINY, weights=str(tiny_weights), autocast=True)
+    loaded = []
+    for has in (False, True):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
+        loaded.append(encoders.load(TINY, weights=str(tiny_weights)))
+        for asked, precision in ((False, "float32"), (True, "bfloat16")):
+            assert encoders.load(TINY, weights=str(tiny_weights), autocast=asked).precision == precision
+    exact, fast = loaded
     assert "float32" in exact.transform and "bfloat16" in fast.transform
     difference = np.abs(exact.embed(patches) - fast.embed(patches)).max()
     assert 0 < difference < 0.1

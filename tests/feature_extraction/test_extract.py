@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -194,3 +196,54 @@ def test_features_that_are_not_finite(section, tmp_path, tiny_weights):
     with pytest.raises(InputError, match="not finite"):
         extract_section(section, TINY, 16, tmp_path / "cache", weights=str(tmp_path / "large.bin"), dtype="float16")
     assert names(tmp_path / "cache") == []
+
+
+def test_the_next_patches_are_cut_while_the_encoder_works(section, image):
+    cut = []
+    batches = extract.batches(counting(Patches(image, section.obsm["spatial"], 16), cut), 0, 4, 0)
+    first = next(batches)
+    waited = time.monotonic()
+    while len(cut) < 8 and time.monotonic() < waited + 60:  # of the second batch, which nobody has asked for
+        time.sleep(0.01)
+    assert first.shape == (4, 16, 16, 3) and cut == list(range(8))
+    assert [len(batch) for batch in batches] == [4, 3]
+
+
+def counting(patches, cut):
+    class Counting:
+        def __len__(self):
+            return len(patches)
+
+        def __getitem__(self, index):
+            cut.append(index)
+            return patches[index]
+
+    return Counting()
+
+
+def test_precision_that_was_asked_for(section, tmp_path, tiny_weights):
+    kwargs = {"weights": str(tiny_weights), "batch_size": 4}
+    fast = extract_section(section, TINY, 16, tmp_path / "cache", autocast=True, **kwargs)
+    assert cache.read_meta(fast)["computed_in"] == "bfloat16"
+    assert extract_section(section, TINY, 16, tmp_path / "cache", **kwargs) == fast
+    with pytest.raises(InputError, match="computed_in bfloat16, float32 is asked for"):
+        extract_section(section, TINY, 16, tmp_path / "cache", autocast=False, **kwargs)
+    exact = extract_section(section, TINY, 16, tmp_path / "exact", autocast=False, **kwargs)
+    a, b = np.load(fast), np.load(exact)
+    assert 0 < np.linalg.norm(a - b) < 0.05 * np.linalg.norm(b)
+
+
+def test_several_sections_in_shards(simulated, tmp_path):
+    paths = []
+    for name in ("one", "two", "three"):
+        shutil.copytree(simulated.parent, tmp_path / name)
+        for path in (tmp_path / name).glob("tiny.*"):
+            path.rename(path.with_stem(name))
+        paths.append(tmp_path / name / f"{name}.h5ad")
+    command = [sys.executable, "-m", "feature_extraction.extract", f"--sections={','.join(map(str, paths))}"]
+    command += ["--patch_px=16", f"--cache_dir={tmp_path / 'cache'}"]
+    for shard, expected in (("1/2", ["two"]), ("0/2", ["one", "three", "two"])):
+        subprocess.run([*command, f"--shard={shard}"], check=True, capture_output=True)
+        assert sorted({path.split(".")[0] for path in names(tmp_path / "cache")}) == sorted(expected)
+    result = subprocess.run([*command, "--shard=2/2"], capture_output=True, text=True)
+    assert result.returncode == 2 and "--shard=2/2" in result.stderr

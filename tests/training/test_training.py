@@ -208,3 +208,30 @@ def test_what_decides_when_to_stop_does_not_decide_on_weights(section_data, tiny
     assert len(np.unique(np.concatenate(all_unseen))) == 5 * len(unseen)  # another fifth each
     few = trainer.section._replace(is_train=np.isin(np.arange(len(trainer.section.xy)), trainer.train_spots[:5]))
     assert [len(part) for part in Trainer(few, tiny_config).held_out(0)] == [1, 1]
+
+
+def test_epochs_are_traced_once_for_each_length_of_a_chunk():
+    """And a second run, of another seed, traces nothing."""
+    import jax.numpy as jnp
+    import optax
+
+    traces = []
+
+    def epoch(data, params, state, key):
+        traces.append(1)
+        return params + data, state, params.sum(), jnp.nan
+
+    chunk = fit_module.make_chunk(epoch)
+
+    def run(seed):
+        import jax
+
+        state = fit_module.initial_state(jnp.zeros(3), optax.sgd(0.1), 8, validated=False)
+        return fit_module.fit(state, chunk, jnp.ones(3), jax.random.key(seed), chunk_epochs=3, patience=0)
+
+    state = run(0)
+    assert np.asarray(state.losses)[:, 0].tolist() == [3.0 * i for i in range(8)]
+    assert chunk._cache_size() == 2  # chunks of 3 and of 2
+    first = len(traces)
+    run(1)
+    assert len(traces) == first
