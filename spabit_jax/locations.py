@@ -85,7 +85,11 @@ def grid(adata: AnnData, times: int) -> Locations:
     dense = origin + np.stack([i, j], axis=1) @ basis
     dense = dense[((dense >= low) & (dense <= high)).all(axis=1)]
     dense = dense[np.lexsort((dense[:, 1], dense[:, 0]))]
-    xy = continued(array, adata.obsm["spatial"], dense)
+    known = np.asarray(adata.obsm["spatial"], np.float64)
+    xy = continued(array, known, dense)
+    distance, spot = KDTree(known).query(xy)
+    rounded = distance < 1e-6 * spot_pitch(known)
+    xy[rounded] = known[spot[rounded]]  # to the bit: a window of the image may begin at another pixel
     inside = on_tissue(adata, xy)
     return _numbered(xy[inside], np.round(dense[inside], 9))
 
