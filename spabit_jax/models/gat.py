@@ -105,7 +105,8 @@ class GraphAttention(nnx.Module):
     """One attention layer of H heads of width F; heads are concatenated.
 
     e = LeakyReLU₀.₀₁(a_src · Wh[sender] + a_dst · Wh[receiver] + bias); weights are exp(e − max over all edges) over
-    (their sum at the receiver + 1e-9); a node without edges gets zeros.
+    (their sum at the receiver + 1e-9); a node without edges gets zeros. Where edges have biases the maximum is that of
+    the receiver's edges: in a batch of small graphs a large score in one must not press those of the others under 1e-9.
     """
 
     def __init__(self, n_in: int, heads: int, head_width: int, dropout: float, *, rngs: nnx.Rngs):
@@ -128,7 +129,10 @@ class GraphAttention(nnx.Module):
         if graph.edges is not None:
             score += graph.edges
         score = jax.nn.leaky_relu(score, 0.01)
-        weight = jnp.exp(score - score.max(axis=0))  # the 1e-9 below makes the maximum count, in the gradient too
+        highest = score.max(axis=0)
+        if graph.edges is not None:
+            highest = jraph.segment_max(score, graph.receivers, n, indices_are_sorted=True)[graph.receivers]
+        weight = jnp.exp(score - highest)  # the 1e-9 below makes the maximum count, in the gradient too
         total = jraph.segment_sum(weight, graph.receivers, n, indices_are_sorted=True)
         weight = dropout(weight / (total[graph.receivers] + 1e-9), self.dropout, key)
         return neighbour_sum(weight, h_NxHxF, *map(jnp.asarray, (graph.senders, graph.receivers))).reshape(n, -1)

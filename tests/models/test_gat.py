@@ -50,6 +50,16 @@ def test_a_node_depends_on_what_is_two_edges_away_at_most():
     np.testing.assert_array_equal(moved > 0, [False, False, True, True, True, False, False])
 
 
+def test_graphs_of_a_batch_do_not_see_each_other_whatever_their_scores():
+    senders, receivers = np.array([0, 1, 2, 3, 4, 5]), np.array([1, 2, 0, 4, 5, 3])
+    senders, receivers = np.r_[senders, receivers], np.r_[receivers, senders]  # 0, 1, 2 and 3, 4, 5: a triangle each
+    graph = make_graph(senders, receivers, 6, edges=np.zeros((12, 1)))
+    layer = GraphAttention(3, heads=2, head_width=4, dropout=0.0, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(6, 3)), jnp.float32)
+    loud = x.at[3:].multiply(300.0)
+    np.testing.assert_allclose(layer(loud, graph)[:3], layer(x, graph)[:3], rtol=1e-5)
+
+
 def test_order_of_nodes_does_not_matter():
     graph, _ = random_graph(13)
     order = np.random.default_rng(2).permutation(13)
