@@ -47,7 +47,7 @@ COLUMNS = (
 REPEATS = 5
 EPOCHS = {"cpu": {"gat_epoch": 1, "spabit_epoch": 2}, "gpu": {"gat_epoch": 100, "spabit_epoch": 20}}  # of a run
 STAIN_SPOTS = 5000
-PATCHES = {"cpu": 32, "gpu": 512}
+PATCHES = {"cpu": 16, "gpu": 512}
 PUBLISHED_EPOCHS = {"gat_epoch": 3000, "spabit_epoch": 1000}
 STARTS = {
     "import spabit_jax": ["-c", "import spabit_jax"],
