@@ -125,7 +125,13 @@ def oracle_spabit(device: str, arrays: dict, epochs: int):
     train = arrays["train"]
     target, image = (torch.tensor(arrays[name][train]) for name in ("expression", "features"))
     warnings.filterwarnings("ignore", "This DataLoader will create 4 worker processes")  # in this process alone
-    loader = DataLoader(TensorDataset(target, image, target), 128, shuffle=True, num_workers=LOADER_WORKERS)
+    loader = DataLoader(
+        TensorDataset(target, image, target),
+        128,
+        shuffle=True,
+        num_workers=LOADER_WORKERS,
+        multiprocessing_context="fork",  # as in a script on Linux; a spawned process would spawn them, a second each
+    )
     model = reference_torch.SpaBiT(target.shape[1]).to(torch_device(device))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
