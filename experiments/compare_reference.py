@@ -4,12 +4,15 @@
         --config.gat.epochs=300 --config.train.epochs=300
 
 Both sides have the same panel, split, graph, imputed expression and image features, and as many epochs; each trains its
-own GAT. With ``--sections=A,B,…`` over the 12 DLPFC sections, ``--encoder=uni``, ten seeds and the published epochs,
-which are the preset's, ``port_results.csv`` is the paper's table. What is done already in the folder is not done again.
+own GAT. The row ``seconds`` is what training and predicting with one seed took, its GAT and all compilation included:
+run nothing beside it where that matters. With ``--sections=A,B,…`` over the 12 DLPFC sections, ``--encoder=uni``, ten
+seeds and the published epochs, which are the preset's, ``port_results.csv`` is the paper's table. What is done already
+in the folder is not done again.
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +63,13 @@ def main() -> None:
         inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
         inputs.extract()
         write_or_match(out / inputs.name / "config.json", settings(inputs), keys=("inputs", "config"))
-        predictions = _predictions(inputs, out / inputs.name)
+        predictions, seconds = _predictions(inputs, out / inputs.name)
         truth = inputs.truth()[inputs.test_spots]
         tables = {side: [metrics.gene_metrics(truth, p) for p in runs] for side, runs in predictions.items()}
-        scores[inputs.name] = {side: pd.DataFrame(map(metrics.summarize, runs)) for side, runs in tables.items()}
+        scores[inputs.name] = {
+            side: pd.DataFrame(map(metrics.summarize, runs)).assign(seconds=seconds[side])
+            for side, runs in tables.items()
+        }
         rows += compare(inputs.name, scores[inputs.name], published)
         x, y = (np.mean([t["pcc"] for t in tables[side]], axis=0) for side in ("oracle", "port"))
         plots.plot_pcc_scatter(x, y, "reference (PyTorch)", "port (JAX)", out / f"{inputs.name}_genes.png")
@@ -84,54 +90,58 @@ def settings(inputs: Inputs) -> dict:
     return {"inputs": inputs.describe(), "config": config}
 
 
-def _predictions(inputs: Inputs, folder: Path) -> dict[str, list[np.ndarray]]:
-    """(n, G) predictions at the test spots: for each side a list over the seeds, computed unless they are on disk."""
+def _predictions(inputs: Inputs, folder: Path) -> tuple[dict[str, list[np.ndarray]], dict[str, list[float]]]:
+    """For each side lists over the seeds, computed unless they are on disk: predictions (n, G) at the test spots, and
+    the seconds that they took."""
     from experiments import sides
     from spabit_jax.training.gat import GAT_SEED
 
     config, per_seed = inputs.config, cli.FLAGS.gat_per_seed
     section = inputs.section()
-    out = {"oracle": [], "port": []}
+    predictions, seconds = {"oracle": [], "port": []}, {"oracle": [], "port": []}
     for seed in range(cli.FLAGS.num_seeds):
         gat_seed = seed if per_seed else GAT_SEED
-        for side, runs in out.items():
+        for side in predictions:
             name = f"{side}_gat{gat_seed}x{config.gat.epochs}"
-            tokens = _once(
-                folder / f"{name}_tokens.npy", lambda side=side, g=gat_seed: sides.gene_tokens(side, section, config, g)
+            tokens, gat_seconds = _once(
+                folder / f"{name}_tokens.npz", sides.gene_tokens, side, section, config, gat_seed
             )
-            runs.append(
-                _once(
-                    folder / f"{name}_seed{seed}x{config.train.epochs}.npy",
-                    lambda side=side, seed=seed, tokens=tokens: sides.predict(
-                        side, section, tokens, inputs.test_spots, config, seed
-                    ),
-                )
+            predicted, own_seconds = _once(
+                folder / f"{name}_seed{seed}x{config.train.epochs}.npz",
+                sides.predict,
+                *(side, section, tokens, inputs.test_spots, config, seed),
             )
-    return out
+            predictions[side].append(predicted)
+            seconds[side].append(gat_seconds + own_seconds)
+    return predictions, seconds
 
 
-def _once(path: Path, compute) -> np.ndarray:
+def _once(path: Path, compute, *arguments) -> tuple[np.ndarray, float]:
     if not path.exists():
-        array = compute()
+        start = time.monotonic()
+        array = compute(*arguments)
         with replacing(path) as temporary:
-            np.save(temporary, array)
-    return np.load(path)
+            np.savez(temporary, array=array, seconds=time.monotonic() - start)
+    content = np.load(path)
+    return content["array"], float(content["seconds"])
 
 
 def compare(section: str, scores: dict[str, pd.DataFrame], published: dict) -> list[dict]:
     """Rows of the comparison: both sides over their seeds, and Welch's interval of their difference.
 
     Args:
-      scores: ``oracle`` and ``port``, a row per seed and a column per metric.
+      scores: ``oracle`` and ``port``, a row per seed and a column per metric and ``seconds``.
       published: (section, metric) → (mean, sd) of a reference result file.
     """
     rows = []
-    for metric in METRICS:
+    for metric in (*METRICS, "seconds"):
         oracle, port = scores["oracle"][metric].to_numpy(float), scores["port"][metric].to_numpy(float)
         difference, error, verdict = port.mean() - oracle.mean(), np.nan, "one seed: no interval"
         if len(port) > 1:
             error, half_width = welch(port, oracle)
             verdict = "equal" if abs(difference) <= half_width else "differs"
+        if metric == "seconds":
+            verdict = f"port {oracle.mean() / port.mean():.1f} times as fast"
         theirs = published.get((section, metric))
         rows.append(
             {

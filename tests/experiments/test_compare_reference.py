@@ -29,15 +29,18 @@ def test_welch_equals_scipy():
 
 def scores(mean, n=5):
     noise = np.linspace(-0.01, 0.01, n)
-    return pd.DataFrame(dict.fromkeys(("pcc", "pcc_defined", "mse", "mae", "n_constant_genes"), mean + noise))
+    table = pd.DataFrame(dict.fromkeys(("pcc", "pcc_defined", "mse", "mae", "n_constant_genes"), mean + noise))
+    return table.assign(seconds=60 * mean)
 
 
 def test_the_verdict_says_whether_the_interval_holds_zero():
     same = compare("S", {"oracle": scores(0.4), "port": scores(0.401)}, {("S", "mse"): (0.5, 0.1)})
-    assert {row["verdict"] for row in same} == {"equal"}
+    *same, seconds = same
+    assert {row["verdict"] for row in same} == {"equal"} and seconds["metric"] == "seconds"
     assert [row["reference (its file)"] for row in same] == ["", "", "0.5000 ± 0.1000", "", ""]
-    assert {row["verdict"] for row in compare("S", {"oracle": scores(0.4), "port": scores(0.5)}, {})} == {"differs"}
-    one = compare("S", {"oracle": scores(0.4, 1), "port": scores(0.5, 1)}, {})
+    *other, seconds = compare("S", {"oracle": scores(0.4), "port": scores(0.2)}, {})
+    assert {row["verdict"] for row in other} == {"differs"} and seconds["verdict"] == "port 2.0 times as fast"
+    *one, _ = compare("S", {"oracle": scores(0.4, 1), "port": scores(0.5, 1)}, {})
     assert {row["verdict"] for row in one} == {"one seed: no interval"}
 
 
@@ -69,7 +72,7 @@ def test_the_command_writes_its_tables_and_refuses_what_the_oracle_does_not_do(s
     result = run("compare_reference", simulated, tmp_path, "--num_seeds=2")
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
-    assert set(table["section"]) == {"tiny"} and len(table) == 5 and table["standard_error"].notna().all()
+    assert set(table["section"]) == {"tiny"} and len(table) == 6 and table["standard_error"].notna().all()
     assert list(pd.read_csv(tmp_path / "out" / "port_results.csv", index_col=0).columns) == ["tiny"]
     other = run("compare_reference", simulated, tmp_path, "--config.train.batch_size=64")
     assert other.returncode == 2 and "config.train.batch_size" in other.stderr
