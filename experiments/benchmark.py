@@ -2,9 +2,9 @@
 
     python -m experiments.benchmark --sections=data/C2.tsv.gz,data/MOB1.tsv --patch_px=224,32 --out=runs/benchmark
 
-``--methods=all`` are all baselines and the model of ``--config``; ``reference``, the port under its preset, and
-``oracle``, the PyTorch reference under the same, take hours and are run only when named. What is done already in the
-folder is not done again.
+``--methods=all`` are all baselines and the model of ``--config``. Run only when named, because they take long:
+``reference``, the port under the reference's preset; ``reference_stopped``, trained for as many epochs as held-out
+train spots say; ``oracle``, the PyTorch reference. What is done already in the folder is not done again.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes
 COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
 GENE_COLUMNS = ["section", "split", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
 TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
-ON_REQUEST = ("reference", "oracle")
+ON_REQUEST = ("reference", "reference_stopped", "oracle")
 
 
 def main() -> None:
     if not cli.FLAGS.out:
         raise InputError("--out is missing: give a folder for the tables")
     config, out = cli.read_flagged_config(), Path(cli.FLAGS.out)
-    if config.name in baselines.BASELINES or config.name == "oracle":
+    if config.name in (*baselines.BASELINES, "oracle", "reference_stopped"):
         raise InputError(f"config.name is {config.name!r}, which is a method's name already: give another")
     methods = asked_methods(cli.FLAGS.methods, config)
     if unknown := [split for split in cli.FLAGS.splits if split not in TEST_SPLITS]:
@@ -152,13 +152,16 @@ def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarra
 def predict_model(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each."""
     test, seeds = inputs.test_spots, list(range(cli.FLAGS.num_seeds))
-    if method == "oracle":
+    if method in ("reference_stopped", "oracle"):
         from experiments import sides
         from spabit_jax.training.gat import GAT_SEED
 
-        section, config = inputs.section(), inputs.config
-        tokens = sides.gene_tokens("oracle", section, config, GAT_SEED)
-        per_seed = np.stack([sides.predict("oracle", section, tokens, test, config, seed) for seed in seeds])
+        section, config = inputs.section(), copy.deepcopy(inputs.config)
+        side = "oracle" if method == "oracle" else "port"
+        tokens = sides.gene_tokens(side, section, config, GAT_SEED)
+        if method == "reference_stopped":
+            config.train.epochs = sides.best_epochs(section, tokens, config, seed=0)
+        per_seed = np.stack([sides.predict(side, section, tokens, test, config, seed) for seed in seeds])
         return per_seed, per_seed.mean(axis=0), np.full(per_seed.shape[1:], np.nan)
     from experiments.model import fit_predict
 
@@ -209,7 +212,7 @@ if __name__ == "__main__":
     cli.define_section_flags(several=True)
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
-    flags.DEFINE_list("methods", ["all"], "Methods: all, or names; reference and oracle only when named.")
+    flags.DEFINE_list("methods", ["all"], f"Methods: all, or names; {', '.join(ON_REQUEST)} only when named.")
     flags.DEFINE_list("splits", ["lattice"], f"Splits: {', '.join(TEST_SPLITS)}.")
     flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
     cli.run(main)

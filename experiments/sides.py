@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from spabit_jax.config import Config
@@ -44,3 +46,12 @@ def predict(side: str, section: SectionData, tokens: np.ndarray, spots: np.ndarr
         **{name: getattr(config.model, name) for name in names},
     )
     return reference_torch.predict(trained.model, section.features, tokens, spots, seed, config.train.batch_size)
+
+
+def best_epochs(section: SectionData, tokens: np.ndarray, config: Config, seed: int) -> int:
+    """Epochs after which the port's loss is lowest on train spots that are held out of its training."""
+    config = copy.deepcopy(config)
+    config.faults.no_validation = False
+    config.train.patience = config.train.epochs
+    trainer = Trainer(section, config, tokens[None], np.zeros(len(tokens), np.int32))
+    return 1 + int(np.nanargmin(np.asarray(trainer.fit(seed).losses)[:, 1]))

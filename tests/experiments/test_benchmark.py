@@ -122,18 +122,19 @@ def test_other_inputs_in_the_same_folder_are_refused(finished, simulated):
         assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
 
 
-def test_splits_and_the_two_references(simulated, tmp_path):
+def test_splits_and_the_references(simulated, tmp_path):
     tiny = "mlp_width=16 model.depth=1 model.heads=2 model.head_width=4 model.feedforward_width=8 gat.heads=2"
     tiny = f"model.{tiny} model.width=16 gat.head_width=4 gat.out_width=8 gat.mlp_width=8 data.n_genes=23"
     flags = ["--config=experiments/configs/reference.py", "--config.gat.epochs=2", "--config.train.epochs=2"]
     flags += [f"--config.{field}" for field in tiny.split()]
     paths = [f"--sections={simulated}", f"--out={tmp_path / 'out'}", f"--cache_dir={tmp_path / 'cache'}"]
     command = [sys.executable, "-m", "experiments.benchmark", *paths, *flags, "--patch_px=48", "--num_seeds=1"]
-    command += ["--methods=knn_mean,reference,oracle", "--splits=block"]
+    command += ["--methods=knn_mean,reference,reference_stopped,oracle", "--splits=block"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     rows = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False)
-    assert set(rows["split"]) == {"block"} and set(rows["method"]) == {"knn_mean", "reference", "oracle"}
+    assert set(rows["split"]) == {"block"}
+    assert set(rows["method"]) == {"knn_mean", "reference", "reference_stopped", "oracle"}
     assert (rows.loc[rows["method"] == "oracle", "coverage90"] == "").all()
     result = run(simulated, tmp_path / "more", "--methods=knn_mean", "--splits=random,block")
     assert "## Split random, encoder stain" in result.stdout and "## Split block, encoder stain" in result.stdout
