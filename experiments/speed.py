@@ -11,7 +11,9 @@ Both sides run in processes of their own, one after the other, ``REPEATS`` times
 first run, which compiles. The oracle has the reference's own loop: for SpaBiT a DataLoader over single spots with four
 workers. Its graph attention is cheaper than the reference's, which gathers whole feature vectors for each edge's score.
 ``default_fit`` compares the whole default model (compilation, seeds, companions, prediction) with 3000 + 1000 epochs of
-the oracle, extrapolated from ones that are timed on the same section.
+the oracle, extrapolated from ones that are timed on the same section. ``large`` gives rows of ``default_fit`` and
+``predict`` for sections of ``BINS`` bins as of Visium HD, with 300 genes, and 1024 float16 features on disk: one seed
+for a fixed number of steps and its companions, then every bin.
 
 ``flops_per_s`` and ``share_of_peak`` are of the port's forward and backward pass alone, without the optimiser, which is
 bound by memory. Counted are matrix products: 2abc for (a, b) @ (b, c), twice that again in the backward pass, but once
@@ -35,11 +37,11 @@ from statistics import median
 
 from absl import flags, logging
 
-from experiments import speed_extract, speed_sides
+from experiments import speed_extract, speed_large, speed_sides
 from spabit_jax import cli
 from spabit_jax.errors import InputError
 
-STAGES = ("gat_epoch", "spabit_epoch", "predict", "default_fit", "extract", "compile", "import")
+STAGES = ("gat_epoch", "spabit_epoch", "predict", "default_fit", "large", "extract", "compile", "import")
 COLUMNS = (
     "stage", "size", "implementation", "device", "dtype", "seconds", "per_unit", "peak_gib", "flops_per_s",
     "share_of_peak", "ratio",
@@ -47,6 +49,7 @@ COLUMNS = (
 REPEATS = 5
 EPOCHS = {"cpu": {"gat_epoch": 1, "spabit_epoch": 2}, "gpu": {"gat_epoch": 100, "spabit_epoch": 20}}  # of a run
 STAIN_SPOTS = 5000
+BINS = (50_000, 500_000)
 PATCHES = {"cpu": 16, "gpu": 512}
 PUBLISHED_EPOCHS = {"gat_epoch": 3000, "spabit_epoch": 1000}
 STARTS = {
@@ -169,6 +172,19 @@ class Bench:
 
         path = write_section(*simulate_section(0, n_rows=78, n_cols=64), Path(self.scratch))
         return {"path": str(path), "name": None, "encoder": "stain", "patch_px": 48.0, "cache_dir": self.scratch}
+
+    def large(self) -> list[dict]:
+        rows = []
+        for n in BINS:
+            with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+                with Side("simulator") as simulator:
+                    simulator(speed_large.simulate, n, folder)
+                with Side("port") as port:
+                    seconds = port(speed_large.train_and_predict, folder)
+                    memory = {"port": port(speed_sides.peak_gib, "port", "cpu")}  # of the process
+            for stage, spent in seconds.items():
+                rows += self._rows(stage, f"{n} bins", {"port": spent}, memory, n)
+        return rows
 
     def extract(self) -> list[dict]:
         n = PATCHES[self.device]

@@ -249,7 +249,7 @@ def _gradients(loss, state, *data):
 def port_default_fit(describe: dict, num_seeds: int) -> float:
     """Seconds of training and prediction with the default preset, from read section and cached features."""
     from experiments.configs import default
-    from experiments.run import fit_predict
+    from experiments.model import fit_predict
 
     inputs = _inputs(describe, default.get_config())
     start = time.perf_counter()
