@@ -1,0 +1,52 @@
+"""A simulated section, written in one of the formats that are read.
+
+    python -m experiments.simulate --format=visium_hd --spots=100000 --out=data/HD
+
+What is expressed where, and what the image shows of it, is as in ``spabit_jax.simulate``; a spot stands for a bin or a
+cell.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from spabit_jax import cli
+from spabit_jax.errors import InputError
+
+FORMATS = ("h5ad", "visium_hd", "xenium")
+PITCH = {"h5ad": 45.0, "visium_hd": 16.0, "xenium": 20.0}  # pixels
+ON_TISSUE = 0.92  # of the spots of a square array, about
+
+
+def main() -> None:
+    import numpy as np
+
+    from spabit_jax import simulate, simulate_formats
+
+    asked, seed = cli.FLAGS.format, cli.FLAGS.seed
+    if not cli.FLAGS.out:
+        raise InputError("--out is missing: give the folder of the section")
+    out = Path(cli.FLAGS.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out={out} is not empty: give another")
+    side = max(2, round((cli.FLAGS.spots / ON_TISSUE) ** 0.5))
+    adata, image = simulate.simulate_section(
+        seed, n_rows=side, n_cols=side, lattice="square", pitch=PITCH[asked], name=out.name
+    )
+    if asked == "h5ad":
+        path = simulate.write_section(adata, image, out)
+    elif asked == "visium_hd":
+        path = simulate_formats.write_visium_hd(adata, image, out)
+    else:
+        path = simulate_formats.write_xenium(adata, image, out, np.random.default_rng(seed))
+    print(f"{adata.n_obs} spots, {adata.n_vars} genes, image {image.shape[1]} x {image.shape[0]} px: --section={path}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("format", "visium_hd", FORMATS, "What to write.")
+    flags.DEFINE_integer("spots", 100_000, "Spots, bins or cells on the tissue, about.", lower_bound=50)
+    flags.DEFINE_integer("seed", 0, "Of the simulation.")
+    flags.DEFINE_string("out", None, "Folder to write into.")
+    cli.run(main)
