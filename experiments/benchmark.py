@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from absl import flags
+from absl import flags, logging
 from tqdm import tqdm
 
 from experiments.benchmark_tables import markdown, pivot
+from experiments.compare_reference import once
 from experiments.inputs import Inputs
 from feature_extraction import encoders
 from spabit_jax import baselines, cli, metrics, plots
@@ -120,8 +121,10 @@ def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[
         if method in baselines.BASELINES:
             mean, sd = predict_baseline(inputs, method)
             per_seed = np.zeros((0, *mean.shape))
+        elif method in ON_REQUEST:
+            per_seed, mean, sd, start = predict_reference(inputs, method, folder)
         else:
-            per_seed, mean, sd = predict_model(inputs, method)
+            per_seed, mean, sd = predict_model(inputs)
         arrays = {"mean": mean, "sd": sd, "per_seed": per_seed}
         with replacing(path) as temporary:
             np.savez(
@@ -149,24 +152,32 @@ def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarra
     return baselines.BASELINES[method]().fit(spots.at(train), expression).predict(spots.at(inputs.test_spots))
 
 
-def predict_model(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each."""
-    test, seeds = inputs.test_spots, list(range(cli.FLAGS.num_seeds))
-    if method in ("reference_stopped", "oracle"):
-        from experiments import sides
-        from spabit_jax.training.gat import GAT_SEED
-
-        section, config = inputs.section(), copy.deepcopy(inputs.config)
-        side = "oracle" if method == "oracle" else "port"
-        tokens = sides.gene_tokens(side, section, config, GAT_SEED)
-        if method == "reference_stopped":
-            config.train.epochs = sides.best_epochs(section, tokens, config, seed=0)
-        per_seed = np.stack([sides.predict(side, section, tokens, test, config, seed) for seed in seeds])
-        return per_seed, per_seed.mean(axis=0), np.full(per_seed.shape[1:], np.nan)
     from experiments.model import fit_predict
 
-    predicted = fit_predict(inputs, seeds)
+    predicted, test = fit_predict(inputs, list(range(cli.FLAGS.num_seeds))), inputs.test_spots
     return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test]
+
+
+def predict_reference(inputs: Inputs, method: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """As ``predict_model``, sd NaN, and when it would have started had its GAT not been trained for another method."""
+    from experiments import sides
+    from spabit_jax.training.gat import GAT_SEED
+
+    section, config = inputs.section(), copy.deepcopy(inputs.config)
+    side = "oracle" if method == "oracle" else "port"
+    path = folder / f"{inputs.name}.{config.data.split}.{inputs.encoder}.{side}_gat.npz"
+    parts = {part: dataclasses.asdict(getattr(config, part)) for part in ("data", "gat", "faults")}
+    write_or_match(path.with_suffix(".json"), {"inputs": inputs.describe(), **parts}, keys=("inputs", *parts))
+    tokens, seconds = once(path, sides.gene_tokens, side, section, config, GAT_SEED)
+    start = time.monotonic() - seconds
+    if method == "reference_stopped":
+        config.train.epochs = sides.best_epochs(section, tokens, config, seed=0)
+        logging.info("%s: %d epochs of SpaBiT", inputs.name, config.train.epochs)
+    seeds = range(cli.FLAGS.num_seeds)
+    per_seed = np.stack([sides.predict(side, section, tokens, inputs.test_spots, config, seed) for seed in seeds])
+    return per_seed, per_seed.mean(axis=0), np.full(per_seed.shape[1:], np.nan), start
 
 
 def scores(inputs: Inputs, method: str, piece: dict) -> Iterator[tuple[dict, pd.DataFrame]]:

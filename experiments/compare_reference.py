@@ -103,10 +103,10 @@ def _predictions(inputs: Inputs, folder: Path) -> tuple[dict[str, list[np.ndarra
         gat_seed = seed if per_seed else GAT_SEED
         for side in predictions:
             name = f"{side}_gat{gat_seed}x{config.gat.epochs}"
-            tokens, gat_seconds = _once(
+            tokens, gat_seconds = once(
                 folder / f"{name}_tokens.npz", sides.gene_tokens, side, section, config, gat_seed
             )
-            predicted, own_seconds = _once(
+            predicted, own_seconds = once(
                 folder / f"{name}_seed{seed}x{config.train.epochs}.npz",
                 sides.predict,
                 *(side, section, tokens, inputs.test_spots, config, seed),
@@ -116,7 +116,8 @@ def _predictions(inputs: Inputs, folder: Path) -> tuple[dict[str, list[np.ndarra
     return predictions, seconds
 
 
-def _once(path: Path, compute, *arguments) -> tuple[np.ndarray, float]:
+def once(path: Path, compute, *arguments) -> tuple[np.ndarray, float]:
+    """``compute(*arguments)`` and the seconds that it took, from the file if they are there."""
     if not path.exists():
         start = time.monotonic()
         array = compute(*arguments)
