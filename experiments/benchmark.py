@@ -4,7 +4,9 @@
 
 ``--methods=all`` are all baselines and the model of ``--config``. Run only when named, because they take long:
 ``reference``, the port under the reference's preset; ``reference_stopped``, trained for as many epochs as held-out
-train spots say; ``oracle``, the PyTorch reference. What is done already in the folder is not done again.
+train spots say; ``oracle``, the PyTorch reference. With ``--related=C2+C3+C5,MOB1+MOB2`` a further method is the model
+that learns from the train spots of the section's whole group; without related sections it is the model as it is. What
+is done already in the folder is not done again.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes
 COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
 GENE_COLUMNS = ["section", "split", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
 TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
+RELATED = "_related"  # after the model's name: learned from the section's group of --related together
 ON_REQUEST = ("reference", "reference_stopped", "oracle")
 
 
@@ -49,23 +52,37 @@ def main() -> None:
     for encoder in asked_encoders:
         encoders.check_name(encoder)
 
-    rows, genes, names = [], [], set()
-    pieces = max(1, len(cli.FLAGS.sections)) * len(splits) * len(asked_encoders) * len(methods)
+    groups = read_groups(cli.FLAGS.related)
+    if groups:
+        methods.append(config.name + RELATED)
+    sections = {}
+    for adata, patch_px in cli.read_flagged_sections():
+        name = adata.uns["spabit"]["name"]
+        if name in sections:
+            raise InputError(f"two of --sections are named {name}: rename one")
+        sections[name] = adata, patch_px
+    if unknown := [name for group in groups for name in group if name not in sections]:
+        raise InputError(f"--related: there is no {unknown[0]} among the sections {', '.join(sections)}")
+
+    rows, genes = [], []
+    pieces = len(sections) * len(splits) * len(asked_encoders) * len(methods)
     with tqdm(total=pieces, unit="piece", disable=None) as bar:
-        for adata, patch_px in cli.read_flagged_sections():
-            name = adata.uns["spabit"]["name"]
-            if name in names:
-                raise InputError(f"two of --sections are named {name}: rename one")
-            names.add(name)
+        for name, (adata, patch_px) in sections.items():
+            others = [sections[other] for group in groups if name in group for other in group if other != name]
             for split in splits:
                 for encoder in asked_encoders if "image_path" in adata.uns["spabit"] else asked_encoders[:1]:
-                    inputs = make_inputs(adata, config, split, encoder, patch_px)
+                    inputs = make_inputs(adata, patch_px, config, split, encoder)
                     counts = np.rint(adata[~inputs.is_train, inputs.genes].X.toarray())
                     ceiling = metrics.noise_ceiling(counts)
                     for method in methods:
                         bar.set_description(f"{name} {split} {method}", refresh=True)
                         if inputs.encoder != "none" or method not in baselines.NEED_IMAGE:
-                            piece = compute(inputs, method, patch_px, out / "predictions")
+                            asked = inputs
+                            if method.endswith(RELATED) and others:
+                                related = [make_inputs(*other, config, split, encoder) for other in others]
+                                asked = make_inputs(adata, patch_px, config, split, encoder, related)
+                            same = config.name if method.endswith(RELATED) and not others else method
+                            piece = compute(asked, same, patch_px, out / "predictions")
                             for row, table in scores(inputs, method, piece):
                                 rows.append(row)
                                 genes.append(table.assign(ceiling=ceiling))
@@ -87,11 +104,20 @@ def asked_methods(asked: list[str], config: Config) -> list[str]:
     return list(dict.fromkeys(methods))
 
 
-def make_inputs(adata, config: Config, split: str, encoder: str, patch_px: float) -> Inputs:
+def read_groups(asked: list[str]) -> list[list[str]]:
+    """The groups of ``--related``: names of sections that are joined by +; InputError for a name that is in two."""
+    groups = [group.split("+") for group in asked]
+    names = [name for group in groups for name in group]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise InputError(f"--related has {twice[0]} twice: a section is in one group")
+    return groups
+
+
+def make_inputs(adata, patch_px: float, config: Config, split: str, encoder: str, related=()) -> Inputs:
     """The section as the configuration wants it under another split, with its features in the cache."""
     config = copy.deepcopy(config)
     config.data.split = split
-    inputs = Inputs(adata, config, encoder, patch_px, cli.FLAGS.cache_dir)
+    inputs = Inputs(adata, config, encoder, patch_px, cli.FLAGS.cache_dir, related)
     inputs.extract()
     return inputs
 
@@ -112,7 +138,7 @@ def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[
     if method not in baselines.BASELINES:
         if method in ON_REQUEST and inputs.config.name != "reference":
             encoder = cli.FLAGS.encoder.split(",")[0] if inputs.encoder == "none" else inputs.encoder
-            inputs = make_inputs(inputs.adata, reference_config(inputs.config), split, encoder, patch_px)
+            inputs = make_inputs(inputs.adata, patch_px, reference_config(inputs.config), split, encoder)
         settings |= {"config": inputs.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
     settings["inputs"] = inputs.describe()
     write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
@@ -224,6 +250,7 @@ if __name__ == "__main__":
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
     flags.DEFINE_list("methods", ["all"], f"Methods: all, or names; {', '.join(ON_REQUEST)} only when named.")
+    flags.DEFINE_list("related", [], "Groups of --sections that learn from each other: names joined by +.")
     flags.DEFINE_list("splits", ["lattice"], f"Splits: {', '.join(TEST_SPLITS)}.")
     flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
     cli.run(main)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -15,6 +16,9 @@ from spabit_jax.files import content_hash
 from spabit_jax.genes import select_genes
 from spabit_jax.models import MODELS
 from spabit_jax.split import split_spots
+
+if TYPE_CHECKING:
+    from spabit_jax.locations import Locations
 
 MIN_TRAIN_SPOTS = 3
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
@@ -70,13 +74,16 @@ class Inputs:
       genes: the panel, G names.
       encoder: of the image, ``none`` where there is no image.
       cached: the image features, or None.
+      related: the inputs of other sections, from whose train spots is learned too.
 
     Raises:
-      InputError: the split, the panel, the encoder or a cache that is there already does not fit the section.
+      InputError: the split, the panel, the encoder, a cache that is there already or a related section does not fit.
     """
 
-    def __init__(self, adata: AnnData, config: Config, encoder: str, patch_px: float, cache_dir: str):
-        self.adata, self.config, self.patch_px = adata, config, patch_px
+    def __init__(
+        self, adata: AnnData, config: Config, encoder: str, patch_px: float, cache_dir: str, related: Sequence = ()
+    ):
+        self.adata, self.config, self.patch_px, self.related = adata, config, patch_px, list(related)
         info = adata.uns["spabit"]
         self.name = info["name"]
         data = config.data
@@ -98,6 +105,18 @@ class Inputs:
         if self.encoder != "none":
             self.cached = Cached(adata, self.encoder, patch_px, cache_dir, transposed_crop(adata, config))
             cache.is_cached(*self.cached)  # refuses a cache that does not match
+        self._check_related()
+
+    def _check_related(self) -> None:
+        if self.related and not (self.config.gat.joint and not self.config.faults.array_neighbours):
+            raise InputError("--related needs gat.joint on and faults.array_neighbours off, as in default.py")
+        names = [self.name, *(other.name for other in self.related)]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise InputError(f"two of --section and --related are named {twice[0]}: give each section once")
+        for other in self.related:
+            if other.encoder != self.encoder:
+                without = self.name if self.cached is None else other.name
+                raise InputError(f"section {without} has no image, others have: leave out the one or the others")
 
     @property
     def test_spots(self) -> np.ndarray:
@@ -106,8 +125,9 @@ class Inputs:
 
     def extract(self, weights: str | None = None) -> None:
         """Image features into the cache, if they are not there."""
-        if self.cached is not None:
-            self.cached.extract(weights)
+        for inputs in (self, *self.related):
+            if inputs.cached is not None:
+                inputs.cached.extract(weights)
 
     def features(self) -> np.ndarray | None:
         """(N, D) image features from the cache; None without an image."""
@@ -121,17 +141,42 @@ class Inputs:
             "encoder": self.encoder,
             "patch_px": self.patch_px,
         }
+        if self.related:
+            described["related"] = [{"name": other.name} | other.describe() for other in self.related]
         return described if self.cached is None else described | self.cached.made_from()
 
     def identity(self, num_seeds: int) -> dict:
         """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
         return {"inputs": self.describe(), "num_seeds": num_seeds, "config": self.config.to_dict()}
 
-    def section(self):
-        """The ``SectionData`` of this configuration."""
-        from spabit_jax.section import make_section
+    def section(self, locations: Locations | None = None, features=None):
+        """The ``SectionData`` of this configuration: own spots, then those of related sections, then new locations.
 
-        return make_section(self.adata, self.genes, self.is_train, self.features(), self.config)
+        Args:
+          locations: M places, or None.
+          features: (M, D) their image features; None without an image.
+        """
+        from spabit_jax.section import make_section, standardised
+
+        adata, own, is_train = self.adata, self.features(), self.is_train
+        parts = (self, *self.related)
+        if self.related:
+            from spabit_jax.joined import align, join, join_features
+
+            adata = join([inputs.adata for inputs in parts], self.genes)
+            is_train = np.concatenate([inputs.is_train for inputs in parts])
+            if features is not None:
+                features = standardised(np.concatenate([own, features]), len(own))[len(own) :]
+            own = join_features([inputs.features() for inputs in parts])
+        n_spots = None
+        if locations is not None:
+            from spabit_jax.locations import with_locations
+
+            n_spots, adata = len(is_train), with_locations(adata, locations)
+            is_train = np.concatenate([is_train, np.zeros(len(locations.xy), bool)])
+            own = None if own is None else np.concatenate([own, features])
+        section = make_section(adata, self.genes, is_train, own, self.config, n_spots)
+        return align(section, [len(inputs.is_train) for inputs in parts]) if self.related else section
 
     def near(self) -> np.ndarray:
         """(N, 2) coordinates by which neighbours are found."""

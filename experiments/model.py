@@ -20,11 +20,10 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import first_difference
 from spabit_jax.graph import spot_pitch
 from spabit_jax.inference import combine, fit_blend
-from spabit_jax.locations import Locations, with_locations
+from spabit_jax.locations import Locations
 from spabit_jax.models import MODELS
 from spabit_jax.models.kriging_bag import pack, unpack
 from spabit_jax.readers import read_section
-from spabit_jax.section import make_section
 from spabit_jax.training.companions import elsewhere, fit_kriging, fit_ridge, kriged, kriging_bag, ridged
 from spabit_jax.training.spabit import Trainer
 
@@ -104,7 +103,12 @@ def _inputs(run: Path, content: dict, config: Config, weights: str | None) -> In
     section, before = content["section"], content["inputs"]
     encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
     adata = read_section(section["path"], **section["reading"])
-    inputs = Inputs(adata, config, encoder, before["patch_px"], content["cache_dir"])
+    widths = [other["patch_px"] for other in before.get("related", [])]
+    related = [
+        Inputs(read_section(path, **section["reading_related"]), config, encoder, width, content["cache_dir"])
+        for path, width in zip(section.get("related", []), widths, strict=True)
+    ]
+    inputs = Inputs(adata, config, encoder, before["patch_px"], content["cache_dir"], related)
     inputs.extract(weights)
     now = inputs.describe()
     if now != before:
@@ -159,17 +163,9 @@ def predict_at(model: Model, locations: Locations, weights: str | None = None) -
       ``obs["split"]`` of the measured spot that lies at a location, else NaN and ``new``; ``obs`` array_row and
       array_col, continued between the spots; ``obsm["spatial"]``; provenance in ``uns["spabit"]``.
     """
-    inputs, config = model.inputs, model.inputs.config
-    n_spots, n_new = inputs.adata.n_obs, len(locations.xy)
-    features = features_at(inputs, locations, weights)
-    section = make_section(
-        with_locations(inputs.adata, locations),
-        inputs.genes,
-        np.concatenate([inputs.is_train, np.zeros(n_new, bool)]),
-        None if features is None else np.concatenate([inputs.features(), features]),
-        config,
-        n_spots,
-    )
+    inputs, config, n_new = model.inputs, model.inputs.config, len(locations.xy)
+    section = inputs.section(locations, features_at(inputs, locations, weights))
+    n_spots = len(section.xy) - n_new
     trainer = Trainer(section, config)
     blend = _blend(model, trainer, n_spots)
     if model.kriging:
@@ -235,6 +231,8 @@ def provenance(inputs: Inputs) -> dict:
     """What predictions come from, for ``uns["spabit"]``."""
     n_train, n = int(inputs.is_train.sum()), len(inputs.is_train)
     which = f"{n_train} of {n} spots" if n_train < n else f"all {n} spots"
+    for other in inputs.related:
+        which += f", {int(other.is_train.sum())} of {other.name}"
     return {
         "method": inputs.config.name,
         "encoder": inputs.encoder,
@@ -256,26 +254,28 @@ def companions(section, config) -> tuple[dict, dict]:
     return {"kriging": mean, "ridge": ridged(section), "variance": variance}, pack(fitted)
 
 
-def finish(trainer: Trainer, chosen: list, seeds: list[int], said: dict):
-    """Predicts every spot with each seed's network, and what its companions said: ``inference.Prediction``."""
+def finish(trainer: Trainer, chosen: list, seeds: list[int], said: dict, n_spots: int | None = None):
+    """Predicts with each seed's network, and what its companions said, the first ``n_spots`` spots of the trainer's
+    section, or all of them: ``inference.Prediction``."""
     per_seed = np.empty((len(chosen), *trainer.section.expression.shape), np.float32)
     for predicted, seed, params in zip(per_seed, seeds, chosen, strict=True):
         for spots in (trainer.train_spots, np.flatnonzero(~trainer.section.is_train)):  # never in one batch
             predicted[spots] = trainer.predict(params, spots, seed)
     held_out = [trainer.held_out(seed)[1] for seed in seeds]
     members = {name: predicted for name, predicted in said.items() if name != "variance"}
-    return combine(trainer.section, per_seed, held_out, members, said.get("variance"))
+    return combine(trainer.section, per_seed, held_out, members, said.get("variance"), n_spots)
 
 
 def fit_predict(inputs: Inputs, seeds: list[int]):
-    """Trains the configured model in memory, with these seeds, and predicts every spot: ``inference.Prediction``."""
+    """Trains the configured model in memory, with these seeds, and predicts the spots: ``inference.Prediction``."""
     from spabit_jax.training.gat import gene_tokens
 
     config, section = inputs.config, inputs.section()
     tokens = () if config.gat.joint else gene_tokens(section, inputs.near(), config)[:2]
     trainer = Trainer(section, config, *tokens)
     chosen = [trainer.fit(seed).chosen for seed in seeds]
-    return finish(trainer, chosen, seeds, companions(section, config)[0] if config.model.companions else {})
+    said = companions(section, config)[0] if config.model.companions else {}
+    return finish(trainer, chosen, seeds, said, inputs.adata.n_obs)
 
 
 def needed(path: Path, stage: str, read):

@@ -43,10 +43,13 @@ class Run:
         self.out = out
         self.config = cli.read_flagged_config()
         self.seeds = list(range(cli.FLAGS.num_seeds))
+
+        def make_inputs(adata, related=()):
+            patch_px = cli.patch_px(adata, cli.FLAGS.patch_px)
+            return Inputs(adata, self.config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir, related)
+
         adata = cli.read_flagged_section()
-        self.inputs = Inputs(
-            adata, self.config, cli.FLAGS.encoder, cli.patch_px(adata, cli.FLAGS.patch_px), cli.FLAGS.cache_dir
-        )
+        self.inputs = make_inputs(adata, [make_inputs(other) for other in cli.read_related_sections()])
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={self.out} is a file: give a folder")
         self._trainer = self._states = None
@@ -136,7 +139,7 @@ class Run:
         others = {}
         if self.config.model.companions:
             others = dict(needed(self.out / "companions.npz", "train", np.load))
-        prediction = finish(trainer, [state.chosen for state in states], self.seeds, others)
+        prediction = finish(trainer, [state.chosen for state in states], self.seeds, others, inputs.adata.n_obs)
         out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, prediction, provenance(inputs))
         with replacing(seeds_path) as temporary:
             np.save(temporary, prediction.per_seed)
@@ -221,6 +224,9 @@ class Run:
             "versions": {name: version(name) for name in PACKAGES},
         }
         content["section"] |= {"path": str(Path(cli.FLAGS.section).resolve()), "reading": cli.how_to_read()}
+        if cli.FLAGS.related:
+            paths = [str(Path(path).resolve()) for path in cli.FLAGS.related]
+            content["section"] |= {"related": paths, "reading_related": cli.how_to_read_related()}
         write_or_match(self.out / "config.json", content, keys=tuple(identity))
 
     def _seconds(self) -> dict:
@@ -248,6 +254,7 @@ if __name__ == "__main__":
     cli.define_section_flags()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder of the run.")
+    flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)
     cli.run(main)

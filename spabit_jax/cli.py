@@ -154,6 +154,19 @@ def _read(path: str):
     return read_section(path, **{name: FLAGS[name].value for name in READING})
 
 
+def read_related_sections():
+    """Reads the sections of ``--related``, one after the other; InputError where one cannot be read."""
+    from spabit_jax.readers import read_section
+
+    for path in FLAGS.related:
+        yield read_section(path, **how_to_read_related())
+
+
+def how_to_read_related() -> dict:
+    """What ``read_section`` is given for ``--related``: what is not of a single section. JSON, for config.json."""
+    return {name: FLAGS[name].value for name in ("bin_um", "spot_um")}
+
+
 def how_to_read() -> dict:
     """What ``read_section`` was given besides the path, files as absolute paths: JSON, for config.json."""
     given = {name: FLAGS[name].value for name in READING}

@@ -72,9 +72,12 @@ def combine(
     held_out: Sequence[np.ndarray],
     companions: dict[str, np.ndarray] | None = None,
     variance: np.ndarray | None = None,
+    n_spots: int | None = None,
 ) -> Prediction:
-    """Averages the seeds of the network, and its companions where there are some; adds the uncertainty."""
-    return fit_blend(section, per_seed, held_out, companions, variance).apply(per_seed, companions, variance)
+    """The prediction at the first ``n_spots`` spots, or at all: ``fit_blend``, applied to what it is fitted to."""
+    blend = fit_blend(section, per_seed, held_out, companions, variance)
+    companions = {name: predicted[:n_spots] for name, predicted in (companions or {}).items()}
+    return blend.apply(per_seed[:, :n_spots], companions, None if variance is None else variance[:n_spots])
 
 
 def fit_blend(

@@ -149,6 +149,8 @@ def test_splits_and_the_references(simulated, tmp_path):
         (["--encoder=stain,unii"], "uni2h"),
         (["--config.name=kriging"], "config.name"),
         (["--num_seeds=0"], "num_seeds"),
+        (["--related=tiny+nope"], "there is no nope among the sections tiny"),
+        (["--related=tiny+tiny"], "tiny twice"),
         (["--out="], "--out"),
         (["--sections="], "--sections"),
         (["--patch_px=1,2,3,4"], "--patch_px"),
