@@ -4,9 +4,9 @@
 
 ``--methods=all`` are all baselines and the model of ``--config``. Run only when named, because they take long:
 ``reference``, the port under the reference's preset; ``reference_stopped``, trained for as many epochs as held-out
-train spots say; ``oracle``, the PyTorch reference. With ``--related=C2+C3+C5,MOB1+MOB2`` a further method is the model
-that learns from the train spots of the section's whole group; without related sections it is the model as it is. What
-is done already in the folder is not done again.
+train spots say; ``oracle``, the PyTorch reference. With ``--related=C2+C3+C5,MOB1+MOB2`` the model also learns from the
+train spots of the section's whole group: the method ``NAME_related``, which baselines have when named. Without related
+sections it is the method as it is. What is done already in the folder is not done again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes
 COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
 GENE_COLUMNS = ["section", "split", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
 TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
-RELATED = "_related"  # after the model's name: learned from the section's group of --related together
+RELATED = "_related"  # after a method's name: learned from the section's group of --related together
 ON_REQUEST = ("reference", "reference_stopped", "oracle")
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         encoders.check_name(encoder)
 
     groups = read_groups(cli.FLAGS.related)
-    if groups:
+    if groups and (config.name + RELATED) not in methods:
         methods.append(config.name + RELATED)
     sections = {}
     for adata, patch_px in cli.read_flagged_sections():
@@ -76,13 +76,13 @@ def main() -> None:
                     ceiling = metrics.noise_ceiling(counts)
                     for method in methods:
                         bar.set_description(f"{name} {split} {method}", refresh=True)
-                        if inputs.encoder != "none" or method not in baselines.NEED_IMAGE:
+                        if inputs.encoder != "none" or method.removesuffix(RELATED) not in baselines.NEED_IMAGE:
                             asked = inputs
                             if method.endswith(RELATED) and others:
                                 related = [make_inputs(*other, config, split, encoder) for other in others]
                                 asked = make_inputs(adata, patch_px, config, split, encoder, related)
-                            same = config.name if method.endswith(RELATED) and not others else method
-                            piece = compute(asked, same, patch_px, out / "predictions")
+                            name_there = method if others else method.removesuffix(RELATED)
+                            piece = compute(asked, name_there, patch_px, out / "predictions")
                             for row, table in scores(inputs, method, piece):
                                 rows.append(row)
                                 genes.append(table.assign(ceiling=ceiling))
@@ -95,7 +95,7 @@ def main() -> None:
 def asked_methods(asked: list[str], config: Config) -> list[str]:
     """The methods of ``--methods``, ``all`` written out, without repetition; InputError for one that is unknown."""
     everything = [*baselines.BASELINES, config.name]
-    known = ["all", *everything, *ON_REQUEST]
+    known = ["all", *everything, *ON_REQUEST, *(name + RELATED for name in everything)]
     if unknown := [method for method in asked if method not in known]:
         raise InputError(f"unknown method {unknown[0]!r} in --methods: known are {', '.join(dict.fromkeys(known))}")
     methods = [m for method in asked for m in (everything if method == "all" else [method])]
@@ -135,7 +135,8 @@ def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[
     split = inputs.config.data.split
     path = folder / f"{inputs.name}.{split}.{inputs.encoder}.{method}.npz"
     settings = {"data": dataclasses.asdict(inputs.config.data)}
-    if method not in baselines.BASELINES:
+    is_baseline = method.removesuffix(RELATED) in baselines.BASELINES
+    if not is_baseline:
         if method in ON_REQUEST and inputs.config.name != "reference":
             encoder = cli.FLAGS.encoder.split(",")[0] if inputs.encoder == "none" else inputs.encoder
             inputs = make_inputs(inputs.adata, patch_px, reference_config(inputs.config), split, encoder)
@@ -144,7 +145,7 @@ def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[
     write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
     if not path.exists():
         start = time.monotonic()
-        if method in baselines.BASELINES:
+        if is_baseline:
             mean, sd = predict_baseline(inputs, method)
             per_seed = np.zeros((0, *mean.shape))
         elif method in ON_REQUEST:
@@ -172,10 +173,10 @@ def reference_config(config: Config) -> Config:
 
 def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sd at the test spots, (n, G) each."""
-    spots = baselines.make_spots(inputs.adata.obsm["spatial"], inputs.features())
-    train = np.flatnonzero(inputs.is_train)
-    expression = inputs.section().expression[train]
-    return baselines.BASELINES[method]().fit(spots.at(train), expression).predict(spots.at(inputs.test_spots))
+    adata, features, is_train = inputs.joined()
+    spots, train = baselines.make_spots(adata.obsm["spatial"], features), np.flatnonzero(is_train)
+    model = baselines.BASELINES[method.removesuffix(RELATED)]()
+    return model.fit(spots.at(train), inputs.section().expression[train]).predict(spots.at(inputs.test_spots))
 
 
 def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -239,7 +240,7 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
     shares = pivot(final, "pcc").div(pivot(of_final, "ceiling").max(axis=1), axis=0)
     one = len(rows[["split", "encoder"]].query("encoder != 'none'").drop_duplicates()) < 2
     shares.index = [label[0] if one else " ".join(label) for label in shares.index]
-    models = [method for method in shares.columns if method not in baselines.BASELINES]
+    models = [method for method in shares.columns if method.removesuffix(RELATED) not in baselines.BASELINES]
     plots.plot_benchmark(shares, models, out / "benchmark.png")
     print(text)
     print(f"written to {out}: results.csv, genes.csv, results.md, benchmark.png")

@@ -149,6 +149,16 @@ class Inputs:
         """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
         return {"inputs": self.describe(), "num_seeds": num_seeds, "config": self.config.to_dict()}
 
+    def joined(self) -> tuple[AnnData, np.ndarray | None, np.ndarray]:
+        """Section, image features and train spots, or those of this and all related sections, one below the other."""
+        if not self.related:
+            return self.adata, self.features(), self.is_train
+        from spabit_jax.joined import join, join_features
+
+        parts = (self, *self.related)
+        adata = join([inputs.adata for inputs in parts], self.genes)
+        return adata, join_features([i.features() for i in parts]), np.concatenate([i.is_train for i in parts])
+
     def section(self, locations: Locations | None = None, features=None):
         """The ``SectionData`` of this configuration: own spots, then those of related sections, then new locations.
 
@@ -156,27 +166,22 @@ class Inputs:
           locations: M places, or None.
           features: (M, D) their image features; None without an image.
         """
+        from spabit_jax.joined import align
         from spabit_jax.section import make_section, standardised
 
-        adata, own, is_train = self.adata, self.features(), self.is_train
-        parts = (self, *self.related)
-        if self.related:
-            from spabit_jax.joined import align, join, join_features
-
-            adata = join([inputs.adata for inputs in parts], self.genes)
-            is_train = np.concatenate([inputs.is_train for inputs in parts])
-            if features is not None:
-                features = standardised(np.concatenate([own, features]), len(own))[len(own) :]
-            own = join_features([inputs.features() for inputs in parts])
+        adata, known, is_train = self.joined()
         n_spots = None
         if locations is not None:
             from spabit_jax.locations import with_locations
 
             n_spots, adata = len(is_train), with_locations(adata, locations)
             is_train = np.concatenate([is_train, np.zeros(len(locations.xy), bool)])
-            own = None if own is None else np.concatenate([own, features])
-        section = make_section(adata, self.genes, is_train, own, self.config, n_spots)
-        return align(section, [len(inputs.is_train) for inputs in parts]) if self.related else section
+            if self.related and known is not None:
+                own = self.features()
+                features = standardised(np.concatenate([own, features]), len(own))[len(own) :]
+            known = None if known is None else np.concatenate([known, features])
+        section = make_section(adata, self.genes, is_train, known, self.config, n_spots)
+        return align(section, [len(inputs.is_train) for inputs in (self, *self.related)])
 
     def near(self) -> np.ndarray:
         """(N, 2) coordinates by which neighbours are found."""

@@ -74,6 +74,8 @@ def align(section: SectionData, sizes: Sequence[int]) -> SectionData:
       section: N spots.
       sizes: spots of each section, in order, the first ones of the N.
     """
+    if len(sizes) == 1:
+        return section
     expression = section.expression.copy()
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     means = [expression[part[section.is_train[part]]].mean(axis=0) for part in parts]
