@@ -64,87 +64,127 @@ def seed_keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     return tuple(jax.random.split(jax.random.key(seed), 3))
 
 
+def after_epoch(epoch_fn: Epoch, state: FitState, data, key: jax.Array) -> FitState:
+    """The state after one more epoch; ``key`` is that of the run."""
+    params, optimizer, train_loss, valid_loss = epoch_fn(
+        data, state.params, state.optimizer, jax.random.fold_in(key, state.epoch)
+    )
+    best = state.best_params
+    if best is not None:
+        so_far = jnp.nanmin(state.losses[:, 1], initial=jnp.inf)
+        best = jax.tree.map(partial(jnp.where, valid_loss < so_far), params, best)
+    losses = state.losses.at[state.epoch].set(jnp.stack([train_loss, valid_loss]))
+    state = state._replace(params=params, optimizer=optimizer, best_params=best, losses=losses)
+    return state._replace(epoch=state.epoch + 1)
+
+
 def make_chunk(epoch_fn: Epoch):
     """Jits ``n`` epochs as one call: ``chunk(state, data, key, n)``; one compilation for each ``n``."""
 
     @partial(jax.jit, static_argnames="n", donate_argnames="state")
     def chunk(state: FitState, data, key: jax.Array, n: int) -> FitState:
-        def body(state: FitState, _):
-            params, optimizer, train_loss, valid_loss = epoch_fn(
-                data, state.params, state.optimizer, jax.random.fold_in(key, state.epoch)
-            )
-            best = state.best_params
-            if best is not None:
-                so_far = jnp.nanmin(state.losses[:, 1], initial=jnp.inf)
-                best = jax.tree.map(partial(jnp.where, valid_loss < so_far), params, best)
-            losses = state.losses.at[state.epoch].set(jnp.stack([train_loss, valid_loss]))
-            state = state._replace(params=params, optimizer=optimizer, best_params=best, losses=losses)
-            return state._replace(epoch=state.epoch + 1), None
-
-        return jax.lax.scan(body, state, length=n)[0]
+        return jax.lax.scan(lambda state, _: (after_epoch(epoch_fn, state, data, key), None), state, length=n)[0]
 
     return chunk
 
 
-def fit(
-    state: FitState,
+def fit(state: FitState, chunk, data, key: jax.Array, *, folder=None, title="training", **options) -> FitState:
+    """``fit_seeds`` of one seed, with a chunk from ``make_chunk``."""
+
+    def one(states, data, keys, n):
+        return [chunk(*states, data, *keys, n)]
+
+    return fit_seeds([state], one, data, [key], folders=[folder], titles=[title], **options)[0]
+
+
+def fit_seeds(
+    states: list[FitState],
     chunk,
     data,
-    key: jax.Array,
+    keys: list[jax.Array],
     *,
     chunk_epochs: int,
     patience: int,
-    folder: Path | None = None,
-    title: str = "training",
-) -> FitState:
-    """Trains to the last epoch, or until the validation loss has not improved for ``patience`` epochs.
+    folders: list[Path | None],
+    titles: list[str],
+) -> list[FitState]:
+    """Trains each to its last epoch, or until its validation loss has not improved for ``patience`` epochs.
 
     Args:
-      state: from ``initial_state``; not usable afterwards.
-      chunk: from ``make_chunk``; shared between runs so that it compiles once.
+      states: from ``initial_state``; not usable afterwards.
+      chunk: trains all states for some epochs, but for those that have ended; shared between runs so that it compiles
+        once.
       data: passed to the epoch function.
-      key: of this run; each epoch's is derived from it and the epoch's number.
+      keys: one for each state; each epoch's is derived from it and the epoch's number.
       chunk_epochs: epochs in one jitted call, between looks at the losses.
-      folder: of Orbax checkpoints, from which an interrupted run continues; None keeps none.
+      folders: of Orbax checkpoints, from which an interrupted run continues; None keeps none. Process 0 writes.
+      titles: one for each state.
 
     Raises:
       FloatingPointError: the loss is not finite; says in which epoch.
     """
-    n_epochs = len(state.losses)
-    manager = None
-    if folder is not None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
-        if manager.latest_step() is not None:
-            template = jax.eval_shape(lambda: state)
-            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(template))
+    managers = [None if folder is None else _checkpoints(folder) for folder in folders]
+    states = [_latest(manager, state) or state for manager, state in zip(managers, states, strict=True)]
+    n_epochs = len(states[0].losses)
+    title = titles[0] if len(titles) == 1 else f"{titles[0]} to {titles[-1]}"
+    hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
+    done = sum(int(state.epoch) for state in states)
     last_saved = time.monotonic()
-    with tqdm(total=n_epochs, initial=int(state.epoch), desc=title, unit="epoch", leave=False, disable=None) as bar:
-        while not _ended(state):
+    with tqdm(total=len(states) * n_epochs, initial=done, desc=title, unit="epoch", leave=False, disable=hidden) as bar:
+        while running := [i for i, state in enumerate(states) if not _ended(state)]:
             start = time.monotonic()
-            state = chunk(state, data, key, min(chunk_epochs, n_epochs - int(state.epoch)))
-            jax.block_until_ready(state)
-            state = _after_chunk(state, patience, time.monotonic() - start, title)
-            done = int(state.epoch)
-            bar.update(done - bar.n)
-            if manager is not None and (_ended(state) or time.monotonic() - last_saved > SECONDS_BETWEEN_CHECKPOINTS):
-                manager.save(done, args=ocp.args.StandardSave(state), force=True)
-                manager.wait_until_finished()  # the next chunk reuses the state's memory
-                last_saved = time.monotonic()
-    if manager is not None:
-        manager.close()
-    return state
+            n = min(chunk_epochs, n_epochs - min(int(states[i].epoch) for i in running))
+            states = jax.block_until_ready(chunk(states, data, keys, n))
+            seconds = (time.monotonic() - start) / len(running)
+            for i in running:
+                states[i] = _after_chunk(states[i], patience, seconds, titles[i])
+            bar.update(sum(int(state.epoch) for state in states) - bar.n)
+            due = time.monotonic() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
+            for i in running:
+                if managers[i] is not None and jax.process_index() == 0 and (due or _ended(states[i])):
+                    managers[i].save(int(states[i].epoch), args=ocp.args.StandardSave(on_this_device(states[i])), force=True)
+                    managers[i].wait_until_finished()  # the next chunk reuses the state's memory
+            last_saved = time.monotonic() if due else last_saved
+    for manager in managers:
+        if manager is not None:
+            manager.close()
+    return states
 
 
 def restore(template: FitState, folder: Path) -> FitState:
     """The last state in a folder of checkpoints; InputError where training has not ended there."""
-    folder = Path(folder).absolute()
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        step = manager.latest_step() if folder.exists() else None
-        state = None if step is None else manager.restore(step, args=ocp.args.StandardRestore(template))
+    state = None
+    if Path(folder).exists():
+        with _checkpoints(folder) as manager:
+            state = _latest(manager, template)
     if state is None or not _ended(state):
         raise InputError(f"{folder} holds no finished training: run the stage train first (--stages=train)")
     return state
+
+
+def on_this_device(tree):
+    """Arrays that are whole on every device, as arrays of the first one of this process."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+
+
+def _checkpoints(folder: Path) -> ocp.CheckpointManager:
+    """Each process for itself: all read the folder, the first one writes."""
+    folder, me = Path(folder).absolute(), jax.process_index()
+    folder.mkdir(parents=True, exist_ok=True)
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=False, multiprocessing_options=alone)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _latest(manager: ocp.CheckpointManager | None, template: FitState) -> FitState | None:
+    """The last state that was saved, on whatever device, on the first of this process; None if there is none."""
+    if manager is None or manager.latest_step() is None:
+        return None
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
+    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(template))
 
 
 def _ended(state: FitState) -> bool:
@@ -161,4 +201,5 @@ def _after_chunk(state: FitState, patience: int, seconds: float, title: str) -> 
         stopped = len(losses) - 1 - int(np.nanargmin(losses[:, 1])) >= patience
         if stopped:
             logging.info("%s: stopped after epoch %d, best was %d", title, len(losses) - 1, np.nanargmin(losses[:, 1]))
-    return state._replace(stopped=jnp.asarray(stopped), seconds=state.seconds + seconds)
+    seconds = jnp.float32(float(state.seconds) + seconds)
+    return state._replace(stopped=jnp.asarray(stopped), seconds=seconds)
