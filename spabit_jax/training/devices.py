@@ -1,22 +1,25 @@
-"""Several seeds at once, on one device or many: seeds and the spots of a batch divided over a mesh of all devices.
+"""Several seeds at once, on one device or many: seeds, and the spots of a batch, divided over a mesh of all devices.
 
-The mesh is that of every process that ``jax.distributed`` has joined. Between the calls of a chunk each seed's state is
-whole on every device: it is saved, looked at and restored as that of a seed trained alone, on any number of devices.
+The devices are those of every process that ``jax.distributed`` has joined. Between the calls of a chunk each seed's
+state is whole on every device: it is looked at, saved and restored like that of a seed trained alone, whatever the
+number of devices.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spabit_jax.training.fit import Epoch, FitState, after_epoch
 
 SEED, BATCH = "seed", "batch"
-SHARE_OF_FREE_MEMORY = 0.8  # that an estimate may take
+SHARE_OF_FREE_MEMORY = 0.8  # that the estimate of ``seeds_that_fit`` may take
 
 
 def seeds_at_once() -> bool:
@@ -31,70 +34,87 @@ def make_mesh(n_seeds: int) -> Mesh:
     return jax.make_mesh((along, n // along), (SEED, BATCH), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def everywhere(tree, mesh: Mesh):
+    """Arrays whole on every device of the mesh; AssertionError where processes give different ones."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
 def spread(mesh: Mesh, spots: jax.Array) -> jax.Array:
-    """(B,) spots of a batch, inside of ``jax.jit``, divided over the mesh."""
+    """(B,) spots, inside of ``jax.jit``, divided over the mesh; what is computed of them then is, too."""
     return jax.lax.with_sharding_constraint(spots, NamedSharding(mesh, PartitionSpec(BATCH)))
 
 
-def group(seeds: list[int], mesh: Mesh, state: FitState, residuals) -> tuple[list[list[int]], int]:
-    """Divides seeds into groups as large as the memory of a device allows.
+def seeds_that_fit(n_seeds: int, mesh: Mesh, state: FitState, residuals, memory: dict | None) -> int:
+    """How many of the seeds the memory of a device allows to be trained at once.
 
-    A device holds, of all the group's seeds, the state between two chunks; of those that it trains, the state again, a
-    gradient, an update and the values that the backward pass of a batch keeps (all of them, as if the batch were not
-    divided). Where the device does not tell its memory, as a CPU does not, all seeds are one group.
+    A device holds, of all seeds, the state between two chunks; of those that it trains, the state again, a gradient, an
+    update, and the values that the backward pass of a batch keeps (all of them, as if the batch were not divided).
 
     Args:
-      state: of a seed; arrays or their shapes.
-      residuals: pytree of the values that a backward pass keeps; arrays or their shapes.
-
-    Returns:
-      The groups; the size to which each is filled up, a multiple of the mesh's axis ``seed``: one compilation for all.
+      state: of a seed, arrays or their shapes.
+      residuals: pytree of the values that a backward pass keeps, arrays or their shapes.
+      memory: of ``jax.Device.memory_stats``; None, as on a CPU, allows all.
     """
-    along = mesh.shape[SEED]
-    size = len(seeds)
-    if memory := jax.local_devices()[0].memory_stats():
-        trained = n_bytes(state) + 2 * n_bytes(state.params) + n_bytes(residuals)
-        free = SHARE_OF_FREE_MEMORY * (memory["bytes_limit"] - memory["bytes_in_use"])
-        size = max(1, along * int(free // (along * n_bytes(state) + trained)))
-    n_groups = -(-len(seeds) // size)
-    size = -(-len(seeds) // n_groups)
-    return [part.tolist() for part in np.array_split(seeds, n_groups)], -(-size // along) * along
+    if memory is None:
+        return n_seeds
+    along, whole = mesh.shape[SEED], _n_bytes(state)
+    trained = whole + 2 * _n_bytes(state.params) + _n_bytes(residuals)
+    free = SHARE_OF_FREE_MEMORY * (memory["bytes_limit"] - memory["bytes_in_use"])
+    fit = max(1, along * int(free // (along * whole + trained)))
+    return min(n_seeds, int(multihost_utils.broadcast_one_to_all(np.int32(fit))))
 
 
-def n_bytes(tree) -> int:
-    """Of all arrays, or shapes of arrays, in a pytree."""
+def _n_bytes(tree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def make_chunk_of_seeds(epoch_fn: Epoch, mesh: Mesh, data_axes):
-    """As ``fit.make_chunk`` for S seeds: ``chunk(states, data, keys, n)`` of S states and keys gives S states.
+def make_chunk_of_seeds(epoch_fn: Epoch, mesh: Mesh):
+    """As ``fit.make_chunk``, for S seeds: ``chunk(states, (data, own), keys, n)`` gives their S states.
 
-    A state that is stopped, or at its last epoch, stays as it is.
-
-    Args:
-      epoch_fn: of one seed; its batches divided by ``spread``.
-      data_axes: of the seeds in ``data``, as ``in_axes`` of ``jax.vmap``.
+    ``own`` are, for each seed, the fields of the data, a NamedTuple, in which it differs from other seeds. A state that
+    has stopped, or is at its last epoch, stays as it is. Seeds that do not fill the mesh are filled up with the last.
     """
-    everywhere, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(SEED))
+    whole, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(SEED))
 
-    def epoch(state: FitState, data, key) -> FitState:
-        ended = state.stopped | (state.epoch >= len(state.losses))
-        return jax.tree.map(partial(jnp.where, ended), state, after_epoch(epoch_fn, state, data, key))
+    @partial(jax.jit, static_argnames="n", donate_argnames="states", out_shardings=whole)
+    def jitted(states, data, own, keys, n):
+        def epoch(state: FitState, own, key) -> FitState:
+            ended = state.stopped | (state.epoch >= len(state.losses))
+            after = after_epoch(epoch_fn, state, data._replace(**own), jax.random.wrap_key_data(key))
+            return jax.tree.map(partial(jnp.where, ended), state, after)
 
-    @partial(jax.jit, static_argnames="n", donate_argnames="states", out_shardings=everywhere)
-    def jitted(states, data, keys, n):
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        stacked = jax.lax.with_sharding_constraint(stacked, divided)
-        epochs = jax.vmap(epoch, in_axes=(0, data_axes, 0), spmd_axis_name=SEED)
-        keys = jax.random.wrap_key_data(keys)
-        stacked, _ = jax.lax.scan(lambda states, _: (epochs(states, data, keys), None), stacked, length=n)
-        return [jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(len(states))]
+        seeds = list(zip(states, own, keys, strict=True))
+        seeds += seeds[-1:] * (-len(seeds) % mesh.shape[SEED])
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+        stacked, *own_and_keys = jax.lax.with_sharding_constraint(stacked, divided)
+        epochs = jax.vmap(epoch, spmd_axis_name=SEED)
+        stacked, _ = jax.lax.scan(lambda states, _: (epochs(states, *own_and_keys), None), stacked, length=n)
+        return [jax.tree.map(itemgetter(i), stacked) for i in range(len(states))]
 
     def chunk(states: list[FitState], data, keys: list[jax.Array], n: int) -> list[FitState]:
         seconds = [state.seconds for state in states]  # each process has its own
-        states = [state._replace(seconds=None) for state in states]
-        key_data = np.stack([jax.random.key_data(key) for key in keys])
-        states = jitted(*jax.device_put((states, data, key_data), everywhere), n)
+        states = everywhere([state._replace(seconds=None) for state in states], mesh)
+        states = jitted(states, *data, [np.asarray(jax.random.key_data(key)) for key in keys], n)
         return [state._replace(seconds=mine) for state, mine in zip(states, seconds, strict=True)]
 
     return chunk
+
+
+def over_devices(apply):
+    """Jits ``apply(params, data, spots, valid)``: each of this process's devices gets its part of the spots.
+
+    ``params`` and ``data`` are to lie ``on_each``, and the number of spots is a multiple of that of devices.
+    """
+    if jax.local_device_count() == 1:
+        return jax.jit(apply)
+    whole, part = PartitionSpec(), PartitionSpec(BATCH)
+    return jax.jit(jax.shard_map(apply, mesh=_local_mesh(), in_specs=(whole, whole, part, part), out_specs=part))
+
+
+def on_each(tree):
+    """Arrays whole on each of this process's devices."""
+    return tree if jax.local_device_count() == 1 else everywhere(tree, _local_mesh())
+
+
+def _local_mesh() -> Mesh:
+    return jax.make_mesh((jax.local_device_count(),), (BATCH,), (AxisType.Auto,), devices=jax.local_devices())

@@ -142,7 +142,9 @@ def fit_seeds(
             due = time.monotonic() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
             for i in running:
                 if managers[i] is not None and jax.process_index() == 0 and (due or _ended(states[i])):
-                    managers[i].save(int(states[i].epoch), args=ocp.args.StandardSave(on_this_device(states[i])), force=True)
+                    managers[i].save(
+                        int(states[i].epoch), args=ocp.args.StandardSave(on_this_device(states[i])), force=True
+                    )
                     managers[i].wait_until_finished()  # the next chunk reuses the state's memory
             last_saved = time.monotonic() if due else last_saved
     for manager in managers:

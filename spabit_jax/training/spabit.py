@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,19 @@ from spabit_jax.config import Config
 from spabit_jax.models import MODELS
 from spabit_jax.models.spabit import Tokens
 from spabit_jax.section import SectionData, Space, expression_space
-from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, restore, seed_keys
+from spabit_jax.training import devices
+from spabit_jax.training.fit import (
+    FitState,
+    fit,
+    fit_seeds,
+    initial_state,
+    make_chunk,
+    on_this_device,
+    restore,
+    seed_keys,
+)
 
+OWN = ("space", "fit_spots", "valid_spots")  # fields of TrainingData that are each seed's own
 FOLDS = 5  # of the train spots, of which each seed leaves one for the weights
 
 
@@ -78,9 +90,15 @@ def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key
     return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
 
 
-def make_spabit_epoch(graphdef, config: Config):
-    """One pass over the train spots, or ``train.epoch_spots`` of them, in shuffled batches, the last one short."""
-    optimizer, loss_fn = spabit_optimizer(config), partial(spabit_loss, graphdef, config)
+def make_spabit_epoch(graphdef, config: Config, spread=lambda spots: spots):
+    """One pass over the train spots, or ``train.epoch_spots`` of them, in shuffled batches, the last one short.
+
+    ``spread`` says how the spots of a batch lie on several devices.
+    """
+    optimizer = spabit_optimizer(config)
+
+    def loss_fn(params, data, spots, key):
+        return spabit_loss(graphdef, config, params, data, spread(spots), key)
 
     def epoch(data: TrainingData, params, state, key):
         n = at_most(len(data.fit_spots), config.train.epoch_spots)
@@ -134,7 +152,8 @@ class Trainer:
         self.graphdef = graphdef
         self._new_params = jax.jit(lambda key: nnx.state(self.new_model(key), nnx.Param))
         self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
-        self._apply = jax.jit(
+        self._loop = {"chunk_epochs": config.train.chunk_epochs, "patience": config.train.patience}
+        self._apply = devices.over_devices(
             lambda params, data, spots, valid: data.space.decode(
                 nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid)
             )
@@ -184,23 +203,67 @@ class Trainer:
 
         The expression of the spots in ``held_out`` stays visible as context to their neighbours.
         """
-        config = self.config.train
-        valid, _ = self.held_out(seed)
-        data = self.data._replace(space=self.space(seed), fit_spots=self.fitted(seed), valid_spots=valid)
         return fit(
             self.initial_state(seed),
             self._chunk,
-            data,
+            self.training_data(seed),
             seed_keys(seed)[1],
-            chunk_epochs=config.chunk_epochs,
-            patience=config.patience,
             folder=folder,
-            title=f"{self.config.name}, seed {seed}",
+            title=self._title(seed),
+            **self._loop,
         )
+
+    def _title(self, seed: int) -> str:
+        return f"{self.config.name}, seed {seed}"
+
+    def fit_seeds(self, seeds: list[int], folder=None) -> list[FitState]:
+        """Trains seeds, each with its checkpoints in ``folder/seed_i``: at once where ``devices.seeds_at_once``."""
+        folders = {seed: None if folder is None else Path(folder) / f"seed_{seed}" for seed in seeds}
+        if not devices.seeds_at_once():
+            return [self.fit(seed, folders[seed]) for seed in seeds]
+        mesh = devices.make_mesh(len(seeds))
+        epoch = make_spabit_epoch(self.graphdef, self.config, partial(devices.spread, mesh))
+        chunk = devices.make_chunk_of_seeds(epoch, mesh)
+        memory = jax.local_devices()[0].memory_stats()
+        most = devices.seeds_that_fit(len(seeds), mesh, *self._shapes(seeds[0]), memory)
+        states = []
+        for group in (part.tolist() for part in np.array_split(seeds, -(-len(seeds) // most))):
+            own = [{name: getattr(self.training_data(seed), name) for name in OWN} for seed in group]
+            fitted = fit_seeds(
+                [self.initial_state(seed) for seed in group],
+                chunk,
+                devices.everywhere((self.data, own), mesh),
+                [seed_keys(seed)[1] for seed in group],
+                folders=[folders[seed] for seed in group],
+                titles=[self._title(seed) for seed in group],
+                **self._loop,
+            )
+            states += on_this_device(fitted)
+        return states
+
+    def _shapes(self, seed: int):
+        """Shapes of a seed's state, and of what the backward pass of a batch keeps."""
+        state = jax.eval_shape(partial(self.initial_state, seed))
+        spots = jax.ShapeDtypeStruct((self.config.train.batch_size,), jnp.int32)
+
+        def residuals(params, data, spots, key):
+            loss = partial(spabit_loss, self.graphdef, self.config, data=data, spots=spots, key=key)
+            return jax.vjp(loss, params)[1]
+
+        return state, jax.eval_shape(residuals, state.params, self.training_data(seed), spots, jax.random.key(0))
+
+    def training_data(self, seed: int) -> TrainingData:
+        """What the epochs of a seed see."""
+        valid, _ = self.held_out(seed)
+        return self.data._replace(space=self.space(seed), fit_spots=self.fitted(seed), valid_spots=valid)
 
     def restore(self, seed: int, folder) -> FitState:
         """The state that a finished ``fit`` left in ``folder``; InputError if it is not there or not finished."""
         return restore(jax.eval_shape(partial(self.initial_state, seed)), folder)
+
+    @cached_property
+    def _data_on_each(self) -> TrainingData:
+        return devices.on_each(self.data)
 
     def predict(self, params, spots, seed: int) -> np.ndarray:
         """Predicted log2(count + 1) of (n,) spots, (n, G), with the parameters of a seed.
@@ -211,8 +274,8 @@ class Trainer:
         order = np.arange(len(spots))
         if self.config.faults.batch_attention:
             order = np.asarray(jax.random.permutation(jax.random.key(seed), len(spots)))
-        size = self.config.train.batch_size
-        data = self.data._replace(space=self.space(seed))
+        size = self.config.train.batch_size * jax.local_device_count()
+        params, data = devices.on_each(params), self._data_on_each._replace(space=self.space(seed))
         out = np.empty((len(spots), self.section.expression.shape[1]), np.float32)
         for start in range(0, len(spots), size):
             batch = order[start : start + size]
