@@ -45,7 +45,7 @@ def fit(inputs: Inputs, seeds: list[int]) -> Model:
     """Trains the configured model in memory, with these seeds; the image features must be in the cache."""
     check_predicts_anywhere(inputs.config)
     trainer = Trainer(inputs.section(), inputs.config)
-    chosen = [trainer.fit(seed).chosen for seed in seeds]
+    chosen = [state.chosen for state in trainer.fit_seeds(seeds)]
     said, kriging = companions(trainer.section, inputs.config) if inputs.config.model.companions else ({}, {})
     return Model(inputs, seeds, chosen, said, kriging)
 
@@ -273,7 +273,7 @@ def fit_predict(inputs: Inputs, seeds: list[int]):
     config, section = inputs.config, inputs.section()
     tokens = () if config.gat.joint else gene_tokens(section, inputs.near(), config)[:2]
     trainer = Trainer(section, config, *tokens)
-    chosen = [trainer.fit(seed).chosen for seed in seeds]
+    chosen = [state.chosen for state in trainer.fit_seeds(seeds)]
     said = companions(section, config)[0] if config.model.companions else {}
     return finish(trainer, chosen, seeds, said, inputs.adata.n_obs)
 

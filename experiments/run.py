@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments import processes
 from spabit_jax import cli
 from spabit_jax.errors import InputError
 
@@ -28,10 +29,13 @@ def main() -> None:
         raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
     if not cli.FLAGS.out:
         raise InputError("--out is missing: give the folder of the run")
+    processes.join()
     run = Run(Path(cli.FLAGS.out))
     for stage in STAGES:
         if stage in stages:
-            getattr(run, stage)()
+            if stage == "train":
+                run.train_networks()
+            processes.first_does(getattr(run, stage))
 
 
 class Run:
@@ -83,20 +87,23 @@ class Run:
             np.savez(temporary, tokens=tokens, part=part, losses=losses)
         self._note_seconds("gat", float(sum(state.seconds for state in states)))
 
+    def train_networks(self) -> None:
+        """One model for each seed, into ``checkpoints/seed_i``: what all processes do together."""
+        trainer = self._make_trainer()
+        processes.first_does(self._write_config)
+        self._states = trainer.fit_seeds(self.seeds, self.out / "checkpoints")
+
     def train(self) -> None:
-        """One model for each seed, into ``checkpoints/seed_i``."""
+        """The networks' losses, and their companions."""
         from spabit_jax.files import replacing
 
         history = []
-        trainer = self._make_trainer()
-        self._write_config()
-        self._states = [trainer.fit(seed, self.out / "checkpoints" / f"seed_{seed}") for seed in self.seeds]
         for seed, state in zip(self.seeds, self._states, strict=True):
             history.append(_history("spabit", seed, state.losses[: int(state.epoch)]))
         tokens = self._gene_tokens()
         if tokens is not None:
             history = [_history("gat", i, losses) for i, losses in enumerate(tokens["losses"])] + history
-        self._companions(trainer)
+        self._companions(self._make_trainer())
         import pandas as pd
 
         with replacing(self.out / "history.csv") as temporary:
@@ -257,4 +264,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)
+    processes.define_flag()
     cli.run(main)

@@ -35,8 +35,16 @@ def make_mesh(n_seeds: int) -> Mesh:
 
 
 def everywhere(tree, mesh: Mesh):
-    """Arrays whole on every device of the mesh; AssertionError where processes give different ones."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Arrays whole on every device of the mesh; where it spans processes, each brings the same."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    if whole.is_fully_addressable:
+        return jax.device_put(tree, whole)
+
+    def put(leaf):  # device_put compares what the processes bring, and finds NaN unequal
+        there = isinstance(leaf, jax.Array) and leaf.sharding == whole
+        return leaf if there else jax.make_array_from_process_local_data(whole, np.asarray(leaf))
+
+    return jax.tree.map(put, tree)
 
 
 def spread(mesh: Mesh, spots: jax.Array) -> jax.Array:

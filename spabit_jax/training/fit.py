@@ -123,8 +123,7 @@ def fit_seeds(
     Raises:
       FloatingPointError: the loss is not finite; says in which epoch.
     """
-    managers = [None if folder is None else _checkpoints(folder) for folder in folders]
-    states = [_latest(manager, state) or state for manager, state in zip(managers, states, strict=True)]
+    states = [_latest(state, folder) or state for state, folder in zip(states, folders, strict=True)]
     n_epochs = len(states[0].losses)
     title = titles[0] if len(titles) == 1 else f"{titles[0]} to {titles[-1]}"
     hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
@@ -141,24 +140,15 @@ def fit_seeds(
             bar.update(sum(int(state.epoch) for state in states) - bar.n)
             due = time.monotonic() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
             for i in running:
-                if managers[i] is not None and jax.process_index() == 0 and (due or _ended(states[i])):
-                    managers[i].save(
-                        int(states[i].epoch), args=ocp.args.StandardSave(on_this_device(states[i])), force=True
-                    )
-                    managers[i].wait_until_finished()  # the next chunk reuses the state's memory
+                if folders[i] is not None and jax.process_index() == 0 and (due or _ended(states[i])):
+                    _save(states[i], folders[i])
             last_saved = time.monotonic() if due else last_saved
-    for manager in managers:
-        if manager is not None:
-            manager.close()
     return states
 
 
 def restore(template: FitState, folder: Path) -> FitState:
     """The last state in a folder of checkpoints; InputError where training has not ended there."""
-    state = None
-    if Path(folder).exists():
-        with _checkpoints(folder) as manager:
-            state = _latest(manager, template)
+    state = _latest(template, folder)
     if state is None or not _ended(state):
         raise InputError(f"{folder} holds no finished training: run the stage train first (--stages=train)")
     return state
@@ -169,24 +159,32 @@ def on_this_device(tree):
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
-def _checkpoints(folder: Path) -> ocp.CheckpointManager:
-    """Each process for itself: all read the folder, the first one writes."""
-    folder, me = Path(folder).absolute(), jax.process_index()
-    folder.mkdir(parents=True, exist_ok=True)
+def _save(state: FitState, folder: Path) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with _checkpoints(folder, max_to_keep=1) as manager:
+        manager.save(int(state.epoch), args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)), force=True)
+        manager.wait_until_finished()  # the next chunk reuses the state's memory
+
+
+def _latest(template: FitState, folder: Path | None) -> FitState | None:
+    """The last state that was saved, on whatever devices, on the first of this process; None if there is none."""
+    if folder is None or not Path(folder).exists():
+        return None
+    with _checkpoints(folder) as manager:
+        if (step := manager.latest_step()) is None:
+            return None
+        template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+        return jax.tree.map(jnp.asarray, manager.restore(step, args=ocp.args.StandardRestore(template)))
+
+
+def _checkpoints(folder: Path, **options) -> ocp.CheckpointManager:
+    """Of this process alone: Orbax does not wait for others."""
+    me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=False, multiprocessing_options=alone)
-    return ocp.CheckpointManager(folder, options=options)
-
-
-def _latest(manager: ocp.CheckpointManager | None, template: FitState) -> FitState | None:
-    """The last state that was saved, on whatever device, on the first of this process; None if there is none."""
-    if manager is None or manager.latest_step() is None:
-        return None
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template)
-    return manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(template))
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone, **options)
+    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
 
 def _ended(state: FitState) -> bool:
