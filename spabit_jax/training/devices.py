@@ -94,9 +94,11 @@ def make_chunk_of_seeds(epoch_fn: Epoch, mesh: Mesh):
         seeds = list(zip(states, own, keys, strict=True))
         seeds += seeds[-1:] * (-len(seeds) % mesh.shape[SEED])
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+        stacked = jax.lax.with_sharding_constraint(stacked, whole)  # else XLA divides it otherwise, and exchanges all
         stacked, *own_and_keys = jax.lax.with_sharding_constraint(stacked, divided)
         epochs = jax.vmap(epoch, spmd_axis_name=SEED)
         stacked, _ = jax.lax.scan(lambda states, _: (epochs(states, *own_and_keys), None), stacked, length=n)
+        stacked = jax.lax.with_sharding_constraint(stacked, whole)
         return [jax.tree.map(itemgetter(i), stacked) for i in range(len(states))]
 
     def chunk(states: list[FitState], data, keys: list[jax.Array], n: int) -> list[FitState]:
