@@ -47,9 +47,9 @@ def everywhere(tree, mesh: Mesh):
     return jax.tree.map(put, tree)
 
 
-def spread(mesh: Mesh, spots: jax.Array) -> jax.Array:
-    """(B,) spots, inside of ``jax.jit``, divided over the mesh; what is computed of them then is, too."""
-    return jax.lax.with_sharding_constraint(spots, NamedSharding(mesh, PartitionSpec(BATCH)))
+def spread(spots: jax.Array) -> jax.Array:
+    """(B,) spots, in a chunk of ``make_chunk_of_seeds``, divided over the mesh; so is then what is computed of them."""
+    return jax.lax.with_sharding_constraint(spots, PartitionSpec(BATCH))
 
 
 def seeds_that_fit(n_seeds: int, mesh: Mesh, state: FitState, residuals, memory: dict | None) -> int:
@@ -82,22 +82,25 @@ def make_chunk_of_seeds(epoch_fn: Epoch, mesh: Mesh):
     ``own`` are, for each seed, the fields of the data, a NamedTuple, in which it differs from other seeds. A state that
     has stopped, or is at its last epoch, stays as it is. Seeds that do not fill the mesh are filled up with the last.
     """
-    whole, divided = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(SEED))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def epoch(data, state: FitState, own, key) -> FitState:
+        ended = state.stopped | (state.epoch >= len(state.losses))
+        after = after_epoch(epoch_fn, state, data._replace(**own), jax.random.wrap_key_data(key))
+        return jax.tree.map(partial(jnp.where, ended), state, after)
+
+    def epochs(n, data, seeds):  # of the seeds of a device, which waits for no other seeds
+        states, *own_and_keys = seeds
+        step = jax.vmap(partial(epoch, data))
+        return jax.lax.scan(lambda states, _: (step(states, *own_and_keys), None), states, length=n)[0]
 
     @partial(jax.jit, static_argnames="n", donate_argnames="states", out_shardings=whole)
     def jitted(states, data, own, keys, n):
-        def epoch(state: FitState, own, key) -> FitState:
-            ended = state.stopped | (state.epoch >= len(state.losses))
-            after = after_epoch(epoch_fn, state, data._replace(**own), jax.random.wrap_key_data(key))
-            return jax.tree.map(partial(jnp.where, ended), state, after)
-
         seeds = list(zip(states, own, keys, strict=True))
         seeds += seeds[-1:] * (-len(seeds) % mesh.shape[SEED])
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
         stacked = jax.lax.with_sharding_constraint(stacked, whole)  # else XLA divides it otherwise, and exchanges all
-        stacked, *own_and_keys = jax.lax.with_sharding_constraint(stacked, divided)
-        epochs = jax.vmap(epoch, spmd_axis_name=SEED)
-        stacked, _ = jax.lax.scan(lambda states, _: (epochs(states, *own_and_keys), None), stacked, length=n)
+        stacked = _divided(partial(epochs, n), mesh, SEED)(data, stacked)
         stacked = jax.lax.with_sharding_constraint(stacked, whole)
         return [jax.tree.map(itemgetter(i), stacked) for i in range(len(states))]
 
@@ -111,14 +114,11 @@ def make_chunk_of_seeds(epoch_fn: Epoch, mesh: Mesh):
 
 
 def over_devices(apply):
-    """Jits ``apply(params, data, spots, valid)``: each of this process's devices gets its part of the spots.
+    """Jits ``apply((params, data), (spots, valid))``: each of this process's devices gets its part of the spots.
 
     ``params`` and ``data`` are to lie ``on_each``, and the number of spots is a multiple of that of devices.
     """
-    if jax.local_device_count() == 1:
-        return jax.jit(apply)
-    whole, part = PartitionSpec(), PartitionSpec(BATCH)
-    return jax.jit(jax.shard_map(apply, mesh=_local_mesh(), in_specs=(whole, whole, part, part), out_specs=part))
+    return jax.jit(apply if jax.local_device_count() == 1 else _divided(apply, _local_mesh(), BATCH))
 
 
 def on_each(tree):
@@ -128,3 +128,16 @@ def on_each(tree):
 
 def _local_mesh() -> Mesh:
     return jax.make_mesh((jax.local_device_count(),), (BATCH,), (AxisType.Auto,), devices=jax.local_devices())
+
+
+def _divided(function, mesh: Mesh, axis: str):
+    """``function(whole, parts)`` with the first axis of the parts, and of what it returns, divided over the mesh's."""
+    part = PartitionSpec(axis)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), part),
+        out_specs=part,
+        axis_names={axis},
+        check_vma=False,  # jnp.searchsorted fails under the check
+    )

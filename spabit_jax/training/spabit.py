@@ -153,11 +153,12 @@ class Trainer:
         self._new_params = jax.jit(lambda key: nnx.state(self.new_model(key), nnx.Param))
         self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
         self._loop = {"chunk_epochs": config.train.chunk_epochs, "patience": config.train.patience}
-        self._apply = devices.over_devices(
-            lambda params, data, spots, valid: data.space.decode(
-                nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid)
-            )
-        )
+
+        def apply(whole, part):
+            (params, data), (spots, valid) = whole, part
+            return data.space.decode(nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid))
+
+        self._apply = devices.over_devices(apply)
 
     def new_model(self, key: jax.Array):
         """A new model of this configuration."""
@@ -222,7 +223,7 @@ class Trainer:
         if not devices.seeds_at_once():
             return [self.fit(seed, folders[seed]) for seed in seeds]
         mesh = devices.make_mesh(len(seeds))
-        epoch = make_spabit_epoch(self.graphdef, self.config, partial(devices.spread, mesh))
+        epoch = make_spabit_epoch(self.graphdef, self.config, devices.spread)
         chunk = devices.make_chunk_of_seeds(epoch, mesh)
         memory = jax.local_devices()[0].memory_stats()
         most = devices.seeds_that_fit(len(seeds), mesh, *self._shapes(seeds[0]), memory)
@@ -275,11 +276,11 @@ class Trainer:
         if self.config.faults.batch_attention:
             order = np.asarray(jax.random.permutation(jax.random.key(seed), len(spots)))
         size = self.config.train.batch_size * jax.local_device_count()
-        params, data = devices.on_each(params), self._data_on_each._replace(space=self.space(seed))
+        whole = devices.on_each(params), self._data_on_each._replace(space=self.space(seed))
         out = np.empty((len(spots), self.section.expression.shape[1]), np.float32)
         for start in range(0, len(spots), size):
             batch = order[start : start + size]
             padded = np.zeros(size, np.int32)
             padded[: len(batch)] = spots[batch]
-            out[batch] = self._apply(params, data, padded, np.arange(size) < len(batch))[: len(batch)]
+            out[batch] = self._apply(whole, (padded, np.arange(size) < len(batch)))[: len(batch)]
         return out
