@@ -118,6 +118,17 @@ def test_as_many_seeds_as_memory_holds(gigabytes, along, expected):
     assert devices.seeds_that_fit(9, mesh, state, residuals, memory) == expected
 
 
+def test_the_estimate_of_memory_knows_the_state_and_the_batch(section_data, tiny_config):
+    section, kept = section_data(tiny_config), []
+    for size in (8, 16, 32):
+        tiny_config.train.batch_size = size
+        trainer = Trainer(section, tiny_config)
+        state, residuals = trainer._shapes(0)
+        kept.append(devices._n_bytes(residuals))
+    assert devices._n_bytes(state) == sum(leaf.nbytes for leaf in jax.tree.leaves(trainer.initial_state(0)))
+    assert 8 * section.expression.shape[1] * 4 < kept[1] - kept[0] == (kept[2] - kept[1]) / 2
+
+
 def test_four_devices_two_and_one_give_the_same(section_data, tiny_config, tmp_path):
     """Three seeds on 2 x 2 devices, each batch (one, of an odd size) divided too; a seed was begun on one device."""
     tiny_config.train.batch_size, tiny_config.train.epochs = 64, 6
