@@ -74,15 +74,16 @@ def main() -> None:
                     inputs = make_inputs(adata, patch_px, config, split, encoder)
                     counts = np.rint(adata[~inputs.is_train, inputs.genes].X.toarray())
                     ceiling = metrics.noise_ceiling(counts)
+                    together = inputs
+                    if others and any(method.endswith(RELATED) for method in methods):
+                        related = [make_inputs(*other, config, split, encoder) for other in others]
+                        together = make_inputs(adata, patch_px, config, split, encoder, related)
                     for method in methods:
+                        alone = method.removesuffix(RELATED)
                         bar.set_description(f"{name} {split} {method}", refresh=True)
-                        if inputs.encoder != "none" or method.removesuffix(RELATED) not in baselines.NEED_IMAGE:
-                            asked = inputs
-                            if method.endswith(RELATED) and others:
-                                related = [make_inputs(*other, config, split, encoder) for other in others]
-                                asked = make_inputs(adata, patch_px, config, split, encoder, related)
-                            name_there = method if others else method.removesuffix(RELATED)
-                            piece = compute(asked, name_there, patch_px, out / "predictions")
+                        if inputs.encoder != "none" or alone not in baselines.NEED_IMAGE:
+                            asked = together if method != alone else inputs
+                            piece = compute(asked, method if others else alone, patch_px, out / "predictions")
                             for row, table in scores(inputs, method, piece):
                                 rows.append(row)
                                 genes.append(table.assign(ceiling=ceiling))
