@@ -4,9 +4,9 @@
 
 ``--methods=all`` are all baselines and the model of ``--config``. Run only when named, because they take long:
 ``reference``, the port under the reference's preset; ``reference_stopped``, trained for as many epochs as held-out
-train spots say; ``oracle``, the PyTorch reference. With ``--related=C2+C3+C5,MOB1+MOB2`` the model also learns from the
-train spots of the section's whole group: the method ``NAME_related``, which baselines have when named. Without related
-sections it is the method as it is. What is done already in the folder is not done again.
+train spots say; ``oracle``, the PyTorch reference. ``NAME_related`` is the method NAME, a baseline or the model, that
+also learns from the train spots of the section's group, as in ``--related=C2+C3+C5,MOB1+MOB2``; for a section without a
+group it is NAME. What is done already in the folder is not done again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from experiments.benchmark_tables import markdown, pivot
-from experiments.compare_reference import once
 from experiments.inputs import Inputs
 from feature_extraction import encoders
 from spabit_jax import baselines, cli, metrics, plots
@@ -53,8 +52,8 @@ def main() -> None:
         encoders.check_name(encoder)
 
     groups = read_groups(cli.FLAGS.related)
-    if groups and (config.name + RELATED) not in methods:
-        methods.append(config.name + RELATED)
+    if bool(groups) != any(method.endswith(RELATED) for method in methods):
+        raise InputError(f"--related and methods that use it go together, as in --methods=all,{config.name}{RELATED}")
     sections = {}
     for adata, patch_px in cli.read_flagged_sections():
         name = adata.uns["spabit"]["name"]
@@ -75,7 +74,7 @@ def main() -> None:
                     counts = np.rint(adata[~inputs.is_train, inputs.genes].X.toarray())
                     ceiling = metrics.noise_ceiling(counts)
                     together = inputs
-                    if others and any(method.endswith(RELATED) for method in methods):
+                    if others:
                         related = [make_inputs(*other, config, split, encoder) for other in others]
                         together = make_inputs(adata, patch_px, config, split, encoder, related)
                     for method in methods:
@@ -176,8 +175,9 @@ def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarra
     """Mean and sd at the test spots, (n, G) each."""
     adata, features, is_train = inputs.joined()
     spots, train = baselines.make_spots(adata.obsm["spatial"], features), np.flatnonzero(is_train)
-    model = baselines.BASELINES[method.removesuffix(RELATED)]()
-    return model.fit(spots.at(train), inputs.section().expression[train]).predict(spots.at(inputs.test_spots))
+    expression = inputs.section().expression[train]
+    model = baselines.BASELINES[method.removesuffix(RELATED)]().fit(spots.at(train), expression)
+    return model.predict(spots.at(inputs.test_spots))
 
 
 def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,7 +198,7 @@ def predict_reference(inputs: Inputs, method: str, folder: Path) -> tuple[np.nda
     path = folder / f"{inputs.name}.{config.data.split}.{inputs.encoder}.{side}_gat.npz"
     parts = {part: dataclasses.asdict(getattr(config, part)) for part in ("data", "gat", "faults")}
     write_or_match(path.with_suffix(".json"), {"inputs": inputs.describe(), **parts}, keys=("inputs", *parts))
-    tokens, seconds = once(path, sides.gene_tokens, side, section, config, GAT_SEED)
+    tokens, seconds = sides.once(path, sides.gene_tokens, side, section, config, GAT_SEED)
     start = time.monotonic() - seconds
     if method == "reference_stopped":
         config.train.epochs = sides.best_epochs(section, tokens, config, seed=0)

@@ -12,7 +12,6 @@ in the folder is not done again.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +102,10 @@ def _predictions(inputs: Inputs, folder: Path) -> tuple[dict[str, list[np.ndarra
         gat_seed = seed if per_seed else GAT_SEED
         for side in predictions:
             name = f"{side}_gat{gat_seed}x{config.gat.epochs}"
-            tokens, gat_seconds = once(
+            tokens, gat_seconds = sides.once(
                 folder / f"{name}_tokens.npz", sides.gene_tokens, side, section, config, gat_seed
             )
-            predicted, own_seconds = once(
+            predicted, own_seconds = sides.once(
                 folder / f"{name}_seed{seed}x{config.train.epochs}.npz",
                 sides.predict,
                 *(side, section, tokens, inputs.test_spots, config, seed),
@@ -114,17 +113,6 @@ def _predictions(inputs: Inputs, folder: Path) -> tuple[dict[str, list[np.ndarra
             predictions[side].append(predicted)
             seconds[side].append(gat_seconds + own_seconds)
     return predictions, seconds
-
-
-def once(path: Path, compute, *arguments) -> tuple[np.ndarray, float]:
-    """``compute(*arguments)`` and the seconds that it took, from the file if they are there."""
-    if not path.exists():
-        start = time.monotonic()
-        array = compute(*arguments)
-        with replacing(path) as temporary:
-            np.savez(temporary, array=array, seconds=time.monotonic() - start)
-    content = np.load(path)
-    return content["array"], float(content["seconds"])
 
 
 def compare(section: str, scores: dict[str, pd.DataFrame], published: dict) -> list[dict]:

@@ -194,11 +194,12 @@ class Inputs:
         return np.log2(self.adata[:, self.genes].X.toarray().astype(np.float32) + 1)
 
     def protocol(self) -> dict:
-        """The protocol as metrics.json has it."""
-        return {
+        """The protocol as metrics.json has it; ``related``, names of sections, only where there are some."""
+        protocol = {
             "split": self.config.data.split,
             "panel": self.config.data.panel,
             "n_genes": len(self.genes),
             "n_train": int(self.is_train.sum()),
             "n_test": len(self.test_spots),
         }
+        return protocol | ({"related": [other.name for other in self.related]} if self.related else {})

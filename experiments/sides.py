@@ -1,12 +1,15 @@
-"""The two sides of a comparison, the oracle (PyTorch) and the port (JAX), behind the same two functions."""
+"""The two sides of a comparison, the oracle (PyTorch) and the port (JAX), behind the same functions."""
 
 from __future__ import annotations
 
 import copy
+import time
+from pathlib import Path
 
 import numpy as np
 
 from spabit_jax.config import Config
+from spabit_jax.files import replacing
 from spabit_jax.section import SectionData
 from spabit_jax.training import gat
 from spabit_jax.training.spabit import Trainer
@@ -49,9 +52,24 @@ def predict(side: str, section: SectionData, tokens: np.ndarray, spots: np.ndarr
 
 
 def best_epochs(section: SectionData, tokens: np.ndarray, config: Config, seed: int) -> int:
-    """Epochs after which the port's loss is lowest on train spots that are held out of its training."""
+    """Epochs after which the port's loss is lowest on train spots that are held out of its training.
+
+    Args:
+      tokens: (N, G) of ``gene_tokens``.
+    """
     config = copy.deepcopy(config)
     config.faults.no_validation = False
     config.train.patience = config.train.epochs
     trainer = Trainer(section, config, tokens[None], np.zeros(len(tokens), np.int32))
     return 1 + int(np.nanargmin(np.asarray(trainer.fit(seed).losses)[:, 1]))
+
+
+def once(path: Path, compute, *arguments) -> tuple[np.ndarray, float]:
+    """``compute(*arguments)``, an array, and the seconds that it took: from the .npz file, if they are there."""
+    if not path.exists():
+        start = time.monotonic()
+        array = compute(*arguments)
+        with replacing(path) as temporary:
+            np.savez(temporary, array=array, seconds=time.monotonic() - start)
+    content = np.load(path)
+    return content["array"], float(content["seconds"])

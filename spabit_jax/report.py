@@ -77,12 +77,15 @@ def run_blocks(run: Path, metrics: dict) -> list[Block]:
     final = genes[genes["seed"].isin(["", "ensemble"])]
     table = final.groupby("method", sort=False)[["pcc", "mse", "mae"]].mean()
     blocks = [Block("", _summary(metrics, table, final[final["method"] == method]))]
+    given = "All methods were given the same measured spots"
+    if related := protocol.get("related"):
+        given += f" (the model was also given those of {', '.join(related)}, which the others were not)"
     named = table.rename(index=BASELINES | {method: f"this model ({method})"}).round(3)
     named.columns = ["PCC", "MSE", "MAE"]
     blocks.append(
         Block(
             "How good is it?",
-            "All methods were given the same measured spots and asked for the same others. PCC is the correlation of "
+            f"{given}, and asked for the same others. PCC is the correlation of "
             "prediction and measurement, gene by gene, averaged over the genes: 1 is perfect, 0 no better than a "
             "constant. MSE and MAE are mean squared and absolute errors in log2(count + 1): lower is better. "
             "Measurements are noisy, so that no method can reach a PCC of 1.",

@@ -124,6 +124,7 @@ def test_commands(sections, tmp_path):
     found = anndata.read_h5ad(run / "predictions.h5ad")
     assert found.n_obs == sections[0][0].n_obs and np.isfinite(found.X).all()
     assert "of S2" in found.uns["spabit"]["trained_on"]
+    assert "also given those of S2" in (run / "report.html").read_text()
     test = (found.obs["split"] == "test").to_numpy()
     places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])
     places.to_csv(tmp_path / "places.csv", index=False)

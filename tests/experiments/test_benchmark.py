@@ -13,6 +13,7 @@ from experiments.benchmark_tables import accuracy_table, comparison_table, markd
 from spabit_jax import plots
 from spabit_jax.metrics import bootstrap_interval, noise_ceiling
 from spabit_jax.readers import read_section
+from spabit_jax.simulate import simulate_section, write_section
 from spabit_jax.split import split_spots
 
 SMALL = [
@@ -140,6 +141,22 @@ def test_splits_and_the_references(simulated, tmp_path):
     assert "## Split random, encoder stain" in result.stdout and "## Split block, encoder stain" in result.stdout
 
 
+def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_path):
+    """The mean of a gene is the section's own; what the image says is learned from all sections of the group."""
+    more = write_section(*simulate_section(seed=2, n_rows=12, n_cols=11, n_genes=60, name="more"), tmp_path)
+    methods = ["gene_mean", "ridge"]
+    named = ",".join([*methods, *(f"{method}_related" for method in methods)])
+    result = run(f"{sections},{more}", tmp_path, f"--methods={named}", "--related=tiny+more")
+    assert result.returncode == 0, result.stderr
+    mse = pd.read_csv(tmp_path / "out" / "results.csv").set_index(["section", "method"])["mse"]
+    for section in ("tiny", "bare", "more"):
+        assert mse[section, "gene_mean_related"] == pytest.approx(mse[section, "gene_mean"], abs=1e-5)
+    for section in ("tiny", "more"):
+        assert abs(mse[section, "ridge_related"] - mse[section, "ridge"]) > 1e-3
+    assert ("bare", "ridge_related") not in mse
+    assert not list((tmp_path / "out" / "predictions").glob("bare*related*"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -149,8 +166,10 @@ def test_splits_and_the_references(simulated, tmp_path):
         (["--encoder=stain,unii"], "uni2h"),
         (["--config.name=kriging"], "config.name"),
         (["--num_seeds=0"], "num_seeds"),
-        (["--related=tiny+nope"], "there is no nope among the sections tiny"),
-        (["--related=tiny+tiny"], "tiny twice"),
+        (["--methods=knn_mean_related", "--related=tiny+nope"], "there is no nope among the sections tiny"),
+        (["--methods=knn_mean_related", "--related=tiny+tiny"], "tiny twice"),
+        (["--methods=knn_mean", "--related=tiny+more"], "--methods=all,demo_related"),
+        (["--methods=knn_mean_related"], "--methods=all,demo_related"),
         (["--out="], "--out"),
         (["--sections="], "--sections"),
         (["--patch_px=1,2,3,4"], "--patch_px"),
