@@ -9,7 +9,7 @@ simulated inputs of the reference's size (3639 spots, 910 of them for training, 
 
 Both sides run in processes of their own, one after the other, ``REPEATS`` times; ``seconds`` is the median, without the
 first run, which compiles. The oracle has the reference's own loop: for SpaBiT a DataLoader over single spots with four
-workers. Its graph attention is cheaper than the reference's, which gathers whole feature vectors for each edge's score.
+workers.
 ``default_fit`` compares the whole default model (compilation, seeds, companions, prediction) with 3000 + 1000 epochs of
 the oracle, extrapolated from ones that are timed on the same section. ``large`` gives rows of ``default_fit`` and
 ``predict`` for sections of ``BINS`` bins as of Visium HD, with 300 genes, and 1024 float16 features on disk: one seed

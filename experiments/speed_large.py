@@ -51,9 +51,10 @@ def train_and_predict(folder: str) -> dict[str, float]:
     config = default.get_config()
     config.train.epochs = config.train.patience = EPOCHS
     adata = read_section(Path(folder, "bins.h5ad"))
-    features = np.load(Path(folder, "features.npy"), mmap_mode="r")
     start = time.perf_counter()
+    features = np.load(Path(folder, "features.npy"), mmap_mode="r")
     section = make_section(adata, list(adata.var_names), split_spots(adata, "lattice"), features, config)
+    del features  # pages of a file that was read are resident, too
     trainer = Trainer(section, config)
     state = trainer.fit(0)
     said, _ = companions(section, config)

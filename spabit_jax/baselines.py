@@ -24,6 +24,7 @@ N_COMPONENTS = 20  # principal components of expression, where a method works on
 ALPHAS = np.logspace(-1, 5, 25)  # penalties of ridge regression, chosen among by leave-one-out
 FOLDS = 5  # of the cross-validation that gives a predictive standard deviation
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
+CHUNK = 16384  # spots at a time, where arrays are (spots, genes)
 
 
 class Spots(NamedTuple):
@@ -184,7 +185,12 @@ class OnNeighbours(CrossValidated):
 
     def predict_mean(self, spots, own: bool = False):
         """(m, G); ``own`` as in ``inputs``."""
-        return self.space.decode(self.regressor.predict(self.inputs(spots, own)).reshape(len(spots.xy), -1))
+        x = self.inputs(spots, own)
+        mean = np.empty((len(x), len(self.space.mean)), self.space.mean.dtype)
+        for start in range(0, len(x), CHUNK):
+            scores = self.regressor.predict(x[start : start + CHUNK])
+            mean[start : start + CHUNK] = self.space.decode(scores.reshape(len(scores), -1))
+        return mean
 
 
 def _ridge():

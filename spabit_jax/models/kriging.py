@@ -24,7 +24,7 @@ from spabit_jax.section import Space, expression_space
 
 N_COMPONENTS = 10  # of expression
 STEPS = 60  # of Adam
-MAX_FITTED = 1500  # train spots that parameters are learned from: the cost grows with the cube
+MAX_FITTED = 1000  # train spots that parameters are learned from: the cost grows with the cube
 MIN_NOISE = 1e-2  # of a component's variance; also keeps the Cholesky factor sound in float32
 
 # Medians of the priors; spatial scales in units of the spot pitch, image scales in standard deviations of the first

@@ -121,12 +121,14 @@ class Bag:
 def _in_chunks(function, *arrays):
     """``function`` of the same rows of each array, ``CHUNK`` at a time; the last chunk repeats its last row."""
     n = len(arrays[0])
-    results = []
+    results = None
     for start in range(0, n, CHUNK):
         rows = np.minimum(np.arange(start, start + CHUNK), n - 1) if n > CHUNK else np.arange(n)
         found = function(*(array[rows] for array in arrays))
-        results.append([np.asarray(values)[: n - start] for values in found])
-    return tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+        results = results or tuple(np.empty((n, *values.shape[1:]), values.dtype) for values in found)
+        for whole, values in zip(results, found, strict=True):
+            whole[start : start + CHUNK] = np.asarray(values)[: n - start]
+    return results
 
 
 @jax.jit
