@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 LAYER_NORM_EPS = 1e-5
+product = partial(jnp.matmul, precision="highest")  # some devices would round to 10 bits
 
 
 def uniform(bound: float):
@@ -28,9 +31,47 @@ def linear(n_in: int, n_out: int, *, rngs: nnx.Rngs, bias: bool = True) -> Linea
     return Linear(n_in, n_out, use_bias=bias, kernel_init=init, bias_init=init, rngs=rngs)
 
 
-def layer_norm(n: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm over the last axis, as ``torch.nn.LayerNorm``; plain two-pass variance, which agrees in float32."""
-    return nnx.LayerNorm(n, epsilon=LAYER_NORM_EPS, use_fast_variance=False, rngs=rngs)
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over the last axis, as ``torch.nn.LayerNorm``."""
+
+    def __call__(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
+        return normalised(x.reshape(-1, x.shape[-1]), self.scale[...], self.bias[...]).reshape(x.shape)
+
+
+@jax.custom_vjp
+def normalised(x: Float[Array, "N W"], scale: Float[Array, "W"], bias: Float[Array, "W"]):
+    """Rows at mean 0 and variance 1, times scale, plus bias.
+
+    All sums are products with a vector, in the gradient too: XLA's own sums are several times slower on a CPU.
+    """
+    return _normalised_forward(x, scale, bias)[0]
+
+
+def _normalised_forward(x, scale, bias):
+    centred = x - _row_means(x)
+    inverse_sd = jax.lax.rsqrt(_row_means(centred**2) + LAYER_NORM_EPS)
+    unit = centred * inverse_sd
+    return unit * scale + bias, (unit, inverse_sd, scale)
+
+
+def _normalised_backward(residuals, gradient):
+    unit, inverse_sd, scale = residuals
+    to_unit = gradient * scale
+    to_x = inverse_sd * (to_unit - _row_means(to_unit) - unit * _row_means(to_unit * unit))
+    ones = jnp.ones(len(unit), unit.dtype)
+    return to_x, product(ones, gradient * unit), product(ones, gradient)
+
+
+def _row_means(x):
+    return product(x, jnp.full((x.shape[1], 1), 1 / x.shape[1], x.dtype))
+
+
+normalised.defvjp(_normalised_forward, _normalised_backward)
+
+
+def layer_norm(n: int, *, rngs: nnx.Rngs) -> LayerNorm:
+    """Over the last of n values."""
+    return LayerNorm(n, rngs=rngs)
 
 
 def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:

@@ -1,13 +1,18 @@
+from functools import partial
+
 import jax
 import numpy as np
 import optax
 import pytest
+from scipy.spatial import KDTree
 
 from spabit_jax.config import Faults
 from spabit_jax.errors import InputError
+from spabit_jax.graph import context_spots
+from spabit_jax.readers import read_section
 from spabit_jax.training import fit as fit_module
 from spabit_jax.training.gat import gene_tokens
-from spabit_jax.training.spabit import Trainer, gather_tokens, make_spabit_epoch
+from spabit_jax.training.spabit import Trainer, gather_tokens, make_spabit_epoch, spabit_loss
 
 
 def reference(config, **faults):
@@ -235,3 +240,28 @@ def test_epochs_are_traced_once_for_each_length_of_a_chunk():
     first = len(traces)
     run(1)
     assert len(traces) == first
+
+
+def test_a_tile_with_a_halo_gives_the_numbers_of_the_whole_section(simulated, section_data, tiny_config, monkeypatch):
+    """The halo is as wide as the model sees; whatever a section's size, a step needs no more than its batch's tile."""
+    section, near = section_data(tiny_config), np.asarray(read_section(simulated).obsm["spatial"], np.float64)
+    whole = Trainer(section, tiny_config)
+    params, key = whole.initial_state(0).params, jax.random.key(3)
+    data = whole.training_data(0)
+    tile = np.flatnonzero(section.xy[:, 0] < np.quantile(section.xy[:, 0], 1 / 3))
+    halo = np.linalg.norm(section.xy[section.context[tile]] - section.xy[tile][:, None], axis=-1).max()
+    rows = np.flatnonzero(KDTree(section.xy[tile]).query(section.xy)[0] <= halo + 1e-3)
+    assert len(tile) < len(rows) < len(section.xy)
+    parts = {name: getattr(section, name)[rows] for name in ("expression", "features", "xy", "is_train")}
+    context = context_spots(near[rows], parts["is_train"], section.context.shape[1])
+    at = np.searchsorted(rows, tile)
+    cut = Trainer(section._replace(**parts, context=context), tiny_config)
+    monkeypatch.setattr(cut, "space", whole.space)  # components are those of the section
+    np.testing.assert_allclose(cut.predict(params, at, 0), whole.predict(params, tile, 0), rtol=1e-5, atol=1e-6)
+
+    batch = tile[section.is_train[tile]][: tiny_config.train.batch_size]
+    of_tile = cut.data._replace(space=data.space)
+    step = jax.jit(jax.value_and_grad(partial(spabit_loss, whole.graphdef, tiny_config)))
+    expected = step(params, data, batch, key)
+    found = step(params, of_tile, np.searchsorted(rows, batch), key)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
