@@ -75,7 +75,8 @@ def main() -> None:
                     ceiling = metrics.noise_ceiling(counts)
                     together = inputs
                     if others:
-                        related = [make_inputs(*other, config, split, encoder) for other in others]
+                        theirs = split if config.data.related_split == "same" else config.data.related_split
+                        related = [make_inputs(*other, config, theirs, encoder) for other in others]
                         together = make_inputs(adata, patch_px, config, split, encoder, related)
                     for method in methods:
                         alone = method.removesuffix(RELATED)

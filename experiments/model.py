@@ -104,8 +104,9 @@ def _inputs(run: Path, content: dict, config: Config, weights: str | None) -> In
     encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
     adata = read_section(section["path"], **section["reading"])
     widths = [other["patch_px"] for other in before.get("related", [])]
+    of_related = config.of_related()
     related = [
-        Inputs(read_section(path, **section["reading_related"]), config, encoder, width, content["cache_dir"])
+        Inputs(read_section(path, **section["reading_related"]), of_related, encoder, width, content["cache_dir"])
         for path, width in zip(section.get("related", []), widths, strict=True)
     ]
     inputs = Inputs(adata, config, encoder, before["patch_px"], content["cache_dir"], related)

@@ -48,12 +48,13 @@ class Run:
         self.config = cli.read_flagged_config()
         self.seeds = list(range(cli.FLAGS.num_seeds))
 
-        def make_inputs(adata, related=()):
+        def make_inputs(adata, config, related=()):
             patch_px = cli.patch_px(adata, cli.FLAGS.patch_px)
-            return Inputs(adata, self.config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir, related)
+            return Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir, related)
 
-        adata = cli.read_flagged_section()
-        self.inputs = make_inputs(adata, [make_inputs(other) for other in cli.read_related_sections()])
+        adata, of_related = cli.read_flagged_section(), self.config.of_related()
+        related = [make_inputs(other, of_related) for other in cli.read_related_sections()]
+        self.inputs = make_inputs(adata, self.config, related)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={self.out} is a file: give a folder")
         self._trainer = self._states = None

@@ -17,7 +17,7 @@ from spabit_jax.errors import InputError
 
 FORMATS = ("h5ad", "visium_hd", "xenium")
 PITCH = {"h5ad": 45.0, "visium_hd": 16.0, "xenium": 20.0}  # pixels
-ON_TISSUE = 0.92  # of the spots of a square array, about
+ON_TISSUE = 0.875  # of the spots of a square array, about
 
 
 def main() -> None:

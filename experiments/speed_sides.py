@@ -246,6 +246,28 @@ def _gradients(loss, state, *data):
     return {"passes": run, "peak": lambda: jax.block_until_ready(product(a, b))}
 
 
+def port_protocol(arrays: dict, epochs: dict[str, int], num_seeds: int) -> float:
+    """Seconds of the reference's whole protocol in the port, compilation included: one GAT, then the seeds of SpaBiT.
+
+    Args:
+      epochs: of ``gat_epoch`` and of ``spabit_epoch``.
+    """
+    from experiments.configs import reference
+    from spabit_jax.models.gat import make_graph
+    from spabit_jax.training.gat import gene_tokens
+    from spabit_jax.training.spabit import Trainer
+
+    config, seeds = reference.get_config(), list(range(num_seeds))
+    config.gat.epochs, config.train.epochs = epochs["gat_epoch"], epochs["spabit_epoch"]
+    section = port_trainer(arrays).section
+    section = section._replace(graph=make_graph(*_edges(arrays), len(section.xy)))
+    start = time.perf_counter()
+    trainer = Trainer(section, config, *gene_tokens(section, arrays["xy"], config)[:2])
+    for seed, state in zip(seeds, trainer.fit_seeds(seeds), strict=True):
+        trainer.predict(state.chosen, np.flatnonzero(~section.is_train), seed)
+    return time.perf_counter() - start
+
+
 def port_default_fit(describe: dict, num_seeds: int) -> float:
     """Seconds of training and prediction with the default preset, from read section and cached features."""
     from experiments.configs import default

@@ -28,6 +28,7 @@ class DataConfig:
     panel: str = "reference"  # gene panel: reference, train_spots, hvg, or a text file with one gene a line
     n_genes: int = 300  # size of the panel (a file's panel is taken whole)
     split: str = "lattice"  # lattice, random, block, or none (every spot is a train spot)
+    related_split: str = "same"  # of related sections: same, or another split; none gives all their spots
     train_fraction: float = 0.25  # share of train spots in a random or block split
     split_seed: int = 0  # seed of a random or block split
     image_transform: str = "components"  # components, or reference: raw where the width fits, else projected to it
@@ -114,6 +115,8 @@ class Config:
             _check(0 <= _get(self, name) < 1, name, "at least 0 and below 1", self)
         _check(self.gat.folds >= 2, "gat.folds", "at least 2", self)
         _check(self.data.split in SPLITS, "data.split", f"one of {', '.join(SPLITS)}", self)
+        splits = ("same", *SPLITS)
+        _check(self.data.related_split in splits, "data.related_split", f"one of {', '.join(splits)}", self)
         _check(
             self.data.image_transform in IMAGE_TRANSFORMS,
             "data.image_transform",
@@ -156,6 +159,12 @@ class Config:
             self,
         )
         return self
+
+    def of_related(self) -> "Config":
+        """The configuration for related sections, whose split may be another one."""
+        if self.data.related_split == "same":
+            return self
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, split=self.data.related_split))
 
     def to_dict(self) -> dict:
         """The configuration as nested dicts of plain values."""

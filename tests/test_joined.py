@@ -116,14 +116,14 @@ def test_align_leaves_one_section_as_it_is(section_data, tiny_config):
 
 def test_commands(sections, tmp_path):
     first, second = (write_section(*section, tmp_path) for section in sections)
-    result = small_run.run(first, tmp_path, f"--related={second}")
+    result = small_run.run(first, tmp_path, f"--related={second}", "--config.data.related_split=none")
     assert result.returncode == 0, result.stderr
     import anndata
 
     run = tmp_path / "run"
     found = anndata.read_h5ad(run / "predictions.h5ad")
     assert found.n_obs == sections[0][0].n_obs and np.isfinite(found.X).all()
-    assert "of S2" in found.uns["spabit"]["trained_on"]
+    assert f"{sections[1][0].n_obs} of S2" in found.uns["spabit"]["trained_on"]
     assert "also given those of S2" in (run / "report.html").read_text()
     test = (found.obs["split"] == "test").to_numpy()
     places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])

@@ -84,3 +84,47 @@ def test_default_fit_of_the_table(small_default, tmp_path, simulated):
     assert speed_sides.port_default_fit(section, 2) > 0
     arrays = speed_sides.of_section(section)
     assert len(arrays["features"]) == len(arrays["expression"]) == len(arrays["xy"]) > len(arrays["train"])
+
+
+class Here:
+    """A side in this process."""
+
+    def __init__(self, name):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def __call__(self, function, *args):
+        return function(*args)
+
+
+def test_the_published_table_is_projected(monkeypatch):
+    bench = object.__new__(speed.Bench)
+    bench.device, bench.oracle_device, bench.arrays = "gpu", "gpu", small()
+    monkeypatch.setattr(speed, "Side", Here)
+    monkeypatch.setattr(speed_sides, "prepare", lambda *args: None)
+    monkeypatch.setattr(speed_sides, "again", lambda: 2.0)  # 100 epochs of the GAT, 20 of SpaBiT
+    monkeypatch.setattr(speed_sides, "peak_gib", lambda *args: 1.0)
+    monkeypatch.setattr(speed_sides, "port_protocol", lambda arrays, epochs, n: {1: 10.0, 10: 25.0}[n])
+    rows = bench.protocol()
+    assert [row["seconds"] for row in rows] == [60 + 100, 10, 60 + 1000, 25, 12 * 1060, 12 * 25]
+    assert [row["ratio"] for row in rows[1::2]] == [16, 42.4, 42.4]
+    bench.device = "cpu"
+    assert bench.protocol() == []
+
+
+def test_the_protocol_is_run(monkeypatch):
+    from experiments.configs import reference
+
+    config = reference.get_config()
+    config.gat.heads, config.gat.head_width, config.gat.out_width, config.gat.mlp_width = 1, 2, 3, 4
+    config.model.width, config.model.mlp_width, config.model.depth, config.model.feedforward_width = 8, 4, 1, 4
+    monkeypatch.setattr(reference, "get_config", lambda: config)
+    arrays = small()
+    arrays["expression"], arrays["features"] = arrays["expression"][:, :5], arrays["features"][:, :8]
+    assert speed_sides.port_protocol(arrays, {"gat_epoch": 2, "spabit_epoch": 3}, 2) > 0
+    assert (config.gat.epochs, config.train.epochs) == (2, 3)
