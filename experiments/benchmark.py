@@ -70,20 +70,21 @@ def main() -> None:
             others = [sections[other] for group in groups if name in group for other in group if other != name]
             for split in splits:
                 for encoder in asked_encoders if "image_path" in adata.uns["spabit"] else asked_encoders[:1]:
-                    inputs = make_inputs(adata, patch_px, config, split, encoder)
+                    asked = copy.deepcopy(config)
+                    asked.data.split = split
+                    inputs = make_inputs(adata, patch_px, asked, encoder)
                     counts = np.rint(adata[~inputs.is_train, inputs.genes].X.toarray())
                     ceiling = metrics.noise_ceiling(counts)
                     together = inputs
                     if others:
-                        theirs = split if config.data.related_split == "same" else config.data.related_split
-                        related = [make_inputs(*other, config, theirs, encoder) for other in others]
-                        together = make_inputs(adata, patch_px, config, split, encoder, related)
+                        related = [make_inputs(*other, asked.of_related(), encoder) for other in others]
+                        together = make_inputs(adata, patch_px, asked, encoder, related)
                     for method in methods:
                         alone = method.removesuffix(RELATED)
                         bar.set_description(f"{name} {split} {method}", refresh=True)
                         if inputs.encoder != "none" or alone not in baselines.NEED_IMAGE:
-                            asked = together if method != alone else inputs
-                            piece = compute(asked, method if others else alone, patch_px, out / "predictions")
+                            of = together if method != alone else inputs
+                            piece = compute(of, method if others else alone, patch_px, out / "predictions")
                             for row, table in scores(inputs, method, piece):
                                 rows.append(row)
                                 genes.append(table.assign(ceiling=ceiling))
@@ -114,10 +115,8 @@ def read_groups(asked: list[str]) -> list[list[str]]:
     return groups
 
 
-def make_inputs(adata, patch_px: float, config: Config, split: str, encoder: str, related=()) -> Inputs:
-    """The section as the configuration wants it under another split, with its features in the cache."""
-    config = copy.deepcopy(config)
-    config.data.split = split
+def make_inputs(adata, patch_px: float, config: Config, encoder: str, related=()) -> Inputs:
+    """The section as the configuration wants it, with its features in the cache."""
     inputs = Inputs(adata, config, encoder, patch_px, cli.FLAGS.cache_dir, related)
     inputs.extract()
     return inputs
@@ -140,7 +139,7 @@ def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[
     if not is_baseline:
         if method in ON_REQUEST and inputs.config.name != "reference":
             encoder = cli.FLAGS.encoder.split(",")[0] if inputs.encoder == "none" else inputs.encoder
-            inputs = make_inputs(inputs.adata, patch_px, reference_config(inputs.config), split, encoder)
+            inputs = make_inputs(inputs.adata, patch_px, reference_config(inputs.config), encoder)
         settings |= {"config": inputs.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
     settings["inputs"] = inputs.describe()
     write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))

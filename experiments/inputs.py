@@ -194,7 +194,7 @@ class Inputs:
         return np.log2(self.adata[:, self.genes].X.toarray().astype(np.float32) + 1)
 
     def protocol(self) -> dict:
-        """The protocol as metrics.json has it; ``related``, names of sections, only where there are some."""
+        """The protocol as metrics.json has it; ``related``, train spots by section, only where there are some."""
         protocol = {
             "split": self.config.data.split,
             "panel": self.config.data.panel,
@@ -202,4 +202,5 @@ class Inputs:
             "n_train": int(self.is_train.sum()),
             "n_test": len(self.test_spots),
         }
-        return protocol | ({"related": [other.name for other in self.related]} if self.related else {})
+        related = {other.name: int(other.is_train.sum()) for other in self.related}
+        return protocol | ({"related": related} if related else {})

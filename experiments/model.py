@@ -232,13 +232,14 @@ def provenance(inputs: Inputs) -> dict:
     """What predictions come from, for ``uns["spabit"]``."""
     n_train, n = int(inputs.is_train.sum()), len(inputs.is_train)
     which = f"{n_train} of {n} spots" if n_train < n else f"all {n} spots"
+    which += f" (split {inputs.config.data.split})"
     for other in inputs.related:
-        which += f", {int(other.is_train.sum())} of {other.name}"
+        which += f", {int(other.is_train.sum())} of {other.name} (split {other.config.data.split})"
     return {
         "method": inputs.config.name,
         "encoder": inputs.encoder,
         "split_rule": inputs.config.data.split,
-        "trained_on": f"{which} (split {inputs.config.data.split})",
+        "trained_on": which,
         "train_spots_see_themselves": inputs.config.faults.self_in_gene_token,
     }
 

@@ -24,7 +24,7 @@ N_COMPONENTS = 20  # principal components of expression, where a method works on
 ALPHAS = np.logspace(-1, 5, 25)  # penalties of ridge regression, chosen among by leave-one-out
 FOLDS = 5  # of the cross-validation that gives a predictive standard deviation
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
-CHUNK = 16384  # spots at a time, where arrays are (spots, genes)
+CHUNK = 16384  # spots at a time, where scikit-learn's float64 would make (spots, genes) twice as large
 
 
 class Spots(NamedTuple):

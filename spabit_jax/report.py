@@ -79,7 +79,8 @@ def run_blocks(run: Path, metrics: dict) -> list[Block]:
     blocks = [Block("", _summary(metrics, table, final[final["method"] == method]))]
     given = "All methods were given the same measured spots"
     if related := protocol.get("related"):
-        given += f" (the model was also given those of {', '.join(related)}, which the others were not)"
+        more = " and ".join(f"{n} of {name}" for name, n in related.items())
+        given += f" (the model was also given {more}, which the others were not)"
     named = table.rename(index=BASELINES | {method: f"this model ({method})"}).round(3)
     named.columns = ["PCC", "MSE", "MAE"]
     blocks.append(

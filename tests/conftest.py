@@ -2,7 +2,12 @@
 
 import os
 
-from jaxtyping import install_import_hook
+# The small programs of tests take longer to compile than to run. For the code that users run set it to 3, XLA's own.
+LEVEL = "--xla_backend_optimization_level"
+if LEVEL not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0"
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("spabit_jax.models", "beartype.beartype")
 

@@ -123,8 +123,10 @@ def test_commands(sections, tmp_path):
     run = tmp_path / "run"
     found = anndata.read_h5ad(run / "predictions.h5ad")
     assert found.n_obs == sections[0][0].n_obs and np.isfinite(found.X).all()
-    assert f"{sections[1][0].n_obs} of S2" in found.uns["spabit"]["trained_on"]
-    assert "also given those of S2" in (run / "report.html").read_text()
+    n_train, n, n_other = (found.obs["split"] == "train").sum(), found.n_obs, sections[1][0].n_obs
+    said = f"{n_train} of {n} spots (split lattice), {n_other} of S2 (split none)"
+    assert found.uns["spabit"]["trained_on"] == said
+    assert f"also given {n_other} of S2" in (run / "report.html").read_text()
     test = (found.obs["split"] == "test").to_numpy()
     places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])
     places.to_csv(tmp_path / "places.csv", index=False)

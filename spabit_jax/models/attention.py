@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from spabit_jax.models.layers import layer_norm, linear
+from spabit_jax.models.layers import LayerNorm, linear
 
 
 def attend(query, key, value, mask=None, dropout=None, dropout_key=None):
@@ -43,7 +43,7 @@ class CrossAttention(nnx.Module):
         self.key = linear(width, width, rngs=rngs)
         self.value = linear(width, width, rngs=rngs)
         self.out = linear(width, width, rngs=rngs)
-        self.norm = layer_norm(width, rngs=rngs)
+        self.norm = LayerNorm(width)
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(
@@ -63,10 +63,10 @@ class TransformerLayer(nnx.Module):
 
     def __init__(self, width: int, heads: int, head_width: int, feedforward_width: int, *, rngs: nnx.Rngs):
         self.heads = heads
-        self.attention_norm = layer_norm(width, rngs=rngs)
+        self.attention_norm = LayerNorm(width)
         self.qkv = linear(width, 3 * heads * head_width, bias=False, rngs=rngs)
         self.attention_out = linear(heads * head_width, width, rngs=rngs)
-        self.feedforward_norm = layer_norm(width, rngs=rngs)
+        self.feedforward_norm = LayerNorm(width)
         self.feedforward_hidden = linear(width, feedforward_width, rngs=rngs)
         self.feedforward_out = linear(feedforward_width, width, rngs=rngs)
 

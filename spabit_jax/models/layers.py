@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 LAYER_NORM_EPS = 1e-5
-product = partial(jnp.matmul, precision="highest")  # some devices would round to 10 bits
+_matmul = partial(jnp.matmul, precision="highest")  # some devices would round to 10 bits
 
 
 def uniform(bound: float):
@@ -31,8 +31,11 @@ def linear(n_in: int, n_out: int, *, rngs: nnx.Rngs, bias: bool = True) -> Linea
     return Linear(n_in, n_out, use_bias=bias, kernel_init=init, bias_init=init, rngs=rngs)
 
 
-class LayerNorm(nnx.LayerNorm):
-    """LayerNorm over the last axis, as ``torch.nn.LayerNorm``."""
+class LayerNorm(nnx.Module):
+    """Over the last axis of n values, as ``torch.nn.LayerNorm``."""
+
+    def __init__(self, n: int):
+        self.scale, self.bias = nnx.Param(jnp.ones(n)), nnx.Param(jnp.zeros(n))
 
     def __call__(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
         return normalised(x.reshape(-1, x.shape[-1]), self.scale[...], self.bias[...]).reshape(x.shape)
@@ -59,19 +62,14 @@ def _normalised_backward(residuals, gradient):
     to_unit = gradient * scale
     to_x = inverse_sd * (to_unit - _row_means(to_unit) - unit * _row_means(to_unit * unit))
     ones = jnp.ones(len(unit), unit.dtype)
-    return to_x, product(ones, gradient * unit), product(ones, gradient)
+    return to_x, _matmul(ones, gradient * unit), _matmul(ones, gradient)
 
 
 def _row_means(x):
-    return product(x, jnp.full((x.shape[1], 1), 1 / x.shape[1], x.dtype))
+    return _matmul(x, jnp.full((x.shape[1], 1), 1 / x.shape[1], x.dtype))
 
 
 normalised.defvjp(_normalised_forward, _normalised_backward)
-
-
-def layer_norm(n: int, *, rngs: nnx.Rngs) -> LayerNorm:
-    """Over the last of n values."""
-    return LayerNorm(n, rngs=rngs)
 
 
 def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[Array, "*B"]:
@@ -92,7 +90,7 @@ class MLP(nnx.Module):
 
     def __init__(self, n_in: int, n_hidden: int, n_out: int, *, rngs: nnx.Rngs):
         self.hidden = linear(n_in, n_hidden, rngs=rngs)
-        self.norm = layer_norm(n_hidden, rngs=rngs)
+        self.norm = LayerNorm(n_hidden)
         self.out = linear(n_hidden, n_out, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:

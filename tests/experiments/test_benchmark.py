@@ -155,6 +155,11 @@ def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_pa
         assert abs(mse[section, "ridge_related"] - mse[section, "ridge"]) > 1e-3
     assert ("bare", "ridge_related") not in mse
     assert not list((tmp_path / "out" / "predictions").glob("bare*related*"))
+    flags = ["--methods=ridge_related", "--related=tiny+more", "--config.data.related_split=none"]
+    result = run(f"{sections},{more}", tmp_path / "whole", *flags)
+    assert result.returncode == 0, result.stderr
+    whole = pd.read_csv(tmp_path / "whole" / "out" / "results.csv").set_index(["section", "method"])["mse"]
+    assert abs(whole["tiny", "ridge_related"] - mse["tiny", "ridge_related"]) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -170,6 +175,7 @@ def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_pa
         (["--methods=knn_mean_related", "--related=tiny+tiny"], "tiny twice"),
         (["--methods=knn_mean", "--related=tiny+more"], "--methods=all,demo_related"),
         (["--methods=knn_mean_related"], "--methods=all,demo_related"),
+        (["--config.data.related_split=half"], "related_split"),
         (["--out="], "--out"),
         (["--sections="], "--sections"),
         (["--patch_px=1,2,3,4"], "--patch_px"),

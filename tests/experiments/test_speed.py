@@ -119,6 +119,7 @@ def test_the_published_table_is_projected(monkeypatch):
 
 def test_the_protocol_is_run(monkeypatch):
     from experiments.configs import reference
+    from spabit_jax.training.spabit import Trainer
 
     config = reference.get_config()
     config.gat.heads, config.gat.head_width, config.gat.out_width, config.gat.mlp_width = 1, 2, 3, 4
@@ -126,5 +127,10 @@ def test_the_protocol_is_run(monkeypatch):
     monkeypatch.setattr(reference, "get_config", lambda: config)
     arrays = small()
     arrays["expression"], arrays["features"] = arrays["expression"][:, :5], arrays["features"][:, :8]
+    fitted, predicted = [], []
+    fit, predict = Trainer.fit_seeds, Trainer.predict
+    monkeypatch.setattr(Trainer, "fit_seeds", lambda self, seeds: fitted.extend(fit(self, seeds)) or fitted)
+    monkeypatch.setattr(Trainer, "predict", lambda self, *args: predicted.append(predict(self, *args)))
     assert speed_sides.port_protocol(arrays, {"gat_epoch": 2, "spabit_epoch": 3}, 2) > 0
-    assert (config.gat.epochs, config.train.epochs) == (2, 3)
+    assert [int(state.epoch) for state in fitted] == [3, 3] and config.gat.epochs == 2
+    assert [len(p) for p in predicted] == [21, 21] and np.abs(predicted[0] - predicted[1]).max() > 0

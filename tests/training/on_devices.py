@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 folder, n_devices = Path(sys.argv[1]), sys.argv[2]
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={n_devices}"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={n_devices}"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
