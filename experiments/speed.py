@@ -16,11 +16,11 @@ the port, for one seed and for ten, and projects the published table of twelve s
 ``default_fit`` and ``predict`` for sections of ``BINS`` bins as of Visium HD, with 300 genes, and 1024 float16 features
 on disk: one seed for a fixed number of steps and its companions, then every bin.
 
-``flops_per_s`` and ``share_of_peak`` are of the port's forward and backward pass alone, without the optimiser, which is
-bound by memory. Counted are matrix products: 2abc for (a, b) @ (b, c), twice that again in the backward pass, but once
-where the input needs no gradient. For the GAT over N spots these are G→H·F, H·F→O, O→M, M→G; for a batch of SpaBiT the
-layers that decide on the result, so no queries and keys over a single key. The peak is the best run of float32 products
-(3639, 1024) @ (1024, 2048), taken in the same process, in turn with the rest.
+``flops_per_s`` and ``share_of_peak`` are of the port's forward and backward passes alone, of an epoch's full batches,
+without the optimiser, which is bound by memory. Counted are matrix products: 2abc for (a, b) @ (b, c), twice that again
+in the backward pass, but once where the input needs no gradient. For the GAT over N spots these are G→H·F, H·F→O, O→M,
+M→G; for a batch of SpaBiT the layers that decide on the result, so no queries and keys over a single key. The peak is
+the best run of float32 products (3639, 1024) @ (1024, 2048), taken in the same process, in turn with the rest.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class Bench:
         attention = [(width, 3 * inner), (inner, batch), (batch, inner), (inner, width)]
         layers += (attention + [(width, width)] * 2) * 4
         layers += [(width, hidden), (hidden, n_genes)]
-        return self._training("spabit_epoch", products(batch, layers, first=[n_genes * hidden, width * width]))
+        flops = products(batch, layers, first=[n_genes * hidden, width * width])
+        return self._training("spabit_epoch", len(self.arrays["train"]) // batch * flops)
 
     def _training(self, stage: str, flops: float) -> list[dict]:
         n, n_genes = self.arrays["expression"].shape

@@ -174,7 +174,11 @@ def port_gat(device: str, arrays: dict, epochs: int):
     data = jax.device_put((arrays["expression"], make_graph(*_edges(arrays), len(arrays["xy"]))))
     state = gat.initial_gat_state(n_genes, config, 0)
     parts = _trained(state, make_chunk(gat.make_gat_epoch(graphdef, config)), data, epochs)
-    return parts | _gradients(partial(gat.gat_loss, graphdef), gat.initial_gat_state(n_genes, config, 0), data)
+
+    def loss(params, data, _, key):
+        return gat.gat_loss(graphdef, params, data, key)
+
+    return parts | _gradients(loss, gat.initial_gat_state(n_genes, config, 0), data, np.zeros((1, 1), int))
 
 
 def port_spabit(device: str, arrays: dict, epochs: int):
@@ -185,8 +189,9 @@ def port_spabit(device: str, arrays: dict, epochs: int):
     graphdef, config = trainer.graphdef, trainer.config
     data = trainer.data._replace(fit_spots=trainer.train_spots, valid_spots=trainer.train_spots[:0])
     parts = _trained(trainer.initial_state(0), make_chunk(make_spabit_epoch(graphdef, config)), data, epochs)
-    batch = trainer.train_spots[: config.train.batch_size]
-    return parts | _gradients(partial(spabit_loss, graphdef, config), trainer.initial_state(0), data, batch)
+    size = config.train.batch_size
+    batches = trainer.train_spots[: len(trainer.train_spots) // size * size].reshape(-1, size)
+    return parts | _gradients(partial(spabit_loss, graphdef, config), trainer.initial_state(0), data, batches)
 
 
 def port_predict(device: str, arrays: dict, _):
@@ -228,19 +233,29 @@ def _trained(state, chunk, data, epochs: int):
     return {"whole": run}
 
 
-def _gradients(loss, state, *data):
-    """``passes``: forward and backward pass alone, the gradients written where the last ones were, as in training.
+def _gradients(loss, state, data, batches):
+    """``passes``: forward and backward pass alone, of one batch after the other, in a loop as in training.
 
-    ``peak``: the product by which the machine's peak is measured.
+    ``peak``: the products by which the machine's peak is measured.
+
+    Args:
+      loss: of parameters, data, a batch and a key.
+      batches: the first axis is that of batches.
     """
     import jax
     import jax.numpy as jnp
 
+    @partial(jax.jit, donate_argnums=0)
+    def passes(gradients, params, data, batches, key):
+        def step(_, batch):
+            return jax.grad(loss)(params, data, batch, jax.random.fold_in(key, batch[0])), None
+
+        return jax.lax.scan(step, gradients, batches)[0]
+
     gradients = [jax.tree.map(jnp.zeros_like, state.params)]
-    passes = jax.jit(lambda old, *args: jax.grad(loss)(*args), donate_argnums=0, keep_unused=True)
 
     def run():
-        gradients[0] = jax.block_until_ready(passes(gradients[0], state.params, *data, jax.random.key(0)))
+        gradients[0] = jax.block_until_ready(passes(gradients[0], state.params, data, batches, jax.random.key(0)))
 
     m, k, n = PEAK_SIZE
     product, a, b = jax.jit(jnp.matmul), jnp.ones((m, k)), jnp.ones((k, n))
