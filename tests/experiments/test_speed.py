@@ -1,9 +1,9 @@
 """The counts of the speed table against those of XLA, and its small stages as a command."""
 
 import subprocess
-import subprocess
 import sys
 from contextlib import nullcontext
+
 import jax
 import numpy as np
 import pandas as pd
