@@ -57,19 +57,21 @@ def _sum_by_segment(weight, x, senders, receivers):
 
 
 def _sum_by_rank(weight, x, senders, receivers, unroll: int = 4):
+    if not len(senders):
+        return jnp.zeros_like(x)
     first = jnp.searchsorted(receivers, jnp.arange(len(x) + 1))
     first, degree = first[:-1], jnp.diff(first)
 
-    def add(i, total):
+    def terms(i):
         for k in range(unroll):
-            edge = jnp.minimum(first + unroll * i + k, len(senders) - 1)
-            weight_NxH = jnp.where((unroll * i + k < degree)[:, None], weight[edge], 0)
-            total += weight_NxH[..., None] * x[senders[edge]]
-        return total
+            is_edge = unroll * i + k < degree
+            edge = jnp.minimum(first + jnp.where(is_edge, unroll * i + k, 0), len(senders) - 1)
+            yield jnp.where(is_edge[:, None], weight[edge], 0)[..., None] * x[senders[edge]]
 
-    if not len(senders):
-        return jnp.zeros_like(x)
-    return jax.lax.fori_loop(0, -(-degree.max() // unroll), add, jnp.zeros_like(x))
+    n_steps = -(-degree.max() // unroll)
+    # a branch: without one XLA computes what x is made of anew for each edge
+    total = jax.lax.cond(n_steps > 0, lambda: sum(terms(0)), lambda: jnp.zeros_like(x))
+    return jax.lax.fori_loop(1, n_steps, lambda i, total: sum(terms(i), start=total), total)
 
 
 @partial(jax.jit, static_argnames="piece")

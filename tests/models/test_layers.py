@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spabit_jax.models.layers import dropout
+from spabit_jax.models.layers import dropout, random_bits
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
@@ -25,3 +25,11 @@ def test_values_are_dropped_independently():
     flat, columns = dropped.ravel(), dropped.T.ravel()
     for values, lag in ((flat, 1), (flat, 2), (columns, 1), (flat, 500_000)):
         assert abs(np.corrcoef(values[lag:], values[:-lag])[0, 1]) < 5e-3
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (4, 8), (6, 7), (5, 7, 11)])
+def test_random_bits_are_those_of_jax(shape):
+    keys = jax.random.split(jax.random.key(2), 3)
+    with jax.threefry_partitionable(False):
+        expected = np.stack([jax.random.bits(key, shape, jnp.uint16) for key in keys])
+    np.testing.assert_array_equal(jax.vmap(lambda key: random_bits(key, shape))(keys), expected)
