@@ -77,7 +77,9 @@ class Bag:
         self.xy, self.image, self.expression = (np.asarray(a, np.float32) for a in (xy, image, expression))
         self.exact = len(xy) <= MAX_EXACT
         if self.exact:
-            self.processes = [condition(f, self.xy, self.image, self.expression) for f in fitted]
+            # one after the other: on a CPU batches of Cholesky factors may wait for each other forever
+            known = self.xy, self.image, self.expression
+            self.processes = [jax.block_until_ready(condition(f, *known)) for f in fitted]
         else:
             (self.fitted,) = fitted
             self.scores = self.fitted.space.encode(self.expression)
@@ -110,7 +112,8 @@ class Bag:
         return mean, variance
 
     def _exact(self, xy, image):
-        means, variances = np.stack([predict(process, xy, image) for process in self.processes], axis=1)
+        found = [jax.block_until_ready(predict(process, xy, image)) for process in self.processes]
+        means, variances = np.stack(found, axis=1)
         return means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0)
 
     def _from(self, nearest, xy, image):
