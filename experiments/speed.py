@@ -7,9 +7,9 @@ the oracle's; ``--stages=gat_epoch,spabit_epoch`` runs a part. Without ``--secti
 simulated inputs of the reference's size (3639 spots, 910 of them for training, 300 genes, 1024 features), and
 ``default_fit`` on a simulated section about as large.
 
-Both sides run in processes of their own, one after the other, ``REPEATS`` times; ``seconds`` is the median, without the
-first run, which compiles. The oracle has the reference's own loop: for SpaBiT a DataLoader over single spots with four
-workers of its own.
+Both sides run in processes of their own, one after the other, ``REPEATS`` times, with ``SETTINGS`` where the
+environment has no others; ``seconds`` is the median, without the first run, which compiles. The oracle has the
+reference's own loop: for SpaBiT a DataLoader over single spots with four workers of its own.
 ``default_fit`` compares the whole default model (compilation, seeds, companions, prediction) with 3000 + 1000 epochs of
 the oracle, extrapolated from ones that are timed on the same section. ``protocol``, on a GPU only, runs these epochs in
 the port, for one seed and for ten, and projects the published table of twelve sections. ``large`` gives rows of
@@ -51,6 +51,12 @@ REPEATS = 5
 EPOCHS = {"cpu": {"gat_epoch": 1, "spabit_epoch": 2}, "gpu": {"gat_epoch": 100, "spabit_epoch": 20}}  # of a run
 STAIN_SPOTS = 5000
 BINS = (50_000, 500_000)
+SETTINGS = {  # of the processes of both sides
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # they share the GPU
+    "OMP_WAIT_POLICY": "PASSIVE",  # and the cores
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:"
+    "glibc.malloc.trim_threshold=100000000000",  # large arrays: in huge pages, which are kept for the next ones
+}
 PATCHES = {"cpu": 16, "gpu": 512}
 PUBLISHED_EPOCHS = {"gat_epoch": 3000, "spabit_epoch": 1000}
 PUBLISHED_SECTIONS, PUBLISHED_SEEDS = 12, 10  # of DLPFC
@@ -70,7 +76,8 @@ def main() -> None:
 
     from spabit_jax.files import replacing
 
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both sides share the GPU
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     os.environ.pop("JAX_COMPILATION_CACHE_DIR")  # what is timed is compiled
     out = Path(cli.FLAGS.out)
     rows = []

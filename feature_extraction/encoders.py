@@ -204,7 +204,9 @@ def _timm_encoder(name: str, login: str | None) -> Encoder:
 def build(encoder: Encoder):
     """The model of a row of the table, with random weights."""
     import timm
+    import torch
 
+    timm.layers.set_fused_attn(torch.cuda.is_available())  # PyTorch's fused attention is slower on a CPU
     kwargs = dict(encoder.kwargs)
     if "mlp_layer" in kwargs:
         kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])

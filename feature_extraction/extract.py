@@ -28,7 +28,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
 from spabit_jax.readers.image import open_image
 
-DEFAULT_BATCH = {"cpu": 32, "cuda": 256}  # patches per forward pass
+DEFAULT_BATCH = {"cpu": 8, "cuda": 256}  # patches per forward pass
 _SAVE_EVERY = 5.0  # seconds between two saves of what is done
 
 

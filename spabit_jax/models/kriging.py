@@ -72,8 +72,8 @@ product = partial(jnp.einsum, precision="highest")  # some devices would round t
 
 
 @jax.custom_vjp
-def square_distances(a: Float[Array, "A D"], b: Float[Array, "B D"]) -> Float[Array, "A B"]:
-    """Squared Euclidean distances; the gradient needs no (A, B, D) differences."""
+def square_distances(a, b):
+    """(A, D), (B, D) → (A, B) squared Euclidean; the gradient needs no (A, B, D) differences."""
     return jnp.sum((a[:, None] - b[None]) ** 2, axis=-1)
 
 
@@ -120,8 +120,8 @@ def covariance(params: Params, xy, image) -> Float[Array, "P n n"]:
 
 
 @jax.custom_vjp
-def log_likelihood(covariance: Float[Array, "P n n"], scores: Float[Array, "P n"]):
-    """Of centred scores, without its constant (Rasmussen and Williams, eq. 2.30).
+def log_likelihood(covariance, scores):
+    """(P, n, n), (P, n) centred → sum over P, without its constant (Rasmussen and Williams, eq. 2.30).
 
     Its gradient is written out (eq. 5.9): through the Cholesky factor it takes twice as long.
     """
