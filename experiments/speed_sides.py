@@ -178,7 +178,7 @@ def port_gat(device: str, arrays: dict, epochs: int):
     def loss(params, data, _, key):
         return gat.gat_loss(graphdef, params, data, key)
 
-    return parts | _gradients(loss, gat.initial_gat_state(n_genes, config, 0), data, np.zeros((1, 1), int))
+    return parts | _gradients(loss, gat.initial_gat_state(n_genes, config, 0), data, np.arange(epochs)[:, None])
 
 
 def port_spabit(device: str, arrays: dict, epochs: int):

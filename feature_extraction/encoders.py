@@ -153,9 +153,14 @@ def precision(name: str, autocast: bool) -> str:
 
 def embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[[np.ndarray], np.ndarray]:
     """A model on ``device`` as a function: (B, size, size, 3) uint8 patches → (B, dim) float32 features."""
+    import timm
     import torch
 
     model.eval()
+    if autocast and isinstance(model, timm.models.VisionTransformer):
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.to(torch.bfloat16)  # as autocast would do anew for each batch
 
     mean, sd = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in encoder.normalisation)
     forward = model
