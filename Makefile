@@ -12,7 +12,7 @@ env: .venv/.installed
 
 test: env
 	$(VENV)/ruff check .
-	$(VENV)/python -m pytest -n 2 --dist worksteal
+	$(VENV)/python -m pytest -n 2
 
 demo: env
 	$(VENV)/python -m experiments.demo --out=runs/demo

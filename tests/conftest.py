@@ -19,15 +19,11 @@ from spabit_jax.config import Config  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-    """Many tests build the same small model: compile each program once, for all workers and the commands they start."""
+    """Many tests build the same small model: compile each program once, in the commands that they start too."""
     import jax
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
     settings = {
-        "jax_compilation_cache_dir": str(folder / "compiled"),
-        "jax_compilation_cache_max_size": 2**33,  # with a limit JAX locks the folder
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     for name, value in settings.items():

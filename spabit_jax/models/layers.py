@@ -82,6 +82,7 @@ def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[
     return jnp.where(random_bits(key, x.shape) < n_kept, x * (2**16 / n_kept), 0)
 
 
+@partial(jax.jit, static_argnames="shape", inline=True)
 def random_bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "*B"]:
     """16 random bits a value: those of ``jax.random.bits`` in uint16 where threefry is not partitionable.
 
