@@ -152,7 +152,10 @@ def precision(name: str, autocast: bool) -> str:
 
 
 def embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """A model on ``device`` as a function: (B, size, size, 3) uint8 patches → (B, dim) float32 features."""
+    """A model on ``device`` as a function: (B, size, size, 3) uint8 patches → (B, dim) float32 features.
+
+    With ``autocast`` the linear layers of a vision transformer are turned into bfloat16, in place.
+    """
     import timm
     import torch
 

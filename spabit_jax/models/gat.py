@@ -62,16 +62,14 @@ def _sum_by_rank(weight, x, senders, receivers, unroll: int = 4):
     first = jnp.searchsorted(receivers, jnp.arange(len(x) + 1))
     first, degree = first[:-1], jnp.diff(first)
 
-    def terms(i):
+    def add(i, total):
         for k in range(unroll):
             is_edge = unroll * i + k < degree
             edge = jnp.minimum(first + jnp.where(is_edge, unroll * i + k, 0), len(senders) - 1)
-            yield jnp.where(is_edge[:, None], weight[edge], 0)[..., None] * x[senders[edge]]
+            total += jnp.where(is_edge[:, None], weight[edge], 0)[..., None] * x[senders[edge]]
+        return total
 
-    n_steps = -(-degree.max() // unroll)
-    # a branch: without one XLA computes what x is made of anew for each edge
-    total = jax.lax.cond(n_steps > 0, lambda: sum(terms(0)), lambda: jnp.zeros_like(x))
-    return jax.lax.fori_loop(1, n_steps, lambda i, total: sum(terms(i), start=total), total)
+    return jax.lax.fori_loop(0, -(-degree.max() // unroll), add, jnp.zeros_like(x))
 
 
 @partial(jax.jit, static_argnames="piece")
