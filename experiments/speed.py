@@ -20,8 +20,9 @@ on disk: one seed for a fixed number of steps and its companions, then every bin
 is bound by memory: in one call, as in training, those of the run's epochs of the GAT, or of an epoch's full batches of
 SpaBiT. Counted are matrix products: 2abc for (a, b) @ (b, c), twice that again in the backward pass, but once where the
 input needs no gradient. For the GAT over N spots these are G→H·F, H·F→O, O→M, M→G; for a batch of SpaBiT the layers
-that decide on the result, so no queries and keys over a single key. The peak is the best run of float32 products (3639,
-1024) @ (1024, 2048), taken in the same process, in turn with the rest.
+that decide on the result, so no queries and keys over a single key. The peak is that of float32 products (3639, 1024) @
+(1024, 2048), taken in the same process, in turn with the rest; the share is of the best runs of both. On a GPU float32
+products are in TF32 on both sides.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Bench:
         heads, out, hidden = 6 * 650, 1024, 2048
         n, n_genes = self.arrays["expression"].shape
         layers = [(n_genes, heads), (heads, out), (out, hidden), (hidden, n_genes)]
-        passes = EPOCHS[self.device]["gat_epoch"]
+        passes = EPOCHS[self.oracle_device]["gat_epoch"]
         return self._training("gat_epoch", passes * products(n, layers, first=[n_genes * heads]))
 
     def spabit_epoch(self) -> list[dict]:
@@ -143,7 +144,7 @@ class Bench:
     def _training(self, stage: str, flops: float) -> list[dict]:
         n, n_genes = self.arrays["expression"].shape
         spots = f"{n} spots" if stage == "gat_epoch" else f"{len(self.arrays['train'])} train spots"
-        rows, parts = self._both(stage, f"{spots}, {n_genes} genes", self.arrays, EPOCHS[self.device][stage])
+        rows, parts = self._both(stage, f"{spots}, {n_genes} genes", self.arrays, EPOCHS[self.oracle_device][stage])
         rate = flops / min(parts["passes"])
         peak = 2 * math.prod(speed_sides.PEAK_SIZE) * speed_sides.PEAK_PRODUCTS / min(parts["peak"])
         rows[-1] |= {"flops_per_s": rate, "share_of_peak": rate / peak}

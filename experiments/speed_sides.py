@@ -107,12 +107,21 @@ def _edges(arrays):
 # the oracle
 
 
+def _oracle_device(device: str) -> str:
+    """PyTorch's name of the device; on a GPU its float32 products are in TF32, as JAX's are by default."""
+    import torch
+
+    if device == "gpu":
+        torch.set_float32_matmul_precision("high")
+    return torch_device(device)
+
+
 def oracle_gat(device: str, arrays: dict, epochs: int):
     from experiments import reference_torch
 
     x, edges = arrays["expression"], _edges(arrays)
     model = reference_torch.GAT(x.shape[1])
-    run = partial(reference_torch.train_gat, x, edges, epochs, model=model, device=torch_device(device))
+    run = partial(reference_torch.train_gat, x, edges, epochs, model=model, device=_oracle_device(device))
     return {"whole": run}
 
 
@@ -133,13 +142,14 @@ def oracle_spabit(device: str, arrays: dict, epochs: int):
         num_workers=LOADER_WORKERS,
         multiprocessing_context="fork",  # as in a script on Linux; a spawned process would spawn them, a second each
     )
-    model = reference_torch.SpaBiT(target.shape[1]).to(torch_device(device))
+    device = _oracle_device(device)
+    model = reference_torch.SpaBiT(target.shape[1]).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def run():
         for _ in range(epochs):
             for batch in loader:
-                y, features, tokens = (array.to(torch_device(device)) for array in batch)
+                y, features, tokens = (array.to(device) for array in batch)
                 optimizer.zero_grad()
                 loss = torch.nn.functional.mse_loss(model(features, tokens), y)
                 loss.backward()
@@ -152,7 +162,7 @@ def oracle_spabit(device: str, arrays: dict, epochs: int):
 def oracle_predict(device: str, arrays: dict, _):
     from experiments import reference_torch
 
-    model = reference_torch.SpaBiT(arrays["expression"].shape[1]).to(torch_device(device))
+    model = reference_torch.SpaBiT(arrays["expression"].shape[1]).to(_oracle_device(device))
     spots = np.setdiff1d(np.arange(len(arrays["xy"])), arrays["train"])
     return {"whole": lambda: reference_torch.predict(model, arrays["features"], arrays["expression"], spots)}
 

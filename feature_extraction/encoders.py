@@ -214,7 +214,8 @@ def build(encoder: Encoder):
     import timm
     import torch
 
-    timm.layers.set_fused_attn(torch.cuda.is_available())  # PyTorch's fused attention is slower on a CPU
+    if not torch.cuda.is_available():
+        timm.layers.set_fused_attn(False)  # slower on a CPU
     kwargs = dict(encoder.kwargs)
     if "mlp_layer" in kwargs:
         kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])

@@ -54,7 +54,7 @@ def extract_section(
       patch_px: width of a patch in full-resolution pixels.
       cache_dir: folder of the cache.
       weights, login, autocast: see ``feature_extraction.encoders.load``.
-      batch_size: patches per forward pass; None means 256 on a GPU and 32 on a CPU.
+      batch_size: patches per forward pass; None means 256 on a GPU and 8 on a CPU.
       num_workers: processes that cut patches; None means 8 on a GPU and none on a CPU, where cutting costs little and a
         thread does it while the encoder works.
       dtype: of the cache, float32 or float16.
@@ -252,7 +252,7 @@ if __name__ == "__main__":
     cli.define_section_flags(several=True)
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_string("login", None, "Token of the Hugging Face hub (default: $HF_TOKEN, or the hub's own login).")
-    flags.DEFINE_integer("batch_size", None, "Patches per forward pass (default: 256 on a GPU, 32 on a CPU).", 1)
+    flags.DEFINE_integer("batch_size", None, "Patches per forward pass (default: 256 on a GPU, 8 on a CPU).", 1)
     flags.DEFINE_integer("num_workers", None, "Processes that cut patches (default: 8 on a GPU, 0 on a CPU).", 0)
     flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the cached features.")
     flags.DEFINE_boolean("autocast", None, "Compute in bfloat16 where that is safe (default: where it is fast).")

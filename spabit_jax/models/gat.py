@@ -65,6 +65,7 @@ def _sum_by_rank(weight, x, senders, receivers, unroll: int = 4):
     def add(i, total):
         for k in range(unroll):
             is_edge = unroll * i + k < degree
+            # a node without a k-th edge reads its first again, which is in the cache
             edge = jnp.minimum(first + jnp.where(is_edge, unroll * i + k, 0), len(senders) - 1)
             total += jnp.where(is_edge[:, None], weight[edge], 0)[..., None] * x[senders[edge]]
         return total

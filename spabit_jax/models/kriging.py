@@ -120,16 +120,17 @@ def covariance(params: Params, xy, image) -> Float[Array, "P n n"]:
 
 
 @jax.custom_vjp
-def log_likelihood(covariance, scores):
-    """(n, n), (n,) centred → a number, without its constant (Rasmussen and Williams, eq. 2.30).
+def log_likelihood(of_scores, scores):
+    """(n, n) covariance, (n,) centred scores at train spots → a number.
 
+    Without its constant (Rasmussen and Williams, eq. 2.30).
     Its gradient is written out (eq. 5.9): through the Cholesky factor it takes twice as long.
     """
-    return _log_likelihood_forward(covariance, scores)[0]
+    return _log_likelihood_forward(of_scores, scores)[0]
 
 
-def _log_likelihood_forward(covariance, scores):
-    factor = jnp.linalg.cholesky(covariance)
+def _log_likelihood_forward(of_scores, scores):
+    factor = jnp.linalg.cholesky(of_scores)
     inverse = jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(scores), dtype=scores.dtype), lower=True)
     white = product("ij,j->i", inverse, scores)
     return -0.5 * white @ white - jnp.sum(jnp.log(jnp.diagonal(factor))), (inverse, white)
@@ -148,7 +149,7 @@ log_likelihood.defvjp(_log_likelihood_forward, _log_likelihood_backward)
 def loss(params: Params, xy, image, scores):
     """Minus the log posterior, over n."""
     pairs = zip(covariance(params, xy, image), scores.T, strict=True)
-    likelihood = sum(log_likelihood(*pair) for pair in pairs)  # apart, XLA solves them side by side
+    likelihood = sum(log_likelihood(*pair) for pair in pairs)  # apart, which XLA solves side by side
     away = jax.tree.map(lambda p, m, s: jnp.sum(((p - m) / s) ** 2), params, PRIOR, PRIOR_SD)
     return (0.5 * sum(away) - likelihood) / len(xy)
 

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, UInt
 
 LAYER_NORM_EPS = 1e-5
 _matmul = partial(jnp.matmul, precision="highest")  # some devices would round to 10 bits
@@ -83,12 +83,14 @@ def dropout(x: Float[Array, "*B"], rate: float, key: jax.Array | None) -> Float[
 
 
 @partial(jax.jit, static_argnames="shape", inline=True)
-def random_bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "*B"]:
-    """16 random bits a value: those of ``jax.random.bits`` in uint16 where threefry is not partitionable.
+def random_bits(key: jax.Array, shape: tuple[int, ...]) -> UInt[Array, "*B"]:
+    """16 random bits a value: those of ``jax.random.bits`` in uint16, for threefry where it is not partitionable.
 
     On a CPU JAX runs threefry in a loop over arrays; written out for one value XLA fuses it with what uses the bits,
     ten times faster. Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011: threefry2x32, 20 rounds.
     """
+    if jax.random.key_impl(key) != "threefry2x32":
+        return jax.random.bits(key, shape, jnp.uint16)
     key0, key1 = jax.random.key_data(key)
     schedule = (key0, key1, key0 ^ key1 ^ 0x1BD11BDA)
     n_words = -(-math.prod(shape) // 2)  # two values from each

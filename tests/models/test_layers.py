@@ -19,9 +19,11 @@ def test_dropout_without_a_key_or_a_rate():
     assert dropout(x, 0.5, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
 
 
-def test_values_are_dropped_independently():
+@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
+def test_values_are_dropped_independently(generator):
     """Neighbouring values share the word of random bits that they are drawn from, and nothing else."""
-    dropped = np.asarray(dropout(jnp.ones((1000, 1000)), 0.3, jax.random.key(1))) == 0
+    dropped = np.asarray(dropout(jnp.ones((1000, 1000)), 0.3, jax.random.key(1, impl=generator))) == 0
+    assert abs(dropped.mean() - 0.3) < 5e-3
     flat, columns = dropped.ravel(), dropped.T.ravel()
     for values, lag in ((flat, 1), (flat, 2), (columns, 1), (flat, 500_000)):
         assert abs(np.corrcoef(values[lag:], values[:-lag])[0, 1]) < 5e-3
