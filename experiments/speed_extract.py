@@ -14,8 +14,11 @@ def torch_device(device: str) -> str:
 
 
 def oracle(device: str, _, n_patches: int):
-    """The reference's way: one patch per forward pass, float32."""
-    patches, embed = _vit_large(device, autocast=False)
+    """The reference's way: one patch per forward pass, float32, timm's defaults."""
+    model = _vit_large(device)
+    for block in model.blocks:
+        block.attn.fused_attn = True
+    patches, embed = _embedding(model, device, autocast=False)
 
     def run():
         for i in range(n_patches):
@@ -27,7 +30,7 @@ def oracle(device: str, _, n_patches: int):
 def port(device: str, _, n_patches: int, autocast: bool):
     from feature_extraction.extract import DEFAULT_BATCH, batches
 
-    patches, embed = _vit_large(device, autocast)
+    patches, embed = _embedding(_vit_large(device), device, autocast)
     patches.centers = patches.centers[:n_patches]
 
     def run():
@@ -37,16 +40,23 @@ def port(device: str, _, n_patches: int, autocast: bool):
     return {"whole": run}
 
 
-def _vit_large(device: str, autocast: bool):
-    """256-px patches of noise, to be resized to 224, and UNI's architecture with random weights."""
+def _vit_large(device: str):
+    """UNI's architecture with random weights."""
     import torch
 
     from feature_extraction import encoders
-    from feature_extraction.patches import Patches
 
     torch.manual_seed(0)
-    encoder, device = encoders.ENCODERS["uni"], torch_device(device)
-    embed = encoders.embedding(encoders.build(encoder).to(device), encoder, device, autocast)
+    return encoders.build(encoders.ENCODERS["uni"]).to(torch_device(device))
+
+
+def _embedding(model, device: str, autocast: bool):
+    """256-px patches of noise, to be resized to 224, and the function from patches to features."""
+    from feature_extraction import encoders
+    from feature_extraction.patches import Patches
+
+    encoder = encoders.ENCODERS["uni"]
+    embed = encoders.embedding(model, encoder, torch_device(device), autocast)
     centers = np.random.default_rng(0).uniform(0, 4000, (2048, 2))
     return Patches(Noise(), centers, 256, size=encoder.size), embed
 
