@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,8 @@ from experiments import reference_torch
 from spabit_jax.models.gat import make_graph
 from spabit_jax.models.spabit import Tokens
 
+AS_USERS = {"xla_backend_optimization_level": 3}  # long sums in float32 need vectors, which add up in parts
+
 
 def compare_gat(pair: Pair, x: np.ndarray, senders, receivers, tolerance: float, gradient_tolerance: float) -> None:
     """Reconstruction, loss and the loss's gradient."""
@@ -33,7 +37,7 @@ def compare_gat(pair: Pair, x: np.ndarray, senders, receivers, tolerance: float,
     expected_loss.backward()
     graph = make_graph(senders, receivers, len(x))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=AS_USERS)
     def run(params, x):
         def loss(params):
             out = nnx.merge(pair.graphdef, params)(x, graph)
@@ -59,7 +63,7 @@ def compare_spabit(pair: Pair, image, genes, target, n_padding: int, tolerance: 
     tokens = Tokens(image=pad(image)[:, None], genes=pad(genes)[:, None], offset=offset)
     valid = np.arange(len(offset)) < len(image)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=AS_USERS)
     def run(params, tokens, target, valid):
         def loss(params):
             out = nnx.merge(pair.graphdef, params)(tokens, valid)
