@@ -2,10 +2,10 @@
 
     python -m experiments.speed --out=DIR
 
-prints one table and writes ``speed.csv``, on a GPU machine for the GPU. Half an hour on two idle CPU cores, most of it
-the oracle's; ``--stages=gat_epoch,spabit_epoch`` runs a part. Without ``--section`` the stages of training are timed on
-simulated inputs of the reference's size (3639 spots, 910 of them for training, 300 genes, 1024 features), and
-``default_fit`` on a simulated section about as large.
+prints one table and writes ``speed.csv``, on a GPU machine for the GPU. A quarter of an hour on two idle CPU cores;
+``--stages=gat_epoch,spabit_epoch`` runs a part. Inputs are simulated, for the stages of training at the reference's size
+(3639 spots, 910 of them for training, 300 genes, 1024 features); ``default_fit`` is timed on ``--section`` where one is
+given.
 
 Both sides run in processes of their own, one after the other, ``REPEATS`` times, with ``SETTINGS`` where the
 environment has no others; ``seconds`` is the median, without the first run, which compiles. The oracle has the
