@@ -3,9 +3,9 @@
     python -m experiments.speed --out=DIR
 
 prints one table and writes ``speed.csv``, on a GPU machine for the GPU. A quarter of an hour on two idle CPU cores;
-``--stages=gat_epoch,spabit_epoch`` runs a part. Inputs are simulated, for the stages of training at the reference's size
-(3639 spots, 910 of them for training, 300 genes, 1024 features); ``default_fit`` is timed on ``--section`` where one is
-given.
+``--stages=gat_epoch,spabit_epoch`` runs a part. Inputs are simulated, for the stages of training at the reference's
+size (3639 spots, 910 of them for training, 300 genes, 1024 features); ``default_fit`` is timed on ``--section`` where
+one is given.
 
 Both sides run in processes of their own, one after the other, ``REPEATS`` times, with ``SETTINGS`` where the
 environment has no others; ``seconds`` is the median, without the first run, which compiles. The oracle has the
