@@ -22,7 +22,7 @@ SpaBiT. Counted are matrix products: 2abc for (a, b) @ (b, c), twice that again 
 input needs no gradient. For the GAT over N spots these are G→H·F, H·F→O, O→M, M→G; for a batch of SpaBiT the layers
 that decide on the result, so no queries and keys over a single key. The peak is that of float32 products (3639, 1024) @
 (1024, 2048), taken in the same process, in turn with the rest; the share is of the best runs of both. On a GPU float32
-products are in TF32 on both sides.
+products are in TF32 on both sides (in ``extract`` on neither).
 """
 
 from __future__ import annotations
