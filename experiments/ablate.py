@@ -50,14 +50,15 @@ def main() -> None:
     path = out / "ablation.csv"
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     for adata, patch_px in cli.read_flagged_sections():
-        inputs = Inputs(adata, base, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
+        here = cli.with_windows(base, patch_px)
+        inputs = Inputs(adata, here, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
         inputs.extract()
         write_or_match(out / inputs.name / "config.json", settings(inputs), keys=("inputs", "config"))
         for variant in cli.FLAGS.variants:
-            if variant == "transposed_crop off" and not transposed_crop(adata, base):
+            if variant == "transposed_crop off" and not transposed_crop(adata, here):
                 continue  # of no effect on this format
-            config = changed(base, VARIANTS[variant])
-            inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
+            config = changed(here, VARIANTS[variant])
+            inputs = Inputs(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
             inputs.extract()
             key = {"section": inputs.name, "variant": variant}
             key |= {"gat_epochs": config.gat.epochs, "epochs": config.train.epochs}

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,13 +31,24 @@ from spabit_jax import baselines, cli, metrics, plots
 from spabit_jax.config import SPLITS, Config
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_or_match
+from spabit_jax.scale import LABELS, SCALES, total_counts
 
 COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes", "pcc", "pcc_defined")
 COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
-GENE_COLUMNS = ["section", "split", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
+COLUMNS += ("scale", "panel", "weight", "depth_only")
+GENE_COLUMNS = ["section", "split", "scale", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
 TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
 RELATED = "_related"  # after a method's name: learned from the section's group of --related together
 ON_REQUEST = ("reference", "reference_stopped", "oracle")
+
+
+class Piece(NamedTuple):
+    """What the methods are compared on."""
+
+    inputs: Inputs
+    together: Inputs  # with the section's group of --related; the same where it has none
+    ceiling: np.ndarray  # (G,)
+    depth_only: float
 
 
 def main() -> None:
@@ -45,9 +58,12 @@ def main() -> None:
     if config.name in (*baselines.BASELINES, "oracle", "reference_stopped"):
         raise InputError(f"config.name is {config.name!r}, which is a method's name already: give another")
     methods = asked_methods(cli.FLAGS.methods, config)
-    if unknown := [split for split in cli.FLAGS.splits if split not in TEST_SPLITS]:
-        raise InputError(f"unknown split {unknown[0]!r} in --splits: known are {', '.join(TEST_SPLITS)}")
-    asked_encoders, splits = (list(dict.fromkeys(a)) for a in (cli.FLAGS.encoder.split(","), cli.FLAGS.splits))
+    asked_encoders, splits, scales = (
+        list(dict.fromkeys(asked))
+        for asked in (cli.FLAGS.encoder.split(","), cli.FLAGS.splits, cli.FLAGS.scales or [config.data.scale])
+    )
+    _known("--splits", splits, TEST_SPLITS)
+    _known("--scales", scales, SCALES)
     for encoder in asked_encoders:
         encoders.check_name(encoder)
 
@@ -59,39 +75,63 @@ def main() -> None:
         name = adata.uns["spabit"]["name"]
         if name in sections:
             raise InputError(f"two of --sections are named {name}: rename one")
-        sections[name] = adata, patch_px
-    if unknown := [name for group in groups for name in group if name not in sections]:
-        raise InputError(f"--related: there is no {unknown[0]} among the sections {', '.join(sections)}")
+        sections[name] = adata, cli.with_windows(config, patch_px)
+    _known("--related", [name for group in groups for name in group], sections)
 
     rows, genes = [], []
-    pieces = len(sections) * len(splits) * len(asked_encoders) * len(methods)
-    with tqdm(total=pieces, unit="piece", disable=None) as bar:
-        for name, (adata, patch_px) in sections.items():
-            others = [sections[other] for group in groups if name in group for other in group if other != name]
-            for split in splits:
-                for encoder in asked_encoders if "image_path" in adata.uns["spabit"] else asked_encoders[:1]:
-                    asked = copy.deepcopy(config)
-                    asked.data.split = split
-                    inputs = make_inputs(adata, patch_px, asked, encoder)
-                    counts = np.rint(adata[~inputs.is_train, inputs.genes].X.toarray())
-                    ceiling = metrics.noise_ceiling(counts)
-                    together = inputs
-                    if others:
-                        related = [make_inputs(*other, asked.of_related(), encoder) for other in others]
-                        together = make_inputs(adata, patch_px, asked, encoder, related)
-                    for method in methods:
-                        alone = method.removesuffix(RELATED)
-                        bar.set_description(f"{name} {split} {method}", refresh=True)
-                        if inputs.encoder != "none" or alone not in baselines.NEED_IMAGE:
-                            of = together if method != alone else inputs
-                            piece = compute(of, method if others else alone, patch_px, out / "predictions")
-                            for row, table in scores(inputs, method, piece):
-                                rows.append(row)
-                                genes.append(table.assign(ceiling=ceiling))
-                        bar.update()
+    n_pieces = len(sections) * len(splits) * len(scales) * len(asked_encoders) * len(methods)
+    with tqdm(total=n_pieces, unit="piece", disable=None) as bar:
+        for piece in pieces(sections, groups, splits, scales, asked_encoders):
+            for method in methods:
+                alone = method.removesuffix(RELATED)
+                data = piece.inputs.config.data
+                bar.set_description(f"{piece.inputs.name} {data.split} {data.scale} {method}", refresh=True)
+                if piece.inputs.encoder != "none" or alone not in baselines.NEED_IMAGE:
+                    inputs = piece.together if method != alone else piece.inputs
+                    predicted = compute(inputs, method if inputs.related else alone, out / "predictions")
+                    for row, table in scores(piece, method, predicted):
+                        rows.append(row)
+                        genes.append(table.assign(ceiling=piece.ceiling))
+                bar.update()
     if not rows:
         raise InputError(f"nothing to do: {', '.join(methods)} need an image, and no section has one")
     write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), config.name)
+
+
+def _known(flag: str, asked: list[str], known: Iterable[str]) -> None:
+    if unknown := [name for name in asked if name not in known]:
+        raise InputError(f"unknown {unknown[0]!r} in {flag}: known are {', '.join(known)}")
+
+
+def pieces(sections: dict, groups: list, splits: list, scales: list, asked_encoders: list) -> Iterator[Piece]:
+    """Every section × split × scale × encoder, its features in the cache.
+
+    Args:
+      sections: name → the section and its configuration.
+      groups: of ``read_groups``.
+      splits, scales, asked_encoders: names.
+    """
+    for name, (adata, _) in sections.items():
+        others = [other for group in groups if name in group for other in group if other != name]
+        of_section = asked_encoders if "image_path" in adata.uns["spabit"] else asked_encoders[:1]
+        for split, scale, encoder in itertools.product(splits, scales, of_section):
+
+            def make(name: str, related=(), of_related: bool = False, split=split, scale=scale, encoder=encoder):
+                adata, config = sections[name]
+                config = dataclasses.replace(config, data=dataclasses.replace(config.data, split=split, scale=scale))
+                config = config.of_related() if of_related else config
+                inputs = Inputs(adata, config, encoder, cli.FLAGS.cache_dir, related)
+                inputs.extract()
+                return inputs
+
+            inputs = make(name)
+            together = make(name, [make(other, of_related=True) for other in others]) if others else inputs
+            totals, test = total_counts(adata), inputs.test_spots
+            ceiling = metrics.noise_ceiling(inputs.counts()[test], totals[test], inputs.scale)
+            truth = inputs.truth()
+            by_depth = metrics.depth_only(truth[inputs.is_train], totals[inputs.is_train], totals[test])
+            depth = metrics.summarize(metrics.gene_metrics(truth[test], by_depth))["pcc"]
+            yield Piece(inputs, together, ceiling, depth)
 
 
 def asked_methods(asked: list[str], config: Config) -> list[str]:
@@ -115,44 +155,38 @@ def read_groups(asked: list[str]) -> list[list[str]]:
     return groups
 
 
-def make_inputs(adata, patch_px: float, config: Config, encoder: str, related=()) -> Inputs:
-    """The section as the configuration wants it, with its features in the cache."""
-    inputs = Inputs(adata, config, encoder, patch_px, cli.FLAGS.cache_dir, related)
-    inputs.extract()
-    return inputs
-
-
-def compute(inputs: Inputs, method: str, patch_px: float, folder: Path) -> dict[str, np.ndarray]:
+def compute(inputs: Inputs, method: str, folder: Path) -> dict[str, np.ndarray]:
     """The predictions of a method at the test spots, from the folder if they are there.
 
     Returns:
-      mean and sd, (n, G) each (sd NaN where a method has none), per_seed (S, n, G) of models (S = 0 for baselines), and
-      seconds.
+      mean and sd, (n, G) each (sd NaN where a method has none), per_seed (S, n, G) of models (S = 0 for baselines),
+      seconds; of the configured model also ``member:NAME`` (n, G) and ``weight:NAME`` of its members.
 
     Raises:
       InputError: the folder holds predictions from other inputs or of another configuration.
     """
     split = inputs.config.data.split
-    path = folder / f"{inputs.name}.{split}.{inputs.encoder}.{method}.npz"
+    path = folder / f"{inputs.name}.{split}.{inputs.config.data.scale}.{inputs.encoder}.{method}.npz"
     settings = {"data": dataclasses.asdict(inputs.config.data)}
     is_baseline = method.removesuffix(RELATED) in baselines.BASELINES
     if not is_baseline:
         if method in ON_REQUEST and inputs.config.name != "reference":
             encoder = cli.FLAGS.encoder.split(",")[0] if inputs.encoder == "none" else inputs.encoder
-            inputs = make_inputs(inputs.adata, patch_px, reference_config(inputs.config), encoder)
+            inputs = Inputs(inputs.adata, reference_config(inputs.config), encoder, cli.FLAGS.cache_dir)
+            inputs.extract()
         settings |= {"config": inputs.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
     settings["inputs"] = inputs.describe()
     write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
     if not path.exists():
-        start = time.monotonic()
+        start, more = time.monotonic(), {}
         if is_baseline:
             mean, sd = predict_baseline(inputs, method)
             per_seed = np.zeros((0, *mean.shape))
         elif method in ON_REQUEST:
             per_seed, mean, sd, start = predict_reference(inputs, method, folder)
         else:
-            per_seed, mean, sd = predict_model(inputs)
-        arrays = {"mean": mean, "sd": sd, "per_seed": per_seed}
+            per_seed, mean, sd, more = predict_model(inputs)
+        arrays = {"mean": mean, "sd": sd, "per_seed": per_seed, **more}
         with replacing(path) as temporary:
             np.savez(
                 temporary,
@@ -177,15 +211,18 @@ def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarra
     spots, train = baselines.make_spots(adata.obsm["spatial"], features), np.flatnonzero(is_train)
     expression = inputs.section().expression[train]
     model = baselines.BASELINES[method.removesuffix(RELATED)]().fit(spots.at(train), expression)
-    return model.predict(spots.at(inputs.test_spots))
+    mean, sd = model.predict(spots.at(inputs.test_spots))
+    return np.maximum(mean, 0), sd
 
 
-def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each."""
+def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each, and its members."""
     from experiments.model import fit_predict
 
     predicted, test = fit_predict(inputs, list(range(cli.FLAGS.num_seeds))), inputs.test_spots
-    return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test]
+    members = {f"member:{name}": mean[test] for name, mean in predicted.members.items()}
+    members |= {f"weight:{name}": weight for name, weight in predicted.weights.items()}
+    return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test], members
 
 
 def predict_reference(inputs: Inputs, method: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -195,7 +232,7 @@ def predict_reference(inputs: Inputs, method: str, folder: Path) -> tuple[np.nda
 
     section, config = inputs.section(), copy.deepcopy(inputs.config)
     side = "oracle" if method == "oracle" else "port"
-    path = folder / f"{inputs.name}.{config.data.split}.{inputs.encoder}.{side}_gat.npz"
+    path = folder / f"{inputs.name}.{config.data.split}.{config.data.scale}.{inputs.encoder}.{side}_gat.npz"
     parts = {part: dataclasses.asdict(getattr(config, part)) for part in ("data", "gat", "faults")}
     write_or_match(path.with_suffix(".json"), {"inputs": inputs.describe(), **parts}, keys=("inputs", *parts))
     tokens, seconds = sides.once(path, sides.gene_tokens, side, section, config, GAT_SEED)
@@ -208,24 +245,34 @@ def predict_reference(inputs: Inputs, method: str, folder: Path) -> tuple[np.nda
     return per_seed, per_seed.mean(axis=0), np.full(per_seed.shape[1:], np.nan), start
 
 
-def scores(inputs: Inputs, method: str, piece: dict) -> Iterator[tuple[dict, pd.DataFrame]]:
-    """Rows of results.csv and tables of genes.csv: of a baseline one, of a model one for each seed and the ensemble."""
-    test = inputs.test_spots
+def scores(piece: Piece, method: str, predicted: dict) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """Rows of results.csv and tables of genes.csv: of a baseline one; of a model one a seed, its ensemble, its members.
+
+    Args:
+      predicted: of ``compute``.
+    """
+    inputs = piece.inputs
+    test, data = inputs.test_spots, inputs.config.data
     truth = inputs.truth()[test]
-    is_model = len(piece["per_seed"]) > 0
-    of_ensemble = {
-        "seconds": round(float(piece["seconds"]), 3),
-        "coverage90": metrics.coverage(truth, piece["mean"], piece["sd"]),
-    }
-    of_seed = {"seconds": np.nan, "coverage90": np.nan}
-    predictions = [(seed, predicted, of_seed) for seed, predicted in enumerate(piece["per_seed"])]
-    predictions.append(("ensemble" if is_model else "", piece["mean"], of_ensemble))
-    for seed, predicted, more in predictions:
-        key = {"section": inputs.name, "split": inputs.config.data.split, "encoder": inputs.encoder}
-        key |= {"method": method, "seed": seed}
-        table = metrics.gene_metrics(truth, predicted, inputs.genes)
-        sizes = {"n_train": int(inputs.is_train.sum()), "n_test": len(test), "n_genes": len(inputs.genes)}
-        yield {**key, **sizes, **metrics.summarize(table), **more}, table.reset_index().assign(**key)
+    same = {"section": inputs.name, "split": data.split, "scale": data.scale, "encoder": inputs.encoder}
+    sizes = {"n_train": int(inputs.is_train.sum()), "n_test": len(test), "n_genes": len(inputs.genes)}
+    sizes |= {"panel": data.panel, "depth_only": piece.depth_only}
+
+    def row(name: str, seed, mean, seconds=np.nan, coverage90=np.nan, weight=np.nan):
+        table = metrics.gene_metrics(truth, mean, inputs.genes)
+        key = {**same, "method": name, "seed": seed}
+        more = {"seconds": seconds, "coverage90": coverage90, "weight": weight}
+        return {**key, **sizes, **metrics.summarize(table), **more}, table.reset_index().assign(**key)
+
+    for seed, of_seed in enumerate(predicted["per_seed"]):
+        yield row(method, seed, of_seed)
+    covered = metrics.coverage(truth, predicted["mean"], predicted["sd"])
+    final = "ensemble" if len(predicted["per_seed"]) else ""
+    yield row(method, final, predicted["mean"], round(float(predicted["seconds"]), 3), covered)
+    members = [key.removeprefix("member:") for key in predicted if key.startswith("member:")]
+    if len(members) > 1:
+        for name in members:
+            yield row(f"{method}:{name}", final, predicted[f"member:{name}"], weight=float(predicted[f"weight:{name}"]))
 
 
 def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> None:
@@ -240,11 +287,14 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
     final, of_final = rows[rows["seed"].isin(["", "ensemble"])], genes[genes["seed"].isin(["", "ensemble"])]
     shares = pivot(final, "pcc").div(pivot(of_final, "ceiling").max(axis=1), axis=0)
     one = len(rows[["split", "encoder"]].query("encoder != 'none'").drop_duplicates()) < 2
-    shares.index = [label[0] if one else " ".join(label) for label in shares.index]
     models = [method for method in shares.columns if method.removesuffix(RELATED) not in baselines.BASELINES]
-    plots.plot_benchmark(shares, models, out / "benchmark.png")
+    names = ["results.csv", "genes.csv", "results.md"]
+    for scale, of_scale in shares.groupby(level="scale", sort=False):
+        of_scale.index = [label[0] if one else " ".join(label) for label in of_scale.index]
+        names.append("benchmark.png" if scale == rows["scale"].iloc[0] else f"benchmark_{scale}.png")
+        plots.plot_benchmark(of_scale, models, out / names[-1], title=LABELS[scale])
     print(text)
-    print(f"written to {out}: results.csv, genes.csv, results.md, benchmark.png")
+    print(f"written to {out}: {', '.join(names)}")
 
 
 if __name__ == "__main__":
@@ -253,6 +303,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
     flags.DEFINE_list("methods", ["all"], f"Methods: all, or names; {', '.join(ON_REQUEST)} only when named.")
     flags.DEFINE_list("related", [], "Groups of --sections that learn from each other: names joined by +.")
+    flags.DEFINE_list("scales", [], f"Scales: {', '.join(SCALES)}; default: that of --config.")
     flags.DEFINE_list("splits", ["lattice"], f"Splits: {', '.join(TEST_SPLITS)}.")
     flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
     cli.run(main)

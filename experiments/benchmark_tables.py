@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -9,18 +11,19 @@ from scipy import stats
 from spabit_jax import metrics
 from spabit_jax.baselines import BASELINES
 from spabit_jax.report import markdown_table
+from spabit_jax.scale import LABELS
 
-PIECE = ["section", "split", "encoder"]
+PIECE = ["section", "split", "scale", "encoder"]
 STAND_IN = "kriging"  # for methods that need an image, in means over sections, on sections that have none
 
 
 def pivot(table: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Means of a column: a row per (section, split, encoder), a column per method, in the order of the table."""
+    """Means of a column: a row per (section, split, scale, encoder), a column per method, in the order of the table."""
     return table.pivot_table(value, PIECE, "method", sort=False, dropna=False).dropna(how="all")
 
 
 def markdown(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
-    """Tables for each split and encoder.
+    """Tables for each split, scale and encoder.
 
     Args:
       rows: content of results.csv.
@@ -30,10 +33,15 @@ def markdown(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
     rows, genes = (table[table["seed"].isin(["", "ensemble"])] for table in (rows, genes))
     encoders = [encoder for encoder in rows["encoder"].unique() if encoder != "none"] or ["none"]
     parts = []
-    for split in rows["split"].unique():
+    for split, scale in itertools.product(rows["split"].unique(), rows["scale"].unique()):
         for encoder in encoders:
-            r, g = (t[(t["split"] == split) & t["encoder"].isin([encoder, "none"])] for t in (rows, genes))
-            parts.append(f"## Split {split}, encoder {encoder}\n\n{accuracy_table(r, g)}")
+            r, g = (
+                t[(t["split"] == split) & (t["scale"] == scale) & t["encoder"].isin([encoder, "none"])]
+                for t in (rows, genes)
+            )
+            n_genes = " to ".join(map(str, sorted({r["n_genes"].min(), r["n_genes"].max()})))
+            title = f"{LABELS[scale]}, panel {r['panel'].iloc[0]} ({n_genes} genes), split {split}, encoder {encoder}"
+            parts.append(f"## {title}\n\n{accuracy_table(r, g)}")
             if model in set(r["method"]) and set(BASELINES) & set(r["method"]):
                 parts.append(comparison_table(r, g, model))
     return "\n".join(parts)
@@ -44,18 +52,27 @@ def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
     methods = list(rows["method"].unique())
     ceiling = pivot(genes, "ceiling").max(axis=1)  # the same whatever the method
     sizes = rows.groupby(PIECE, sort=False)[["n_train", "n_test"]].first()
+    depth = rows.groupby(PIECE, sort=False)["depth_only"].first()
     pcc = pivot(rows, "pcc")[methods]
     lines = []
     for label, values in pcc.iterrows():
         n_train, n_test = sizes.loc[label]
-        lines.append([label[0], f"{n_train} / {n_test}", f"{ceiling[label]:.3f}", *_cells(values, bold=values.max())])
+        bounds = [f"{ceiling[label]:.3f}", f"{depth[label]:.3f}"]
+        lines.append([label[0], f"{n_train} / {n_test}", *bounds, *_cells(values, bold=values.max())])
     columns = ("pcc", "mse", "coverage90")
     means = {c: _filled(pivot(rows, c).reindex(columns=methods)).mean(skipna=False) for c in columns}
-    lines.append(["mean PCC", "", f"{ceiling.mean():.3f}", *_cells(means["pcc"], bold=means["pcc"].max())])
-    lines.append(["mean MSE", "", "", *_cells(means["mse"], bold=means["mse"].min())])
-    lines.append(["mean coverage of 90% intervals", "", "", *_cells(means["coverage90"])])
-    head = ["Section", "train / test", "noise ceiling", *methods]
-    note = "Mean over the genes of the Pearson correlation on test spots; of a model, that of its ensemble.\n"
+    bounds = [f"{ceiling.mean():.3f}", f"{depth.mean():.3f}"]
+    lines.append(["mean PCC", "", *bounds, *_cells(means["pcc"], bold=means["pcc"].max())])
+    lines.append(["mean MSE", "", "", "", *_cells(means["mse"], bold=means["mse"].min())])
+    lines.append(["mean coverage of 90% intervals", "", "", "", *_cells(means["coverage90"])])
+    weights = pivot(rows, "weight").reindex(columns=methods).mean()
+    lines.append(["mean weight in the prediction", "", "", "", *_cells(weights)])
+    head = ["Section", "train / test", "noise ceiling", "depth only", *methods]
+    note = (
+        "Mean over the genes of the Pearson correlation on test spots; of a model, that of its ensemble, and with a "
+        "colon that of one of its members alone. The ceiling is what a perfect prediction would have, by the noise of "
+        "counts. Depth only is no method: it knows the true total count of each test spot, and nothing else of it.\n"
+    )
     if pcc.isna().to_numpy().any() and STAND_IN in methods:
         note += f"In the means a method that needs an image takes the value of {STAND_IN} where there is none.\n"
     return f"{markdown_table(head, lines)}\n{note}"

@@ -59,7 +59,7 @@ def main() -> None:
     out = Path(cli.FLAGS.out)
     rows, scores = [], {}
     for adata, patch_px in cli.read_flagged_sections():
-        inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
+        inputs = Inputs(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
         inputs.extract()
         write_or_match(out / inputs.name / "config.json", settings(inputs), keys=("inputs", "config"))
         predictions, seconds = _predictions(inputs, out / inputs.name)

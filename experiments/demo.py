@@ -17,9 +17,6 @@ from absl import flags
 from spabit_jax import cli
 from spabit_jax.errors import InputError
 
-# One spot pitch of the simulated section: what the image shows of one spot and of nothing else.
-PATCH_PX = 48
-
 
 def main() -> None:
     if not cli.FLAGS.out:
@@ -33,7 +30,7 @@ def main() -> None:
         write_section(*simulate_section(seed=0), section.parent)
     command = [
         *("-m", "experiments.run", f"--section={section}", "--config=experiments/configs/demo.py"),
-        *(f"--patch_px={PATCH_PX}", f"--cache_dir={out / 'cache'}", f"--out={out / 'run'}", "--num_seeds=2"),
+        *(f"--cache_dir={out / 'cache'}", f"--out={out / 'run'}", "--num_seeds=2"),
     ]
     print("python", *command)
     sys.exit(subprocess.run([sys.executable, *command]).returncode)

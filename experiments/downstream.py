@@ -3,8 +3,8 @@
     python -m experiments.downstream --run=runs/151673 --out=runs/151673/downstream --gmt=hallmarks.gmt
 
 Each on measured expression (the train spots alone), predicted, merged (measured at train spots, predicted elsewhere),
-and on what was measured at every spot as a ceiling. Labels are those of the section, or of ``--labels``; what needs
-labels or gene sets is left out where there are none, with one line that says so. Two minutes on 3,000 spots.
+and on each spot's own measurement, which only a test has. Labels are those of the section, or of ``--labels``; what
+needs labels or gene sets is left out where there are none, with one line that says so. Two minutes on 3,000 spots.
 """
 
 from __future__ import annotations
@@ -52,12 +52,17 @@ def read_run(run: Path):
             raise InputError(
                 f"{run / name} is missing: give --run the folder of a finished experiments.run that holds out spots"
             )
+    metrics = json.loads((run / "metrics.json").read_text())
+    if "weights" not in metrics:
+        raise InputError(f"{run} was made by an older version: run experiments.run again, into another --out")
+    if not metrics["protocol"]["n_test"]:
+        raise InputError(f"{run} holds out no spot (split none), so that there is nothing to compare with")
     predictions = anndata.read_h5ad(run / "predictions.h5ad")
     if cli.FLAGS.labels:
         if not Path(cli.FLAGS.labels).is_file():
             raise InputError(f"{cli.FLAGS.labels}: no such file")
         predictions.obs["label"] = read_labels(Path(cli.FLAGS.labels), predictions.obs_names).astype("category")
-    return predictions, json.loads((run / "metrics.json").read_text())
+    return predictions, metrics
 
 
 class Analyses:
@@ -86,7 +91,7 @@ class Analyses:
         import numpy as np
 
         from spabit_jax.downstream import plots
-        from spabit_jax.downstream.domains import find_domains
+        from spabit_jax.downstream.domains import agreement, find_domains
 
         n_domains = n_domains or len(self.names)
         if n_domains > (self.spots["split"] == "train").sum():
@@ -95,14 +100,14 @@ class Analyses:
             self.left_out.append("spatial domains: there are no labels to say how many; give --n_domains")
             return
         self.tables["domains"], maps = find_domains(self.predictions, self.labels, n_domains, n_seeds)
-        drawn, reference = {}, maps["merged", *MAP]
-        if self.names:
-            reference = np.array([self.names.index(label) if label else -1 for label in self.labels])
-            drawn["annotation"] = reference
+        annotation = np.array([self.names.index(label) if label else -1 for label in self.labels])
+        reference, drawn = annotation if self.names else maps["merged", *MAP], {}
         for kind in ("measured", "predicted", "merged"):
-            drawn[kind] = plots.matched(maps[kind, *MAP], reference)
-        plots.plot_groups(self.predictions, drawn, self.names, self.figures / "domain_maps.png")
-        self.spots["domain"] = [f"domain {found}" for found in drawn["merged"]]
+            domains = plots.matched(maps[kind, *MAP], reference)
+            ari = agreement(domains[domains >= 0], self.labels[domains >= 0])[1]
+            drawn[kind if np.isnan(ari) else f"{kind}, ARI {ari:.2f}"] = domains
+        plots.plot_domains(self.predictions, drawn, annotation, self.names, self.figures / "domain_maps.png")
+        self.spots["domain"] = [f"domain {number + 1}" for number in domains]  # of merged, the last
         if not self.names:
             self.groups, self.grouping = self.spots["domain"].to_numpy(object), "domain"
 
@@ -133,10 +138,11 @@ class Analyses:
 
         from spabit_jax.downstream import plots
         from spabit_jax.downstream.enrichment import enrich, find_markers
-        from spabit_jax.downstream.expression import kinds
+        from spabit_jax.downstream.expression import kinds, scale_of
 
+        scale = scale_of(self.predictions)
         found = {
-            kind: find_markers(values, self.predictions.var_names, self.groups[spots])
+            kind: find_markers(values, self.predictions.var_names, self.groups[spots], scale)
             for kind, (spots, values) in kinds(self.predictions).items()
         }
         if found["merged"].empty:

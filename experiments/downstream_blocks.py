@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from spabit_jax.downstream.expression import CEILING
+from spabit_jax.downstream.expression import OWN_MEASUREMENT
 from spabit_jax.downstream.spatial import rank_agreement
 from spabit_jax.report import Block, format_cell, markdown_table
 
-KINDS = ["measured", "predicted", "merged", CEILING]
+KINDS = ["measured", "predicted", "merged", OWN_MEASUREMENT]
 METHODS = {"kmeans": "k-means", "mixture": "Gaussian mixture", "leiden": "Leiden"}
 TOP_MARKERS = 20
 FDR = 0.05
@@ -30,9 +30,9 @@ def downstream_blocks(tables: dict[str, pd.DataFrame], left_out: Sequence[str], 
         Block(
             "What follows from the predictions",
             "Each analysis is made four times: on the measured spots alone, on predictions at every spot, on both "
-            "merged (measured where there is a measurement, predicted elsewhere), and, as a ceiling, on measurements "
-            "of every spot, which only a test like this one has. Where merged does better than measured, the "
-            "predictions are worth having for that analysis.",
+            "merged (measured where there is a measurement, predicted elsewhere), and on each spot's own measurement, "
+            "which only a test like this one has. It is no upper limit: it is noisy, and predictions can do better. "
+            "Where merged does better than measured, the predictions are worth having for that analysis.",
         )
     ]
     if "domains" in tables:
@@ -64,7 +64,9 @@ def _domains(table: pd.DataFrame, figures: Path) -> list[Block]:
     title, figure = "Spatial domains", figures / "domain_maps.png"
     what = (
         "Spots grouped by their expression. The map is that of the Gaussian mixture with smoothing over neighbouring "
-        "spots; colours are matched to the annotation where there is one."
+        "spots. Where there is an annotation, a domain has the colour of the part that it shares most spots with. That "
+        "does not make it that part: how well the maps agree says the ARI (1 is perfect, 0 is chance), of measured "
+        "expression over the measured spots, of the others over all."
     )
     blocks = [Block(title, what, figure=figure)]
     if table["ari"].isna().all():
@@ -86,17 +88,18 @@ def _tumour(table: pd.DataFrame, figures: Path) -> list[Block]:
     first = table.iloc[0]
     text = (
         f"A classifier (logistic regression) learned tumour from {first['n_train']} measured and annotated spots, and "
-        f"was asked about {first['n_test']} others, {first['n_tumour']} of them tumour. It was given: predicted "
-        "expression; the average of the nearest measured spots; and, as the ceiling, their own measured expression. "
-        "'Like for like': the classifier learned from predictions at the annotated spots, made without their own "
-        "expression. 'Neighbour labels' uses no expression at all: it asks what the nearest annotated spots are. "
-        "AUROC: the probability that a tumour spot gets the higher value of two; 0.5 is chance."
+        f"was asked about {first['n_test']} others, {first['n_tumour']} of them tumour. 'Predicted': it learned from "
+        "predictions at the annotated spots and was given predictions. 'Neighbour labels' uses no expression at all: "
+        "it asks what the nearest annotated spots are. In the other rows it learned from measurements, and was given "
+        "the average of the nearest measured spots ('nearest'), predictions, which look unlike what it learned from, "
+        "or the spots' own measurements, which only a test like this one has. AUROC: the probability that a tumour "
+        "spot gets the higher value of two; 0.5 is chance."
     )
     shown = table[["input", "auroc", "average_precision", "f1"]]
     shown = shown.set_axis(["given", "AUROC", "average precision", "F1"], axis=1)
     return [
         Block("Tumour regions", text, shown, figures / "tumour_roc.png"),
-        Block("Where the tumour is", "By predicted expression.", figure=figures / "tumour_map.png"),
+        Block("Where the tumour is", "By the row 'predicted'.", figure=figures / "tumour_map.png"),
     ]
 
 
@@ -105,14 +108,14 @@ def _markers(table: pd.DataFrame, grouping: str) -> list[Block]:
     top = positive.groupby(["expression", "group"])["gene"].agg(lambda genes: set(genes.head(TOP_MARKERS)))
     rows, first = [], []
     for group in table["group"].unique():
-        truth = top.get((CEILING, group), set())
+        truth = top.get((OWN_MEASUREMENT, group), set())
         shared = {kind: len(top[kind, group] & truth) if (kind, group) in top else "–" for kind in KINDS[:-1]}
         names = positive[(positive["expression"] == "merged") & (positive["group"] == group)]["gene"].head(5)
         rows.append({grouping: group, **shared})
         first.append({grouping: group, "genes": " ".join(names)})
     text = (
-        f"Of the {TOP_MARKERS} first marker genes of each {grouping} by measurements of every spot, how many are found "
-        "among the first by each kind of expression (Wilcoxon's rank-sum test, within the predicted panel). "
+        f"Of the {TOP_MARKERS} first marker genes of each {grouping} by the spots' own measurements, how many are "
+        "found among the first by each kind of expression (Wilcoxon's rank-sum test, within the predicted panel). "
         "p-values of predicted expression are too small: predictions of neighbouring spots are not independent."
     )
     return [
@@ -128,7 +131,7 @@ def _enrichment(table: pd.DataFrame, figures: Path) -> list[Block]:
         {
             "expression": kind,
             "sets found": len(found[kind]),
-            "also by the ceiling": len(found[kind] & found[CEILING]),
+            "also by own measurement": len(found[kind] & found[OWN_MEASUREMENT]),
         }
         for kind in KINDS
     ]

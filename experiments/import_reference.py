@@ -105,9 +105,13 @@ class Processed:
         from experiments.inputs import transposed_crop
         from feature_extraction import cache, encoders
         from spabit_jax.interop.files import read_matrix
+        from spabit_jax.windows import window_widths
 
         self.adata = cli.read_flagged_section()
         transposed = transposed_crop(self.adata, config)
+        width, *others = window_widths(cli.asked_windows(cli.FLAGS.patch_px, config.data.windows), self.adata)
+        if others:
+            raise InputError("the reference has one image window: give one --patch_px, or the preset reference.py")
         self.flags, self.caches, self.tokens, self.tokens_path = [], [], None, out / "gene_tokens.npz"
         for path in sorted(folder.glob("local_ebd*.pt")):
             name = path.stem.removeprefix("local_ebd").removeprefix("_")
@@ -116,7 +120,7 @@ class Processed:
                 encoders.check_name(encoder)
             except InputError as error:
                 raise InputError(f"{path}: {error}") from error
-            asked = cache.request(self.adata, encoder, cli.patch_px(self.adata, cli.FLAGS.patch_px), transposed)
+            asked = cache.request(self.adata, encoder, width, transposed)
             if asked["image_file"] is None:
                 raise InputError(f"section {asked['section']} has no image: name that of {path} with --image=FILE")
             npy, _ = cache.cache_paths(

@@ -15,7 +15,9 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
 from spabit_jax.genes import select_genes
 from spabit_jax.models import MODELS
+from spabit_jax.scale import find_scale, total_counts
 from spabit_jax.split import split_spots
+from spabit_jax.windows import warn_of_windows, window_widths
 
 if TYPE_CHECKING:
     from spabit_jax.locations import Locations
@@ -31,7 +33,7 @@ def transposed_crop(adata: AnnData, config: Config) -> bool:
 
 
 class Cached(NamedTuple):
-    """Image features through the cache: the arguments of ``feature_extraction.cache``.
+    """Image features of one window through the cache: the arguments of ``feature_extraction.cache``.
 
     ``adata`` needs names, ``obsm["spatial"]`` and ``uns["spabit"]`` only: it may be places without counts.
     """
@@ -65,6 +67,13 @@ class Cached(NamedTuple):
         return {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
 
 
+def side_by_side(windows: Sequence[Cached]) -> np.ndarray | None:
+    """(N, D) features of all windows; None where there is none."""
+    if len(windows) < 2:
+        return windows[0].read() if windows else None
+    return np.concatenate([window.read() for window in windows], axis=1)
+
+
 class Inputs:
     """A section as a configuration wants it.
 
@@ -72,18 +81,18 @@ class Inputs:
       adata: the section, N spots, all genes.
       is_train: (N,) bool.
       genes: the panel, G names.
+      scale: of expression, from the train spots.
       encoder: of the image, ``none`` where there is no image.
-      cached: the image features, or None.
+      patch_px: widths of the image windows in full-resolution pixels.
+      windows: the image features of each; empty without an image.
       related: the inputs of other sections, from whose train spots is learned too.
 
     Raises:
       InputError: the split, the panel, the encoder, a cache that is there already or a related section does not fit.
     """
 
-    def __init__(
-        self, adata: AnnData, config: Config, encoder: str, patch_px: float, cache_dir: str, related: Sequence = ()
-    ):
-        self.adata, self.config, self.patch_px, self.related = adata, config, patch_px, list(related)
+    def __init__(self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = ()):
+        self.adata, self.config, self.related = adata, config, list(related)
         info = adata.uns["spabit"]
         self.name = info["name"]
         data = config.data
@@ -96,15 +105,20 @@ class Inputs:
         if config.model.name not in MODELS:
             raise InputError(f"config.model.name is {config.model.name!r}: known models are {', '.join(MODELS)}")
         self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
+        self.scale = find_scale(data.scale, adata, self.is_train)
         encoders.check_name(encoder)
         self.encoder = encoder
         if "image_path" not in info:
             logging.warning("section %s has no image: running without image features", self.name)
             self.encoder = "none"
-        self.cached = None
+        self.patch_px = window_widths(data.windows, adata)
+        self.windows = []
         if self.encoder != "none":
-            self.cached = Cached(adata, self.encoder, patch_px, cache_dir, transposed_crop(adata, config))
-            cache.is_cached(*self.cached)  # refuses a cache that does not match
+            transposed = transposed_crop(adata, config)
+            self.windows = [Cached(adata, self.encoder, width, cache_dir, transposed) for width in self.patch_px]
+            for window in self.windows:
+                cache.is_cached(*window)  # refuses a cache that does not match
+            warn_of_windows(self.patch_px, adata)
         self._check_related()
 
     def _check_related(self) -> None:
@@ -115,7 +129,7 @@ class Inputs:
             raise InputError(f"two of --section and --related are named {twice[0]}: give each section once")
         for other in self.related:
             if other.encoder != self.encoder:
-                without = self.name if self.cached is None else other.name
+                without = other.name if self.windows else self.name
                 raise InputError(f"section {without} has no image, others have: leave out the one or the others")
 
     @property
@@ -126,12 +140,12 @@ class Inputs:
     def extract(self, weights: str | None = None) -> None:
         """Image features into the cache, if they are not there."""
         for inputs in (self, *self.related):
-            if inputs.cached is not None:
-                inputs.cached.extract(weights)
+            for window in inputs.windows:
+                window.extract(weights)
 
     def features(self) -> np.ndarray | None:
         """(N, D) image features from the cache; None without an image."""
-        return None if self.cached is None else self.cached.read()
+        return side_by_side(self.windows)
 
     def describe(self) -> dict:
         """What decides on results besides the configuration: JSON; the features must be in the cache."""
@@ -139,11 +153,15 @@ class Inputs:
             "counts_and_positions": content_hash(self.adata),
             "genes": self.genes,
             "encoder": self.encoder,
-            "patch_px": self.patch_px,
+            "patch_px": list(self.patch_px),
         }
         if self.related:
             described["related"] = [{"name": other.name} | other.describe() for other in self.related]
-        return described if self.cached is None else described | self.cached.made_from()
+        return described | self.made_from()
+
+    def made_from(self) -> dict:
+        """Hashes of image and weights; empty without an image."""
+        return self.windows[0].made_from() if self.windows else {}
 
     def identity(self, num_seeds: int) -> dict:
         """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
@@ -180,7 +198,7 @@ class Inputs:
                 own = self.features()
                 features = standardised(np.concatenate([own, features]), len(own))[len(own) :]
             known = None if known is None else np.concatenate([known, features])
-        section = make_section(adata, self.genes, is_train, known, self.config, n_spots)
+        section = make_section(adata, self.genes, is_train, known, self.config, n_spots, self.scale)
         return align(section, [len(inputs.is_train) for inputs in (self, *self.related)])
 
     def near(self) -> np.ndarray:
@@ -190,14 +208,19 @@ class Inputs:
         return neighbour_coordinates(self.adata, self.config)
 
     def truth(self) -> np.ndarray:
-        """(N, G) measured log2(count + 1) of every spot: for metrics, and for nothing before them."""
-        return np.log2(self.adata[:, self.genes].X.toarray().astype(np.float32) + 1)
+        """(N, G) measured expression of every spot: for metrics, and for nothing before them."""
+        return self.scale.expression(self.counts(), total_counts(self.adata))
+
+    def counts(self) -> np.ndarray:
+        """(N, G) counts of every spot: as ``truth``."""
+        return self.adata[:, self.genes].X.toarray()
 
     def protocol(self) -> dict:
         """The protocol as metrics.json has it; ``related``, train spots by section, only where there are some."""
         protocol = {
             "split": self.config.data.split,
             "panel": self.config.data.panel,
+            "scale": self.config.data.scale,
             "n_genes": len(self.genes),
             "n_train": int(self.is_train.sum()),
             "n_test": len(self.test_spots),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 from pathlib import Path
@@ -13,7 +14,7 @@ from anndata import AnnData
 from scipy.spatial import KDTree
 from tqdm import tqdm
 
-from experiments.inputs import Inputs
+from experiments.inputs import Inputs, side_by_side
 from feature_extraction import cache
 from spabit_jax.config import Config
 from spabit_jax.errors import InputError
@@ -102,20 +103,32 @@ def _config(run: Path, content: dict) -> Config:
 def _inputs(run: Path, content: dict, config: Config, weights: str | None) -> Inputs:
     section, before = content["section"], content["inputs"]
     encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
-    adata = read_section(section["path"], **section["reading"])
-    widths = [other["patch_px"] for other in before.get("related", [])]
-    of_related = config.of_related()
+    paths = section.get("related", [])
     related = [
-        Inputs(read_section(path, **section["reading_related"]), of_related, encoder, width, content["cache_dir"])
-        for path, width in zip(section.get("related", []), widths, strict=True)
-    ]
-    inputs = Inputs(adata, config, encoder, before["patch_px"], content["cache_dir"], related)
+        Inputs(read_section(path, **section["reading_related"]), of_its_time(config.of_related(), was), encoder,
+               content["cache_dir"])
+        for path, was in zip(paths, before.get("related", []), strict=True)
+    ]  # fmt: skip
+    adata, config = read_section(section["path"], **section["reading"]), of_its_time(config, before)
+    inputs = Inputs(adata, config, encoder, content["cache_dir"], related)
     inputs.extract(weights)
     now = inputs.describe()
     if now != before:
         where = first_difference(before, now, "inputs")
         raise InputError(f"{section['path']} is not what {run} was trained on, {where}: put it back, or run again")
     return inputs
+
+
+def of_its_time(config: Config, described: dict) -> Config:
+    """The configuration with the windows of ``described``, which in folders from before ``data.windows`` is a number.
+
+    There it becomes the list that it is now, in place.
+    """
+    if isinstance(described["patch_px"], list):
+        return config
+    windows = f"{described['patch_px']:.9g}px"
+    described["patch_px"] = [described["patch_px"]]
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, windows=windows))
 
 
 def check_predicts_anywhere(config: Config) -> None:
@@ -134,19 +147,20 @@ def features_at(inputs: Inputs, locations: Locations, weights: str | None = None
     Raises:
       InputError: they cannot be extracted, or come from other weights than those at the spots.
     """
-    if inputs.cached is None:
+    if not inputs.windows:
         return None
     digest = cache.hash_coordinates(locations.names, locations.xy)[:12]
     info = {**inputs.adata.uns["spabit"], "name": f"{inputs.name}_at_{digest}"}
     places = AnnData(obs=pd.DataFrame(index=locations.names), obsm={"spatial": locations.xy}, uns={"spabit": info})
-    here = inputs.cached._replace(adata=places)
-    here.extract(weights)
-    if here.made_from() != inputs.cached.made_from():
+    here = [window._replace(adata=places) for window in inputs.windows]
+    for window in here:
+        window.extract(weights)
+    if here[0].made_from() != inputs.made_from():
         raise InputError(
             "image features at the locations come from other weights or another image than those at the spots of "
             f"{inputs.name}: give the run's weights with --weights=FILE, and delete {info['name']}.* in the cache"
         )
-    return here.read()
+    return side_by_side(here)
 
 
 def predict_at(model: Model, locations: Locations, weights: str | None = None) -> AnnData:
@@ -160,7 +174,7 @@ def predict_at(model: Model, locations: Locations, weights: str | None = None) -
       weights: file of the encoder's weights, where it needs one.
 
     Returns:
-      AnnData (M, G) as in predictions.h5ad: ``X`` predicted log2(count + 1), ``layers["sd"]``; ``layers["truth"]`` and
+      AnnData (M, G) as in predictions.h5ad: ``X`` predicted expression, ``layers["sd"]``; ``layers["truth"]`` and
       ``obs["split"]`` of the measured spot that lies at a location, else NaN and ``new``; ``obs`` array_row and
       array_col, continued between the spots; ``obsm["spatial"]``; provenance in ``uns["spabit"]``.
     """
@@ -238,6 +252,10 @@ def provenance(inputs: Inputs) -> dict:
     return {
         "method": inputs.config.name,
         "encoder": inputs.encoder,
+        "scale": inputs.scale.name,
+        **({} if inputs.scale.target is None else {"scale_target": inputs.scale.target}),
+        "panel": inputs.config.data.panel,
+        "patch_px": list(inputs.patch_px) if inputs.windows else [],
         "split_rule": inputs.config.data.split,
         "trained_on": which,
         "train_spots_see_themselves": inputs.config.faults.self_in_gene_token,

@@ -26,10 +26,11 @@ N_GENES = 3  # shown, where none are named
 def main() -> None:
     run, out, asked = Path(_given("run")), Path(_given("out")), _given("locations")
     check_out(out)
+    from spabit_jax.genes import check_genes
+
     predictions, spots = predict(run, asked, cli.FLAGS.weights)
     genes = cli.FLAGS.genes or default_genes(spots)
-    if unknown := [gene for gene in genes if gene not in predictions.var_names]:
-        raise InputError(f"--genes: {unknown[0]} is not in the panel of {run}: genes.csv there lists what is")
+    check_genes(genes, predictions.var_names, f"not in the panel of {run} (--genes=+NAME of experiments.run adds it)")
     write(predictions, out)
     from spabit_jax import plots
 

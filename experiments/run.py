@@ -45,16 +45,13 @@ class Run:
         from experiments.inputs import Inputs
 
         self.out = out
-        self.config = cli.read_flagged_config()
+        self.config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
         self.seeds = list(range(cli.FLAGS.num_seeds))
 
-        def make_inputs(adata, config, related=()):
-            patch_px = cli.patch_px(adata, cli.FLAGS.patch_px)
-            return Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir, related)
-
+        encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
         adata, of_related = cli.read_flagged_section(), self.config.of_related()
-        related = [make_inputs(other, of_related) for other in cli.read_related_sections()]
-        self.inputs = make_inputs(adata, self.config, related)
+        related = [Inputs(other, of_related, encoder, cache_dir) for other in cli.read_related_sections()]
+        self.inputs = Inputs(adata, self.config, encoder, cache_dir, related)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={self.out} is a file: give a folder")
         self._trainer = self._states = None
@@ -128,7 +125,7 @@ class Run:
         self._note_seconds("companions", time.monotonic() - start)
 
     def predict(self) -> None:
-        """``predictions.h5ad``, and each seed's predictions beside it."""
+        """``predictions.h5ad``, and beside it each seed's predictions and each member's."""
         import numpy as np
 
         from experiments.model import finish, needed, provenance
@@ -136,7 +133,8 @@ class Run:
         from spabit_jax.inference import predictions_adata
 
         path, seeds_path = self.out / "predictions.h5ad", self.out / "predictions_per_seed.npy"
-        if path.exists() and seeds_path.exists():
+        members_path = self.out / "members.npz"
+        if path.exists() and seeds_path.exists() and members_path.exists():
             self._write_config()
             return
         trainer = self._make_trainer()
@@ -148,7 +146,10 @@ class Run:
         if self.config.model.companions:
             others = dict(needed(self.out / "companions.npz", "train", np.load))
         prediction = finish(trainer, [state.chosen for state in states], self.seeds, others, inputs.adata.n_obs)
-        out = predictions_adata(inputs.adata, inputs.genes, inputs.is_train, prediction, provenance(inputs))
+        truth = inputs.truth()
+        out = predictions_adata(inputs.adata, truth, inputs.genes, inputs.is_train, prediction, provenance(inputs))
+        with replacing(members_path) as temporary:
+            np.savez(temporary, **prediction.members)
         with replacing(seeds_path) as temporary:
             np.save(temporary, prediction.per_seed)
         with replacing(path) as temporary:
@@ -165,20 +166,20 @@ class Run:
 
         predictions = needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
         per_seed = needed(self.out / "predictions_per_seed.npy", "predict", np.load)
+        members = dict(needed(self.out / "members.npz", "predict", np.load))
         self._write_config()
-        if not len(self.inputs.test_spots):
-            print("every spot is a train spot: there is no test spot to evaluate on")
-            return
         seconds = self._seconds()
         evaluate(
             self.out,
+            self.inputs,
             predictions,
             per_seed,
-            self.inputs.features(),
+            members,
             header={
                 "section": self.inputs.name,
                 "method": self.config.name,
                 "encoder": self.inputs.encoder,
+                "patch_px": list(self.inputs.patch_px) if self.inputs.windows else [],
                 "protocol": self.inputs.protocol(),
                 "seeds": self.seeds,
             },

@@ -42,6 +42,7 @@ from absl import flags, logging
 
 from experiments import speed_extract, speed_large, speed_sides
 from spabit_jax import cli
+from spabit_jax.config import DataConfig
 from spabit_jax.errors import InputError
 
 STAGES = ("gat_epoch", "spabit_epoch", "predict", "default_fit", "protocol", "large", "extract", "compile", "import")
@@ -192,18 +193,17 @@ class Bench:
     def _section(self) -> dict:
         """The section of the flags, or a simulated one, as ``speed_sides.of_section`` wants it."""
         if cli.FLAGS.section:
-            patch_px = cli.patch_px(cli.read_flagged_section(), cli.FLAGS.patch_px)
             return {
                 "path": cli.FLAGS.section,
                 "name": cli.FLAGS.name,
                 "encoder": cli.FLAGS.encoder,
-                "patch_px": patch_px,
+                "windows": cli.asked_windows(cli.FLAGS.patch_px, DataConfig().windows),
                 "cache_dir": cli.FLAGS.cache_dir,
             }
         from spabit_jax.simulate import simulate_section, write_section
 
         path = write_section(*simulate_section(0, n_rows=78, n_cols=64), Path(self.scratch))
-        return {"path": str(path), "name": None, "encoder": "stain", "patch_px": 48.0, "cache_dir": self.scratch}
+        return {"path": str(path), "name": None, "encoder": "stain", "windows": "48px", "cache_dir": self.scratch}
 
     def large(self) -> list[dict]:
         rows = []

@@ -93,7 +93,8 @@ def _inputs(describe: dict, config):
     from spabit_jax.readers import read_section
 
     adata = read_section(describe["path"], name=describe["name"])
-    inputs = Inputs(adata, config, describe["encoder"], describe["patch_px"], describe["cache_dir"])
+    config.data.windows = describe["windows"]
+    inputs = Inputs(adata, config, describe["encoder"], describe["cache_dir"])
     inputs.extract()
     return inputs
 

@@ -39,7 +39,6 @@ KRIGINGS = ("kriging", "kriging_learned")  # of spabit_jax.baselines
 LEAST = 8  # train spots
 DENSITY = 4  # of the simulated truth
 SIMULATED = {"n_rows": 22, "n_cols": 20, "pitch": 60.0, "density": DENSITY}
-SIMULATED_PATCH_PX = 60.0  # a pitch
 
 
 class Task(NamedTuple):
@@ -47,8 +46,8 @@ class Task(NamedTuple):
 
     adata: AnnData
     locations: Locations
-    truth: pd.DataFrame  # (M, all genes) log2(count + 1), or of the expected count
-    patch_px: float
+    counts: pd.DataFrame  # (M, all genes), or the expected ones
+    patch_px: str | None  # what --patch_px says of the section
     every: int
 
 
@@ -64,7 +63,9 @@ def main() -> None:
         raise InputError("nothing to do: give --sections, --simulated or both")
     rows = []
     for task in tqdm(_tasks(steps, out), unit="task", disable=None):
-        inputs = Inputs(task.adata, config, cli.FLAGS.encoder, task.patch_px, cli.FLAGS.cache_dir)
+        inputs = Inputs(
+            task.adata, cli.with_windows(config, task.patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir
+        )
         rows += results(task, inputs, cli.FLAGS.num_seeds, out)
         write(out, pd.DataFrame(rows))
     print((out / "results.md").read_text())
@@ -74,16 +75,16 @@ def main() -> None:
 def _tasks(steps: list[int], out: Path):
     if cli.FLAGS.sections or cli.FLAGS.section:
         for adata, patch_px in cli.read_flagged_sections():
-            truth = pd.DataFrame(np.log2(adata.X.toarray() + 1), columns=adata.var_names)
+            counts = pd.DataFrame(adata.X.toarray(), columns=adata.var_names)
             for every in steps:
-                yield thinned(adata, truth, every, patch_px)
+                yield thinned(adata, counts, every, patch_px)
     for seed in range(cli.FLAGS.simulated):
-        adata, truth = simulated(seed, out / "sections")
-        yield thinned(adata, truth, DENSITY, SIMULATED_PATCH_PX)
+        adata, counts = simulated(seed, out / "sections")
+        yield thinned(adata, counts, DENSITY, None)
 
 
 def simulated(seed: int, folder: Path) -> tuple[AnnData, pd.DataFrame]:
-    """A section at ``DENSITY`` times the density of its spots, and its log2(expected count + 1); writes its image."""
+    """A section at ``DENSITY`` times the density of its spots, and its expected counts; writes its image."""
     from PIL import Image
 
     from spabit_jax.simulate import simulate_section
@@ -94,10 +95,10 @@ def simulated(seed: int, folder: Path) -> tuple[AnnData, pd.DataFrame]:
         with replacing(path) as temporary:
             Image.fromarray(image).save(temporary)
     adata.uns["spabit"]["image_path"] = str(path.resolve())
-    return adata, pd.DataFrame(np.log2(adata.layers["mu"] + 1), columns=adata.var_names)
+    return adata, pd.DataFrame(adata.layers["mu"], columns=adata.var_names)
 
 
-def thinned(adata: AnnData, truth: pd.DataFrame, every: int, patch_px: float) -> Task:
+def thinned(adata: AnnData, counts: pd.DataFrame, every: int, patch_px: str | None) -> Task:
     """Every so-manieth spot along each axis of the lattice as a section of its own, the others as its locations.
 
     Raises:
@@ -119,7 +120,7 @@ def thinned(adata: AnnData, truth: pd.DataFrame, every: int, patch_px: float) ->
     reached = KDTree(xy[kept]).query(xy)[0] <= FURTHEST * spot_pitch(xy[kept])
     new = ~kept & reached
     return Task(
-        section, Locations(adata.obs_names[new].to_numpy(str), xy[new], coarse[new]), truth[new], patch_px, every
+        section, Locations(adata.obs_names[new].to_numpy(str), xy[new], coarse[new]), counts[new], patch_px, every
     )
 
 
@@ -127,7 +128,7 @@ def results(task: Task, inputs: Inputs, num_seeds: int, out: Path) -> list[dict]
     """A row of results.csv for each method; predictions are kept in the folder, and taken from there."""
     config = inputs.config
     inputs.extract()
-    truth = task.truth[inputs.genes].to_numpy()
+    truth = inputs.scale.expression(task.counts[inputs.genes], task.counts.sum(axis=1))
     rows = []
     for method in [*INTERPOLATIONS, *KRIGINGS, config.name]:
         path = out / "predictions" / f"{inputs.name}.{inputs.encoder}.{method}.npz"

@@ -58,7 +58,8 @@ def plan(out: Path) -> list[Job]:
     paths = cli.FLAGS.sections or [cli.FLAGS.section]
     for path, (adata, patch_px) in zip(paths, cli.read_flagged_sections(), strict=True):
         for file, config in configs.items():
-            inputs = Inputs(adata, config, cli.FLAGS.encoder, patch_px, cli.FLAGS.cache_dir)
+            config = cli.with_windows(config, patch_px)
+            inputs = Inputs(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
             name = f"{inputs.name}/{config.name}"
             if name in jobs:
                 raise InputError(f"two runs are {name}: rename a section, or config.name in one of --configs")
@@ -92,13 +93,13 @@ def read_configs() -> dict[str, object]:
     return configs
 
 
-def command(section: str, patch_px: float, config: str, out: Path) -> tuple[str, ...]:
+def command(section: str, patch_px: str | None, config: str, out: Path) -> tuple[str, ...]:
     """The command of one run, every path absolute."""
     given = {"section": section, "config": config, "cache_dir": cli.FLAGS.cache_dir}
     given |= {name: getattr(cli.FLAGS, name) for name in ("image", "positions", "labels")}
     options = {name: Path(path).resolve() for name, path in given.items() if path}
     options |= {"name": cli.FLAGS.name, "format": cli.FLAGS.format, "encoder": cli.FLAGS.encoder, "out": out}
-    options |= {"patch_px": patch_px, "num_seeds": cli.FLAGS.num_seeds}
+    options |= {"patch_px": patch_px, "patch_um": cli.FLAGS.patch_um, "num_seeds": cli.FLAGS.num_seeds}
     flagged = (f"--{name}={value}" for name, value in options.items() if value is not None)
     return (sys.executable, "-m", "experiments.run", *flagged)
 
@@ -163,7 +164,7 @@ def collect(out: Path, jobs: list[Job]) -> None:
 
 
 def results(run: Path):
-    """A run folder as rows of the benchmark's results.csv (each seed, and the ensemble) and of its genes.csv."""
+    """A run folder as rows of the benchmark's results.csv (each seed, the ensemble, members) and of its genes.csv."""
     import json
 
     import anndata
@@ -171,23 +172,33 @@ def results(run: Path):
     import pandas as pd
 
     from spabit_jax.metrics import METRICS, noise_ceiling
+    from spabit_jax.scale import TOTAL, UNLOG, Scale
 
     metrics = json.loads((run / "metrics.json").read_text())
-    protocol = metrics["protocol"]
-    key = {name: metrics[name] for name in ("section", "method", "encoder")} | {"split": protocol["split"]}
-    sizes = {name: protocol[name] for name in ("n_train", "n_test", "n_genes")}
+    protocol, method = metrics["protocol"], metrics["method"]
+    key = {name: metrics[name] for name in ("section", "encoder")}
+    key |= {"method": method, "split": protocol["split"], "scale": protocol["scale"]}
+    more = {name: protocol[name] for name in ("n_train", "n_test", "n_genes", "panel")}
+    more["depth_only"] = metrics["depth_only"]
     rows = [
-        {**key, **sizes, "seed": seed, **{metric: metrics[metric]["per_seed"][i] for metric in METRICS}}
+        {**key, **more, "seed": seed, **{metric: metrics[metric]["per_seed"][i] for metric in METRICS}}
         for i, seed in enumerate(metrics["seeds"])
     ]
     seconds = round(sum(metrics["seconds"].values()), 3)
-    rows.append({**key, **sizes, "seed": "ensemble", **metrics["ensemble"], "seconds": seconds})
+    rows.append({**key, **more, "seed": "ensemble", **metrics["ensemble"], "seconds": seconds})
+    for name, scores in metrics["members"].items() if len(metrics["members"]) > 1 else ():
+        of_member = {"method": f"{method}:{name}", "seed": "ensemble", "weight": metrics["weights"][name]}
+        rows.append({**key, **more, **of_member, **scores})
 
     predictions = anndata.read_h5ad(run / "predictions.h5ad")
-    truth = predictions.layers["truth"][predictions.obs["split"] == "test"].astype(np.float64)
-    ceiling = pd.Series(noise_ceiling(np.rint(2**truth - 1)), predictions.var_names)
+    test, info = (predictions.obs["split"] == "test").to_numpy(), predictions.uns["spabit"]
+    scale, totals = Scale(info["scale"], info.get("scale_target")), predictions.obs[TOTAL].to_numpy()[test]
+    amounts = UNLOG[scale.name](predictions.layers["truth"][test].astype(np.float64))
+    counts = amounts if scale.target is None else amounts * totals[:, None] / scale.target
+    ceiling = pd.Series(noise_ceiling(counts, totals, scale), predictions.var_names)
     genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
-    genes = genes[genes["method"] == metrics["method"]]
+    genes = genes[genes["method"].isin([row["method"] for row in rows])]
+    key.pop("method")
     return rows, genes.assign(**key, ceiling=ceiling.reindex(genes["gene"]).to_numpy())
 
 

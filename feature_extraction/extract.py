@@ -24,9 +24,11 @@ from tqdm import tqdm
 from feature_extraction import cache, encoders
 from feature_extraction.patches import Patches
 from spabit_jax import cli
+from spabit_jax.config import DataConfig
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
 from spabit_jax.readers.image import open_image
+from spabit_jax.windows import window_widths
 
 DEFAULT_BATCH = {"cpu": 8, "cuda": 256}  # patches per forward pass
 _SAVE_EVERY = 5.0  # seconds between two saves of what is done
@@ -224,20 +226,11 @@ def _packages(encoder: str) -> list[str]:
 
 def main() -> None:
     shard, n_shards = _shard(cli.FLAGS.shard)
+    names = ("weights", "login", "batch_size", "num_workers", "dtype", "autocast", "transposed_crop")
+    options = {name: cli.FLAGS[name].value for name in names}
     for adata, patch_px in cli.read_flagged_sections(shard, n_shards):
-        extract_section(
-            adata,
-            cli.FLAGS.encoder,
-            patch_px,
-            cli.FLAGS.cache_dir,
-            weights=cli.FLAGS.weights,
-            login=cli.FLAGS.login,
-            batch_size=cli.FLAGS.batch_size,
-            num_workers=cli.FLAGS.num_workers,
-            dtype=cli.FLAGS.dtype,
-            autocast=cli.FLAGS.autocast,
-            transposed_crop=cli.FLAGS.transposed_crop,
-        )
+        for width in window_widths(cli.asked_windows(patch_px, DataConfig().windows), adata):
+            extract_section(adata, cli.FLAGS.encoder, width, cli.FLAGS.cache_dir, **options)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def make_spots(xy: np.ndarray, features) -> Spots:
 
 
 class Baseline(Protocol):
-    """A method: n train spots, m spots to predict, G genes, log2(count + 1)."""
+    """A method: n train spots, m spots to predict, G genes."""
 
     def fit(self, spots: Spots, expression: Float[np.ndarray, "n G"]) -> Self: ...
 
@@ -209,10 +209,11 @@ class Kriging:
     """A Gaussian process for each principal component of expression: constant × Matern-3/2 + white, by scikit-learn.
 
     It is one over standardised coordinates and, with an image, ``IMAGE_SCALE`` times a few of its principal components
-    at variance 1. Its parameters are those of the highest marginal likelihood.
+    at variance 1. Its parameters are those of the highest marginal likelihood, of ``MAX_FITTED`` spots where there are
+    more: the cost grows with the cube. ``PlainKriging`` has another way for sections where even that is too much.
     """
 
-    N_IMAGE, IMAGE_SCALE = 6, 0.3
+    N_IMAGE, IMAGE_SCALE, MAX_FITTED = 6, 0.3, 400
 
     def __init__(self, with_image: bool):
         self.with_image = with_image
@@ -242,7 +243,13 @@ class Kriging:
         x = self.inputs(spots)
         with warnings.catch_warnings(), threadpool_limits(1):  # matrices this small are slower on several threads
             warnings.simplefilter("ignore", ConvergenceWarning)  # noise alone: a length scale at its bound is an answer
-            self.processes = [GaussianProcessRegressor(kernel).fit(x, y) for y in (scores / self.sd).T]
+            some = np.sort(np.random.default_rng(0).permutation(len(x))[: self.MAX_FITTED])
+            self.processes = []
+            for y in (scores / self.sd).T:
+                process = GaussianProcessRegressor(kernel).fit(x[some], y[some])
+                if len(some) < len(x):
+                    process = GaussianProcessRegressor(process.kernel_, optimizer=None).fit(x, y)
+                self.processes.append(process)
         return self
 
     def predict(self, spots: Spots):
@@ -255,19 +262,42 @@ class Kriging:
 class LearnedKriging:
     """``models.kriging_bag``: kernels over space and image, learned; the mean of five processes."""
 
+    def __init__(self, with_image: bool = True):
+        self.with_image = with_image
+
     def fit(self, spots: Spots, expression) -> Self:
         from sklearn.model_selection import KFold
 
         from spabit_jax.models.kriging_bag import Bag, fit_bag
 
         folds = KFold(min(FOLDS, len(expression)), shuffle=True, random_state=0).split(expression)
-        known = spots.xy, spots.components, expression
+        known = spots.xy, self._image(spots), expression
         self.bag = Bag(fit_bag(*known, [held_out for _, held_out in folds]), *known)
         return self
 
     def predict(self, spots: Spots):
-        mean, variance = self.bag.at(spots.xy, spots.components)
+        mean, variance = self.bag.at(spots.xy, self._image(spots))
         return mean, np.maximum(np.sqrt(variance), MIN_SD)
+
+    def _image(self, spots: Spots) -> np.ndarray:
+        return spots.components if self.with_image else spots.components[:, :0]
+
+
+class PlainKriging:
+    """Kriging on places alone: ``Kriging`` without an image; of a section too large for it, ``LearnedKriging`` without.
+
+    The latter predicts each place from its nearest train spots.
+    """
+
+    MAX_SPOTS = 1500
+
+    def fit(self, spots: Spots, expression) -> Self:
+        self.model = Kriging(False) if len(expression) <= self.MAX_SPOTS else LearnedKriging(False)
+        self.model.fit(spots, expression)
+        return self
+
+    def predict(self, spots: Spots):
+        return self.model.predict(spots)
 
 
 class Mean:
@@ -287,7 +317,7 @@ class Mean:
 
 
 ridge_neighbours = partial(OnNeighbours, _ridge, with_xy=False)
-_kriging, _kriging_image = partial(Kriging, with_image=False), partial(Kriging, with_image=True)
+_kriging_image = partial(Kriging, with_image=True)
 BASELINES: dict[str, Callable[[], Baseline]] = {
     "gene_mean": GeneMean,
     "knn_mean": partial(Nearest, 6),
@@ -295,10 +325,10 @@ BASELINES: dict[str, Callable[[], Baseline]] = {
     "ridge": Ridge,
     "ridge_neighbours": ridge_neighbours,
     "random_forest": partial(OnNeighbours, _forest, with_xy=True),
-    "kriging": _kriging,
+    "kriging": PlainKriging,
     "kriging_image_pcs": _kriging_image,
-    "ridge_kriging": partial(Mean, Ridge, _kriging),
-    "mean_of_three": partial(Mean, Ridge, _kriging, _kriging_image),
+    "ridge_kriging": partial(Mean, Ridge, PlainKriging),
+    "mean_of_three": partial(Mean, Ridge, PlainKriging, _kriging_image),
     "kriging_learned": LearnedKriging,
 }
 NEED_IMAGE = ("ridge", "kriging_image_pcs", "ridge_kriging", "mean_of_three")

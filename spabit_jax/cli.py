@@ -37,6 +37,8 @@ def run(main: Callable[[], None]) -> None:
         except InputError as error:
             _fail(str(error))
 
+    for flag in _own_flags():  # --help shows the flags that are key flags of the script, wherever they were defined
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse_flags)
 
 
@@ -63,16 +65,17 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(_own_flags())}")
+        _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(f'--{flag.name}' for flag in _own_flags())}")
     except flags.Error as error:
         _fail(" ".join(str(error).split()))
     except Exception as error:  # the config file is the user's program: whatever goes wrong in it is bad input
         _fail_config(error)
 
 
-def _own_flags() -> list[str]:
+def _own_flags() -> list[flags.Flag]:
     by_module = FLAGS.flags_by_module_dict()
-    return sorted(f"--{f.name}" for module, own in by_module.items() if not module.startswith("absl") for f in own)
+    own = {flag.name: flag for module, own in by_module.items() if not module.startswith("absl") for flag in own}
+    return [own[name] for name in sorted(own)]
 
 
 def _fail(message: str) -> None:
@@ -95,12 +98,13 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_string("encoder", "stain", "Image encoder; an unknown name lists the known ones.")
     if several:
         flags.DEFINE_list("sections", [], "Several sections, instead of --section.")
-        flags.DEFINE_list(
-            "patch_px", None, "Patch width in full-resolution pixels (default 224), one or one a section."
-        )
+    default = "default: as in config.data.windows, in spot diameters"
+    widths = f"Width of the image window in full-resolution pixels, or several as 56+112 ({default})"
+    if several:
+        flags.DEFINE_list("patch_px", None, f"{widths}; one, or one a section.")
     else:
-        flags.DEFINE_float("patch_px", None, "Patch width in full-resolution pixels (default 224).")
-    flags.DEFINE_float("patch_um", None, "Patch width in micrometres, instead of --patch_px.")
+        flags.DEFINE_string("patch_px", None, f"{widths}.")
+    flags.DEFINE_string("patch_um", None, "The same in micrometres, instead of --patch_px.")
     flags.DEFINE_string("cache_dir", "cache", "Folder of the image features.")
 
 
@@ -125,7 +129,7 @@ def read_flagged_sections(shard: int = 0, n_shards: int = 1):
       shard, n_shards: every ``n_shards``-th section, from the one numbered ``shard``.
 
     Yields:
-      AnnData as ``spabit_jax.readers.read_section`` makes it, and its patch width in full-resolution pixels.
+      AnnData as ``spabit_jax.readers.read_section`` makes it, and what ``--patch_px`` says of it, or None.
 
     Raises:
       InputError: none is given, one cannot be read, or there are not as many of ``--patch_px`` as sections.
@@ -133,10 +137,7 @@ def read_flagged_sections(shard: int = 0, n_shards: int = 1):
     paths = FLAGS.sections or ([FLAGS.section] if FLAGS.section else [])
     if not paths:
         raise InputError("--sections is missing: give the sections' folders or files, separated by commas")
-    try:
-        widths = [None if FLAGS.patch_px is None else float(w) for w in FLAGS.patch_px or [None]]
-    except ValueError as error:
-        raise InputError(f"--patch_px: {error}: give numbers separated by commas") from error
+    widths = FLAGS.patch_px or [None]
     if len(widths) not in (1, len(paths)):
         raise InputError(f"--patch_px has {len(widths)} values for {len(paths)} sections: give one, or one a section")
     single = ("name", "image", "positions", "labels", "alignment")
@@ -144,8 +145,7 @@ def read_flagged_sections(shard: int = 0, n_shards: int = 1):
         names = ", ".join(f"--{flag}" for flag in single)
         raise InputError(f"{names} are for one section: use --section with them")
     for path, width in list(zip(paths, widths * len(paths), strict=False))[shard::n_shards]:
-        adata = _read(path)
-        yield adata, patch_px(adata, width)
+        yield _read(path), width
 
 
 def _read(path: str):
@@ -173,30 +173,37 @@ def how_to_read() -> dict:
     return {name: str(Path(v).resolve()) if v and name in FILES else v for name, v in given.items()}
 
 
-def patch_px(adata, given: float | None) -> float:
-    """Patch width in full-resolution pixels: the one given, or that of ``--patch_um``, or 224."""
-    if given is not None and FLAGS.patch_um is not None:
+def asked_windows(patch_px: str | None, windows: str) -> str:
+    """Image windows as ``config.data.windows`` names them: of ``--patch_px`` or ``--patch_um``, else ``windows``.
+
+    Args:
+      patch_px: what ``--patch_px`` says of a section.
+    """
+    if patch_px is not None and FLAGS.patch_um is not None:
         raise InputError("give --patch_px or --patch_um, not both")
-    if FLAGS.patch_um is not None:
-        um_per_px = adata.uns["spabit"].get("um_per_px")
-        if um_per_px is None:
-            raise InputError(f"the scale of {FLAGS.section} is not known in µm: give --patch_px instead of --patch_um")
-        width = FLAGS.patch_um / um_per_px
-    else:
-        width = 224.0 if given is None else given
-    if not 1 <= width < float("inf"):
-        raise InputError(f"a patch of {width:g} full-resolution pixels makes no sense: give at least 1")
-    return width
+    for given, unit in ((patch_px, "px"), (FLAGS.patch_um, "um")):
+        if given is not None:
+            return "+".join(part.strip() + unit for part in given.split("+"))
+    return windows
+
+
+def with_windows(config, patch_px: str | None):
+    """The configuration for a section of which ``--patch_px`` says this: its ``data.windows`` are ``asked_windows``."""
+    windows = asked_windows(patch_px, config.data.windows)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, windows=windows))
 
 
 def define_config_flag(default: str = "experiments/configs/default.py") -> None:
-    """Defines ``--config=FILE`` and, from the command line, the overrides of its fields."""
+    """Defines ``--config=FILE``, from the command line the overrides of its fields, and ``--genes``."""
     from ml_collections import config_flags
+
+    flags.DEFINE_string("genes", None, "+A,B: genes added to the panel, whatever it is.")
 
     # ml_collections wants the file before its overrides in sys.argv; users should not have to know
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
     try:
-        config_flags.DEFINE_config_file("config", default, "Preset; its fields are set as in --config.model.depth=6.")
+        help = "Preset; its fields are set as in --config.model.depth=6, and an unknown one lists all."
+        config_flags.DEFINE_config_file("config", default, help)
     except Exception as error:  # ml_collections looks at the overrides on the command line as it defines them
         _fail_config(error)
 
@@ -214,6 +221,10 @@ def read_flagged_config():
 
     if not isinstance(FLAGS.config, Config):
         raise InputError(NO_CONFIG)
+    if FLAGS.genes is not None:
+        if not FLAGS.genes.startswith("+"):
+            raise InputError(f"--genes={FLAGS.genes}: give +A,B to add genes to the panel; --config.data.panel is it")
+        FLAGS.config.data.panel += FLAGS.genes
     return FLAGS.config.validate()
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from spabit_jax.errors import InputError
+from spabit_jax.scale import SCALES
 
 
 @dataclass
@@ -25,8 +26,10 @@ class Faults:
 
 @dataclass
 class DataConfig:
-    panel: str = "reference"  # gene panel: reference, train_spots, hvg, or a text file with one gene a line
-    n_genes: int = 300  # size of the panel (a file's panel is taken whole)
+    scale: str = "log1p_normalised"  # of expression: log1p_normalised, or log2_count as in the reference
+    panel: str = "informative"  # genes: informative, hvg, train_spots, reference or a file, one a line; +A,B adds
+    n_genes: int = 500  # size of the panel (a file's panel is taken whole)
+    windows: str = "0.75d+1.5d+3d"  # widths of the image windows, side by side: d (spot diameters), px or um
     split: str = "lattice"  # lattice, random, block, or none (every spot is a train spot)
     related_split: str = "same"  # of related sections: same, or another split; none gives all their spots
     train_fraction: float = 0.25  # share of train spots in a random or block split
@@ -114,6 +117,7 @@ class Config:
         for name in ("gat.dropout", "model.cross_dropout", "train.neighbour_dropout"):
             _check(0 <= _get(self, name) < 1, name, "at least 0 and below 1", self)
         _check(self.gat.folds >= 2, "gat.folds", "at least 2", self)
+        _check(self.data.scale in SCALES, "data.scale", f"one of {', '.join(SCALES)}", self)
         _check(self.data.split in SPLITS, "data.split", f"one of {', '.join(SPLITS)}", self)
         splits = ("same", *SPLITS)
         _check(self.data.related_split in splits, "data.related_split", f"one of {', '.join(splits)}", self)
@@ -172,7 +176,8 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
-        """The configuration that ``to_dict`` gave; TypeError for fields that there are not."""
+        """The configuration that ``to_dict`` gave, also before there were scales; TypeError for unknown fields."""
+        values = values | {"data": {"scale": "log2_count"} | values["data"]}
         parts = {field.name: field.default_factory for field in dataclasses.fields(cls) if field.name != "name"}
         return cls(**{name: parts[name](**part) if name in parts else part for name, part in values.items()})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,13 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
+from spabit_jax.graph import morans_i
+from spabit_jax.scale import find_scale, total_counts
 
-NAMED_PANELS = ("reference", "train_spots", "hvg")
+NAMED_PANELS = ("informative", "hvg", "train_spots", "reference")
+FEW = 3  # train spots: a gene that fewer have is in no named panel but the reference's
+CANDIDATES = 5  # times the panel's size: genes that most train spots have, among which those that vary are looked for
+NOT_BIOLOGY = re.compile(r"(MT-|MTRNR|RP[LS]\d|MRP[LS]\d)", re.IGNORECASE)  # mitochondrial and ribosomal genes
 
 
 def select_genes(adata: AnnData, panel: str, n_genes: int, is_train: np.ndarray) -> list[str]:
@@ -18,26 +25,66 @@ def select_genes(adata: AnnData, panel: str, n_genes: int, is_train: np.ndarray)
 
     Args:
       adata: (N, all genes) raw counts.
-      panel: ``reference`` (``reference_panel`` on all spots, test spots included, as the reference does),
-        ``train_spots`` (the same rule on train spots only), ``hvg`` (scanpy's highly variable genes of the train
-        spots, by name), or a text file with one gene name a line.
+      panel: ``informative`` (``informative_panel`` of the train spots), ``hvg`` (scanpy's highly variable genes of the
+        train spots, by name), ``train_spots`` (``reference_panel`` of the train spots), ``reference`` (the same rule on
+        all spots, test spots included, as the reference does), or a text file with one gene name a line. ``+A,B`` at
+        the end of any adds genes.
       n_genes: the panel's size; a file's panel is taken whole.
       is_train: (N,) bool.
 
     Raises:
-      InputError: the panel is empty, or its file is missing or names genes that the section lacks.
+      InputError: the panel is empty, its file is missing, or the section lacks a gene that is named.
     """
+    panel, _, added = panel.partition("+") if not Path(panel).is_file() else (panel, "", "")
     if panel == "reference":
         genes = reference_panel(adata.X, adata.var_names, n_genes)
     elif panel == "train_spots":
         genes = reference_panel(adata.X[is_train], adata.var_names, n_genes)
     elif panel == "hvg":
         genes = _highly_variable(adata[is_train], n_genes)
+    elif panel == "informative":
+        genes = informative_panel(adata[is_train], n_genes)
     else:
-        return _from_file(panel, adata)
+        genes = _from_file(panel, adata)
+    added = [gene.strip() for gene in added.split(",") if gene.strip()]
+    check_genes(added, adata.var_names, f"not measured in section {adata.uns['spabit']['name']}")
+    genes = list(dict.fromkeys([*genes, *added]))
     if not genes:
         raise InputError(f"panel {panel!r} has no gene of this section: does it hold any counts?")
     return genes
+
+
+def check_genes(asked, names, problem: str) -> None:
+    """Raises InputError for the first gene asked for that is not among the names, with those that are like it."""
+    for gene in asked:
+        if gene not in names:
+            upper = {name.upper(): name for name in names}
+            found = get_close_matches(gene.upper(), upper, n=3, cutoff=0.75)
+            like = f"; like it are {', '.join(upper[name] for name in found)}" if found else f", as {names[0]}"
+            raise InputError(f"gene {gene} is {problem}, which has {len(names)} genes{like}")
+
+
+def informative_panel(adata: AnnData, n_genes: int) -> list[str]:
+    """Genes that a map is asked for: half of them those with the most counts, half those that vary most in space.
+
+    Mitochondrial and ribosomal genes are left out. The second half are the genes with the highest Moran's I (of log1p
+    of normalised counts, over the graph of the 6 nearest spots) of the ``CANDIDATES`` times ``n_genes`` that most spots
+    have, ``FEW`` at least: on few spots Moran's I is mostly chance, hence the first half. Sorted by name.
+
+    Args:
+      adata: (n, all genes) raw counts of the train spots.
+    """
+    names = adata.var_names.to_numpy(str)
+    found, sums = (np.asarray(x.sum(axis=0)).ravel() for x in (adata.X > 0, adata.X))
+    kept = np.flatnonzero((found >= min(FEW, adata.n_obs)) & [NOT_BIOLOGY.match(name) is None for name in names])
+    most = kept[np.lexsort((names[kept], -sums[kept]))][: -(-n_genes // 2)]
+    rest = np.setdiff1d(kept, most)
+    rest = rest[np.lexsort((names[rest], -found[rest]))][: CANDIDATES * n_genes]
+    scale = find_scale("log1p_normalised", adata, np.ones(adata.n_obs, bool))
+    expression = scale.expression(adata.X[:, rest].toarray(), total_counts(adata))
+    i = np.nan_to_num(morans_i(expression, np.asarray(adata.obsm["spatial"], np.float64)), nan=-np.inf)
+    spatial = rest[np.lexsort((names[rest], -np.round(i, 6)))[: n_genes - len(most)]]
+    return sorted(names[np.concatenate([most, spatial])].tolist())
 
 
 def reference_panel(counts, names, n_genes: int, n_top: int = 1000) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import KDTree
 
+from spabit_jax.scale import LOG
+
 CHUNK = 16384  # places whose surroundings are looked at at a time
 
 
@@ -32,13 +34,30 @@ def knn_graph(xy: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return (pairs % n).astype(np.int32), (pairs // n).astype(np.int32)
 
 
-def impute_from_train(counts: np.ndarray, coordinates: np.ndarray, is_train: np.ndarray, k: int) -> np.ndarray:
-    """log2(count + 1) of train spots; at the others, of the mean count of their k nearest train spots.
+def morans_i(values: np.ndarray, xy: np.ndarray, k: int = 6) -> np.ndarray:
+    """Moran's I of (n, G) values over the graph of the k nearest spots: (G,), NaN where a gene does not vary."""
+    from scanpy.metrics import morans_i
+    from scipy import sparse
+
+    found = np.full(values.shape[1], np.nan)
+    varies = np.ptp(values, axis=0) > 0  # scanpy warns of the others
+    if varies.any() and len(xy) > 1:
+        senders, receivers = knn_graph(xy, k)
+        graph = sparse.csr_matrix((np.ones(len(senders)), (receivers, senders)), shape=(len(xy), len(xy)))
+        found[varies] = morans_i(graph, np.ascontiguousarray(values[:, varies].T, np.float64))
+    return found
+
+
+def impute_from_train(
+    counts: np.ndarray, coordinates: np.ndarray, is_train: np.ndarray, k: int, scale: str = "log2_count"
+) -> np.ndarray:
+    """Expression of train spots; at the others, of the mean count of their k nearest train spots.
 
     Args:
-      counts: (N, G) raw counts; only the rows of train spots are looked at.
+      counts: (N, G) raw or scaled counts; only the rows of train spots are looked at.
       coordinates: (N, 2), array coordinates in the reference; neighbours by scikit-learn's ``KDTree``.
       is_train: (N,) bool.
+      scale: the logarithm that is taken, a name in ``spabit_jax.scale.SCALES``.
 
     Returns:
       (N, G) float32.
@@ -52,7 +71,7 @@ def impute_from_train(counts: np.ndarray, coordinates: np.ndarray, is_train: np.
         tree = ReferenceTree(coordinates[train])
         nearest = tree.query(coordinates[~is_train], k=min(k, len(train)), return_distance=False)
         imputed[~is_train] = counts[train[nearest]].mean(axis=1)
-    return np.log2(imputed + 1).astype(np.float32)
+    return LOG[scale](imputed).astype(np.float32)
 
 
 def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int, n_spots: int | None = None) -> np.ndarray:

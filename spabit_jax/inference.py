@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy.optimize import nnls
 from scipy.stats import norm
 
+from spabit_jax.scale import TOTAL, total_counts
 from spabit_jax.section import SectionData
 
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
@@ -20,19 +21,20 @@ COVERAGE = 0.9  # of the intervals by which the standard deviation is calibrated
 
 
 class Prediction(NamedTuple):
-    """Of a trained ensemble: N spots, G genes, S seeds; log2(count + 1)."""
+    """Of a trained ensemble: N spots, G genes, S seeds. No expression is below 0."""
 
     per_seed: np.ndarray  # (S, N, G)
     mean: np.ndarray  # (N, G)
     sd: np.ndarray  # (N, G) of a measurement around the mean
-    weights: dict[str, float]  # of the network and of each companion
+    weights: dict[str, float]  # of the network, ``spabit``, and of each companion
+    members: dict[str, np.ndarray]  # (N, G) of each of these alone; of the network the mean over the seeds
 
 
 class Blend(NamedTuple):
     """How members become one prediction: what ``fit_blend`` finds at held-out train spots."""
 
     centre: np.ndarray  # (G,) gene means of the train spots
-    weights: dict[str, float]  # of the network and of each companion
+    weights: dict[str, float]  # of the network, ``spabit``, and of each companion
     variance: np.ndarray | None  # (G,) of a measurement where kriging gives none
     scale: float  # of the standard deviation
 
@@ -41,7 +43,7 @@ class Blend(NamedTuple):
         if not companions:
             return network
         others = sum(self.weights[name] * (predicted - self.centre) for name, predicted in companions.items())
-        return self.centre + self.weights["network"] * (network - self.centre) + others
+        return self.centre + self.weights["spabit"] * (network - self.centre) + others
 
     def apply(self, per_seed: np.ndarray, companions: dict | None = None, variance=None) -> Prediction:
         """The prediction at n places.
@@ -52,13 +54,15 @@ class Blend(NamedTuple):
           variance: (n, G) of a measurement, by kriging; None without.
         """
         blended, (mean, sd) = np.empty_like(per_seed), np.empty((2, *per_seed.shape[1:]), np.float32)
+        members = {"spabit": np.maximum(per_seed.mean(axis=0), 0)}
+        members |= {name: np.maximum(predicted, 0) for name, predicted in (companions or {}).items()}
         for start in range(0, per_seed.shape[1], CHUNK):
             rows = slice(start, start + CHUNK)
             others = {name: predicted[rows] for name, predicted in (companions or {}).items()}
             part = self.mean(per_seed[:, rows], others)
-            blended[:, rows], mean[rows] = part, part.mean(axis=0)
             sd[rows] = self.scale * self.unscaled_sd(part, None if variance is None else variance[rows])
-        return Prediction(blended, mean, sd, self.weights)
+            blended[:, rows], mean[rows] = np.maximum(part, 0), np.maximum(part.mean(axis=0), 0)
+        return Prediction(blended, mean, sd, self.weights, members)
 
     def unscaled_sd(self, per_seed: np.ndarray, variance) -> np.ndarray:
         """(S, n, G) predictions and (n, G) variances → (n, G)."""
@@ -109,12 +113,12 @@ def fit_blend(
         rows = np.searchsorted(seen, spots)
         network[rows] += predicted[spots]
         count[rows] += 1
-    network, weights = network / count, {"network": 1.0}
+    network, weights = network / count, {"spabit": 1.0}
     mean = truth[train].mean(axis=0)
     companions = {name: predicted[seen] for name, predicted in (companions or {}).items()}
     if companions:
         sd = np.maximum(truth[train].std(axis=0), MIN_SD)
-        members = {"network": network} | companions
+        members = {"spabit": network} | companions
         target, *columns = (((a - mean) / sd).ravel() for a in (truth[seen], *members.values()))
         pull = PRIOR_SPOTS * truth.shape[1]  # of a gene's variance 1, at each of them
         gram = np.array([[np.sum(a * b, dtype=np.float64) for a in columns] for b in columns])
@@ -135,22 +139,26 @@ def fit_blend(
     return blend._replace(scale=float(scale))
 
 
-def predictions_adata(adata: AnnData, genes, is_train, prediction: Prediction, provenance: dict) -> AnnData:
+def predictions_adata(
+    adata: AnnData, truth: np.ndarray, genes, is_train, prediction: Prediction, provenance: dict
+) -> AnnData:
     """The content of ``predictions.h5ad``.
 
     Args:
       adata: the section.
+      truth: (N, G) measured expression.
       genes: the panel, G names.
       is_train: (N,) bool.
       provenance: what the predictions come from; into ``uns["spabit"]``.
 
     Returns:
       AnnData, (N, G): ``X`` the mean; ``layers["truth"]``; ``layers["sd"]``, the predictive standard deviation;
-      ``obs["split"]``.
+      ``obs["split"]`` and the measured total of all genes; as the truth, what is measured at test spots was used for
+      nothing.
     """
-    truth = np.log2(adata[:, genes].X.toarray().astype(np.float32) + 1)
     obs = adata.obs.copy()
     obs["split"] = pd.Categorical(np.where(is_train, "train", "test"), categories=["train", "test", "new"])
+    obs[TOTAL] = total_counts(adata)
     out = AnnData(
         X=prediction.mean.astype(np.float32),
         obs=obs,

@@ -16,6 +16,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.graph import spot_pitch
+from spabit_jax.scale import TOTAL, total_counts
 from spabit_jax.section import SectionData, standardised
 
 APART = 1000.0  # pitches between two sections: correlation in space, and all weights by distance, are 0 there
@@ -42,9 +43,10 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
         counts.append(_panel(adata, genes))
     names = [f"{i}:{name}" if i else name for i, adata in enumerate(sections) for name in adata.obs_names]
     array = np.concatenate([adata.obs[["array_row", "array_col"]].to_numpy(np.float64) for adata in sections])
+    totals = np.concatenate([total_counts(adata) for adata in sections])
     return anndata.AnnData(
         X=sparse.vstack(counts, format="csr"),
-        obs=pd.DataFrame(array, names, ["array_row", "array_col"]),
+        obs=pd.DataFrame(array, names, ["array_row", "array_col"]).assign(**{TOTAL: totals}),
         var=pd.DataFrame(index=genes),
         obsm={"spatial": np.concatenate(places)},
         uns={"spabit": sections[0].uns["spabit"]},

@@ -16,6 +16,7 @@ from skimage import color, filters, morphology
 
 from spabit_jax.errors import InputError
 from spabit_jax.graph import spot_pitch
+from spabit_jax.scale import TOTAL
 
 MOST = 2_000_000  # locations in one call
 FURTHEST = 3.0  # pitches from a spot: what is further away has neither neighbours nor surroundings to go by
@@ -248,6 +249,8 @@ def with_locations(adata: AnnData, locations: Locations) -> AnnData:
         index=[*adata.obs_names, *(f"new {i}" for i in range(len(locations.xy)))],
         columns=["array_row", "array_col"],
     )
+    if TOTAL in adata.obs:
+        obs[TOTAL] = np.append(adata.obs[TOTAL], np.zeros(len(locations.xy)))
     return AnnData(
         sparse.vstack([sparse.csr_matrix(adata.X), empty], format="csr"),
         obs=obs,

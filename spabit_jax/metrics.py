@@ -1,4 +1,4 @@
-"""Accuracy per gene and per section, in log2(count + 1) units."""
+"""Accuracy per gene and per section, on the scale of the expression that is compared."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
+
+from spabit_jax.scale import Scale
 
 # A column whose range is below this share of its magnitude is float32 rounding, not signal.
 _CONSTANT = 1e-6
@@ -24,8 +26,8 @@ def gene_metrics(truth: np.ndarray, prediction: np.ndarray, genes: Sequence[str]
     """Pearson correlation and errors of every gene over the test spots.
 
     Args:
-      truth: (N, G) measured expression, log2(count + 1).
-      prediction: (N, G) predicted expression in the same units.
+      truth: (N, G) measured expression.
+      prediction: (N, G) predicted expression on the same scale.
       genes: G names; the index of the table.
 
     Returns:
@@ -84,31 +86,56 @@ def coverage(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, level: float =
     return float(np.mean(np.abs(truth - mean) <= norm.ppf((1 + level) / 2) * sd))
 
 
-def noise_ceiling(counts: np.ndarray, seed: int = 0, n_splits: int = 5) -> np.ndarray:
+def noise_ceiling(counts: np.ndarray, totals: np.ndarray, scale: Scale, seed: int = 0, n_splits: int = 5):
     """The Pearson correlation with the measured expression that a perfect prediction of each gene would reach.
 
-    Every count is split binomially into two halves; the correlation r of their log2(half + 1), mean over the splits, is
-    the reliability of half a measurement, 2r / (1 + r) that of a whole one (Spearman-Brown), and its square root the
-    correlation of a measurement with what it measures. Spearman-Brown is exact for sums, not for logs of sums, and r
-    varies with the spots: the ceiling is an estimate, not a bound.
+    Every count is split binomially into two halves, each put on the scale (normalised to half the target by a total
+    that is split with it); the correlation r of the two, mean over the splits, is the reliability of half a
+    measurement, 2r / (1 + r) that of a whole one (Spearman-Brown), and its square root the correlation of a measurement
+    with what it measures. Spearman-Brown is exact for sums, not for logs of sums, and r varies with the spots: the
+    ceiling is an estimate, not a bound.
 
     Args:
       counts: (N, G) integers.
+      totals: (N,) integers, of all genes.
+      scale: of expression.
       seed: of the splits.
       n_splits: how many.
 
     Returns:
       (G,); NaN where half a measurement does not vary.
     """
-    counts = np.asarray(counts).astype(np.int64)
+    counts, totals = np.rint(counts).astype(np.int64), np.rint(totals).astype(np.int64)
+    others = totals - counts.sum(axis=1)  # of the genes beyond the panel
+    halved = scale if scale.target is None else scale._replace(target=scale.target / 2)
     rng = np.random.default_rng(seed)
     r = np.zeros(counts.shape[1])
     for _ in range(n_splits):
         half = rng.binomial(counts, 0.5)
-        one, other = np.log2(half + 1.0), np.log2(counts - half + 1.0)
+        total = half.sum(axis=1) + rng.binomial(others, 0.5)
+        one, other = halved.expression(half, total), halved.expression(counts - half, totals - total)
         r += np.where(is_constant(other), np.nan, gene_metrics(one, other)["pcc"]) / n_splits
     r = np.maximum(r, 0)
     return np.sqrt(2 * r / (1 + r))
+
+
+def depth_only(expression: np.ndarray, totals: np.ndarray, test_totals: np.ndarray) -> np.ndarray:
+    """What the true total count of each test spot says of its expression, and nothing else does.
+
+    A straight line of each gene on log2(total + 1), by least squares over the train spots. No prediction may use it:
+    the total of a test spot is a measurement of that spot. Its PCC says how much of a figure is sequencing depth.
+
+    Args:
+      expression: (n, G) of the train spots.
+      totals, test_totals: (n,), (m,) counts of all genes, of train and of test spots.
+
+    Returns:
+      (m, G).
+    """
+    x, at = (np.log2(np.asarray(t, np.float64) + 1) for t in (totals, test_totals))
+    centred = x - x.mean()
+    slope = centred @ (expression - expression.mean(axis=0)) / max(centred @ centred, 1e-12)
+    return expression.mean(axis=0) + (at - x.mean())[:, None] * slope
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from spabit_jax.files import replacing
+from spabit_jax.scale import LABELS
 
 STYLE = """
 :root { color-scheme: light; }
@@ -28,20 +29,28 @@ td:first-child, th:first-child { text-align: left; padding-left: 0; }
 @media print { body { max-width: none; font-size: 10.5pt; padding: 0; } h2 { break-after: avoid; }
   img { max-height: 20cm; break-inside: avoid; } table { break-inside: avoid; } .table { overflow: visible; } }
 """
-BASELINES = {
-    "gene_mean": "average of each gene",
-    "knn_mean": "average of the 6 nearest measured spots",
-    "ridge": "linear regression on the image",
+MEMBERS = {"spabit": "SpaBiT", "kriging": "learned kriging", "ridge": "ridge regression"}
+RIVALS = {  # of ``baselines.BASELINES``
+    "knn_mean": "mean of 6 nearest spots",
+    "ridge_neighbours": "ridge + neighbours",
+    "kriging": "plain kriging",
+    "kriging_learned": "learned kriging",
+}
+SCALES = {  # which question each answers
+    "log2_count": "log2(count + 1), as the PyTorch original has it. A spot with more counts in all has more of every "
+    "gene, so that much of what is predicted on this scale is sequencing depth",
+    "log1p_normalised": "log1p of counts scaled to one total for every spot: which genes a place has more of than "
+    "others, whatever its depth",
 }
 FIGURES = {  # file: heading and what to see
     "gene_maps.png": (
-        "Measured and predicted expression",
-        "The gene that is predicted best, one in the middle and the worst, over the tissue. Both maps of a gene have "
-        "the same colours.",
+        "Given, predicted, measured",
+        "Given: the measurements that the model had. Predicted: at every spot. Measured: what it is compared with. All "
+        "maps of a gene have the same colours, and a pointed end of their bar means that some values lie beyond it.",
     ),
     "pcc_scatter.png": (
-        "Each gene beside the simplest method",
-        "A dot is a gene. Above the line the model predicts it better than the average of the nearest measured spots.",
+        "Each gene beside the best of the simple methods",
+        "A dot is a gene. Above the line the model predicts it better.",
     ),
     "calibration.png": (
         "Is the uncertainty right?",
@@ -49,11 +58,15 @@ FIGURES = {  # file: heading and what to see
         "it they are too narrow, above it too wide.",
     ),
     "history.png": (
-        "Training",
-        "The error during training, a line for each network. Training ends when the error on spots held back for that "
-        "purpose (valid) no longer falls.",
+        "Training of the network",
+        "The error of SpaBiT during training, a line for each network. Training ends when the error on spots held back "
+        "for that purpose (valid) no longer falls. Its part in the prediction is its weight, above.",
     ),
 }
+
+
+LEVEL = 0.01  # share by which two methods must differ to be told apart
+BOUNDS = {"noise ceiling": "ceiling", "depth only": "depth_only"}
 
 
 class Block(NamedTuple):
@@ -69,68 +82,115 @@ def run_blocks(run: Path, metrics: dict) -> list[Block]:
     """What a run folder has to say.
 
     Args:
-      run: the folder, with ``genes.csv``, ``config.json`` and ``figures/``.
+      run: the folder, with ``config.json``, ``figures/`` and, where there are test spots, ``genes.csv``.
       metrics: the content of metrics.json.
     """
-    method, protocol = metrics["method"], metrics["protocol"]
-    genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
-    final = genes[genes["seed"].isin(["", "ensemble"])]
-    table = final.groupby("method", sort=False)[["pcc", "mse", "mae"]].mean()
-    blocks = [Block("", _summary(metrics, table, final[final["method"] == method]))]
-    given = "All methods were given the same measured spots"
-    if related := protocol.get("related"):
-        more = " and ".join(f"{n} of {name}" for name, n in related.items())
-        given += f" (the model was also given {more}, which the others were not)"
-    named = table.rename(index=BASELINES | {method: f"this model ({method})"}).round(3)
-    named.columns = ["PCC", "MSE", "MAE"]
-    blocks.append(
-        Block(
-            "How good is it?",
-            f"{given}, and asked for the same others. PCC is the correlation of "
-            "prediction and measurement, gene by gene, averaged over the genes: 1 is perfect, 0 no better than a "
-            "constant. MSE and MAE are mean squared and absolute errors in log2(count + 1): lower is better. "
-            "Measurements are noisy, so that no method can reach a PCC of 1.",
-            named.rename_axis("method").reset_index(),
-        )
-    )
+    blocks = [Block("", _summary(metrics))]
+    if metrics["protocol"]["n_test"]:
+        blocks.append(Block("How good is it?", _how_compared(metrics), _table(metrics)))
     for file, (title, text) in FIGURES.items():
         if (run / "figures" / file).exists():
             blocks.append(Block(title, text, figure=run / "figures" / file))
-    ranked = final[final["method"] == method].dropna(subset=["pcc"]).sort_values("pcc", ascending=False)
-    if len(ranked):
-        top = ranked.head(10)[["gene", "pcc"]].round(3).rename(columns={"pcc": "PCC"})
-        blocks.append(Block("The ten genes that are predicted best", "All genes are in genes.csv.", top))
-    blocks.append(Block("How it was made", _provenance(run, metrics, protocol)))
+    if metrics["protocol"]["n_test"]:
+        genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
+        own = genes[(genes["method"] == metrics["method"]) & (genes["seed"] == "ensemble")]
+        top = own.dropna(subset=["pcc"]).nlargest(10, "pcc")[["gene", "pcc"]].round(3)
+        if len(top):
+            title = "The ten genes that are predicted best"
+            blocks.append(Block(title, "All genes are in genes.csv.", top.rename(columns={"pcc": "PCC"})))
+    blocks.append(Block("How it was made", _provenance(run, metrics, metrics["protocol"])))
     return blocks
 
 
-def _summary(metrics: dict, table: pd.DataFrame, genes: pd.DataFrame) -> str:
-    protocol, method = metrics["protocol"], metrics["method"]
-    n_spots = protocol["n_train"] + protocol["n_test"]
-    text = (
-        f"The expression of {protocol['n_genes']} genes was measured at {protocol['n_train']} of {n_spots} spots of "
-        f"section {metrics['section']} and predicted at the other {protocol['n_test']}, whose measurements the model "
-        f"never saw and with which its predictions are compared here.\n\n"
-    )
-    pcc = table.loc[method, "pcc"]
-    others = table["pcc"].drop(method)
-    if pd.isna(pcc):
-        return text + "No gene varies over these spots, so that no correlation can be given."
-    best = others.idxmax()
-    text += f"The mean correlation of prediction and measurement is {pcc:.3f}, "
-    text += f"that of the best simple method ({BASELINES.get(best, best)}) {others[best]:.3f}: "
-    if pcc > others[best]:
-        text += "the model is better" + (f" by {pcc / others[best] - 1:.0%}. " if others[best] > 0 else ". ")
-    else:
-        text += "the model is no better, and the simple method is the one to use. "
-    text += f"{(genes['pcc'] > 0.5).sum()} of {len(genes)} genes have a correlation above 0.5."
-    if (covered := metrics["ensemble"].get("coverage90")) is not None:
-        text += f" Intervals that should hold 90% of the measurements hold {covered:.1%}."
+def _shares(weights: dict[str, float]) -> str:
+    """Who predicts, in words."""
+    named = [f"{MEMBERS.get(name, name)} {weight:.0%}" for name, weight in weights.items()]
+    text = f"The prediction is {named[0].rsplit(' ', 1)[0]}'s alone."
+    if len(named) > 1:
+        text = f"The prediction is a weighted mean: {', '.join(named)}; the weights were found on held-out train spots."
+        if weights.get("spabit", 1) < 0.01:
+            text += " SpaBiT is not in these numbers."
     return text
 
 
+def _summary(metrics: dict) -> str:
+    protocol = metrics["protocol"]
+    n_spots = protocol["n_train"] + protocol["n_test"]
+    genes = f"The expression of {protocol['n_genes']} genes (panel {protocol['panel']})"
+    scale = f"Expression is {SCALES[protocol['scale']]}."
+    if not protocol["n_test"]:
+        return (
+            f"{genes} was measured at all {n_spots} spots of section {metrics['section']}, and the model learned from "
+            f"all of them: no spot is left to say how good it is. {_shares(metrics['weights'])}\n\n{scale} For "
+            "figures of accuracy run the same section with a split."
+        )
+    text = (
+        f"{genes} was measured at {protocol['n_train']} of {n_spots} spots of section {metrics['section']} and "
+        f"predicted at the other {protocol['n_test']}, whose measurements the model never saw and with which its "
+        f"predictions are compared here. {_shares(metrics['weights'])}\n\n{scale}\n\n"
+    )
+    pcc = metrics["ensemble"]["pcc"]
+    if pcc is None:
+        return text + "No gene varies over these spots, so that no correlation can be given."
+    rivals = {name: scores["pcc"] for name, scores in metrics["baselines"].items()}
+    best = max(rivals, key=rivals.get)
+    text += f"The mean correlation of prediction and measurement is {pcc:.3f}. The best of {len(rivals)} simple "
+    text += f"methods ({RIVALS[best]}) has {rivals[best]:.3f}: the model is "
+    ratio = pcc / rivals[best] if rivals[best] > 0 else None
+    if ratio is not None and abs(ratio - 1) < LEVEL:
+        text += "level with it. "
+    elif pcc > rivals[best]:
+        text += "better" + (f" by {ratio - 1:.1%}. " if ratio else ". ")
+    else:
+        text += "no better, and the simple method is the one to use. "
+    alone = metrics["members"]["spabit"]["pcc"]
+    if len(metrics["members"]) > 1:
+        text += f"SpaBiT alone has {alone:.3f}. "
+    if metrics["ceiling"] is not None:
+        text += f"Measurements are noisy: a perfect prediction would have about {metrics['ceiling']:.2f}. "
+    if metrics["depth_only"] is not None:
+        text += (
+            f"Whoever knew nothing of a spot but its true total count would have {metrics['depth_only']:.3f}: that "
+            "much of such a figure can be sequencing depth. "
+        )
+    if (covered := metrics["ensemble"].get("coverage90")) is not None:
+        text += f"Intervals that should hold 90% of the measurements hold {covered:.1%}."
+    return text
+
+
+def _how_compared(metrics: dict) -> str:
+    given = "All methods were given the same measured spots"
+    if related := metrics["protocol"].get("related"):
+        more = " and ".join(f"{n} of {name}" for name, n in related.items())
+        given += f" (the model and learned kriging also {more})"
+    return (
+        f"{given}, and asked for the same others. PCC is the correlation of prediction and measurement, gene by gene, "
+        "averaged over the genes: 1 is perfect, 0 no better than a constant. MSE and MAE are mean squared and absolute "
+        f"errors of {LABELS[metrics['protocol']['scale']]}: lower is better. Rows with a weight are the parts of the "
+        "prediction, each alone. The noise ceiling is an estimate from the counts; depth only is no method, as it is "
+        "given the test spots' totals."
+    )
+
+
+def _table(metrics: dict) -> pd.DataFrame:
+    weights = metrics["weights"]
+    rows = [(f"this model ({metrics['method']})", "", metrics["ensemble"])]
+    if len(weights) > 1:
+        rows += [(f"its {MEMBERS.get(n, n)} alone", f"{weights[n]:.3f}", of) for n, of in metrics["members"].items()]
+    rows += [(RIVALS[name], "", scores) for name, scores in metrics["baselines"].items()]
+    rows += [(name, "", {"pcc": metrics[key]}) for name, key in BOUNDS.items()]
+    cells = [(name, weight, *(_cell(of.get(score)) for score in ("pcc", "mse", "mae"))) for name, weight, of in rows]
+    return pd.DataFrame(cells, columns=["method", "weight", "PCC", "MSE", "MAE"])
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def _provenance(run: Path, metrics: dict, protocol: dict) -> str:
-    image = "no image" if metrics["encoder"] == "none" else f"image features by {metrics['encoder']}"
+    windows = " and ".join(f"{width:g}" for width in metrics["patch_px"])
+    image = f"image features by {metrics['encoder']} of windows of {windows} full-resolution pixels"
+    image = "no image" if metrics["encoder"] == "none" else image
     n_seeds = len(metrics["seeds"])
     text = (
         f"Method {metrics['method']}, {n_seeds} {'network' if n_seeds == 1 else 'networks averaged'}, {image}; "

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from spabit_jax.config import Config
 from spabit_jax.graph import context_spots, impute_from_train, knn_graph, smoothed, spot_pitch
 from spabit_jax.models.gat import GraphsTuple, make_graph
+from spabit_jax.scale import LOG, Scale, find_scale, total_counts
 
 IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a spot, in pitches
 CHUNK = 16384  # rows of image features that are held in memory at a time
@@ -41,7 +42,7 @@ class SectionData(NamedTuple):
     The expression of test spots is NaN: it never enters JAX, and whatever touched it would show.
     """
 
-    expression: Float[np.ndarray, "N G"]  # log2(count + 1); NaN at test spots
+    expression: Float[np.ndarray, "N G"]  # on the scale of ``config.data.scale``; NaN at test spots
     features: Float[np.ndarray, "N D"]  # image features; D is 0 without an image
     xy: Float[np.ndarray, "N 2"]  # in units of the spot pitch, from the section's centre
     is_train: Bool[np.ndarray, "N"]
@@ -51,7 +52,13 @@ class SectionData(NamedTuple):
 
 
 def make_section(
-    adata: AnnData, genes: list[str], is_train: np.ndarray, features, config: Config, n_spots: int | None = None
+    adata: AnnData,
+    genes: list[str],
+    is_train: np.ndarray,
+    features,
+    config: Config,
+    n_spots: int | None = None,
+    scale: Scale | None = None,
 ) -> SectionData:
     """Turns a section into arrays.
 
@@ -63,23 +70,24 @@ def make_section(
       config: its ``data``, ``gat`` and ``faults`` parts decide on panel, neighbours and image transform.
       n_spots: the first so many rows are the section's spots; those after them are new locations, never train spots,
         which change no array at the spots. All are spots if None.
+      scale: of expression; by default that of ``config.data.scale`` with these train spots.
     """
     xy = np.asarray(adata.obsm["spatial"], np.float64)
-    counts = np.full((adata.n_obs, len(genes)), np.nan, np.float32)
-    counts[is_train] = adata[is_train, genes].X.toarray()
-    expression = np.log2(counts + 1)
+    scale = scale or find_scale(config.data.scale, adata, is_train)
+    amounts = np.full((adata.n_obs, len(genes)), np.nan, np.float32)
+    amounts[is_train] = scale.amounts(adata[is_train, genes].X.toarray(), total_counts(adata)[is_train])
 
     k = config.gat.n_neighbours
     near = neighbour_coordinates(adata, config)
     n_pool = config.model.n_context * (N_POOL if config.train.neighbour_dropout else 1)
     in_pitches = ((xy - xy[:n_spots].mean(axis=0)) / spot_pitch(xy[:n_spots])).astype(np.float32)
     return SectionData(
-        expression=expression,
+        expression=LOG[scale.name](amounts),
         features=image_features(in_pitches, features, config, n_spots),
         xy=in_pitches,
         is_train=is_train,
         context=context_spots(near, is_train, n_pool, n_spots),
-        imputed=None if config.gat.joint else impute_from_train(counts, near, is_train, k),
+        imputed=None if config.gat.joint else impute_from_train(amounts, near, is_train, k, scale.name),
         graph=None if config.gat.joint else make_graph(*knn_graph(near, k), n_node=len(xy)),
     )
 

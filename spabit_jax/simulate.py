@@ -126,6 +126,7 @@ def simulate_section(
         "lattice": lattice,
         "image_scale": 1.0,
         "um_per_px": PITCH_UM / pitch,
+        "spot_px": 2.0 * radius,
     }
     return adata, image
 

@@ -4,13 +4,15 @@ from scipy.stats import norm
 
 from spabit_jax.inference import combine, fit_blend
 
+MEAN = 9.0  # far from 0, below which no prediction is
+
 
 @pytest.fixture
 def case(section_data, tiny_config):
     """A section of 2,000 spots whose truth is signal + noise of sd 0.5."""
     rng = np.random.default_rng(0)
     n, n_genes = 2000, 7
-    signal = rng.normal(size=(n, n_genes)).astype(np.float32)
+    signal = rng.normal(MEAN, 1, size=(n, n_genes)).astype(np.float32)
     truth = signal + 0.5 * rng.normal(size=signal.shape).astype(np.float32)
     is_train = np.arange(n) % 2 == 0
     section = section_data(tiny_config)._replace(
@@ -23,12 +25,12 @@ def test_the_weights_go_to_the_better_members(case):
     section, signal, _, train = case
     held_out = [train[::3], train[1::3]]
     rng = np.random.default_rng(1)
-    noise = [rng.normal(size=signal.shape).astype(np.float32) for _ in range(3)]
+    noise = [rng.normal(MEAN, 1, size=signal.shape).astype(np.float32) for _ in range(3)]
     found = combine(section, np.stack([signal] * 2), held_out, {"kriging": noise[0]}).weights
-    assert found["network"] == pytest.approx(1, abs=0.05) and found["kriging"] < 0.05
+    assert found["spabit"] == pytest.approx(1, abs=0.05) and found["kriging"] < 0.05
     found = combine(section, np.stack(noise[:2]), held_out, {"kriging": signal, "ridge": noise[2]}).weights
-    assert found["kriging"] == pytest.approx(1, abs=0.05) and found["network"] + found["ridge"] < 0.05
-    assert combine(section, np.stack(noise[:2]), held_out).weights == {"network": 1}
+    assert found["kriging"] == pytest.approx(1, abs=0.05) and found["spabit"] + found["ridge"] < 0.05
+    assert combine(section, np.stack(noise[:2]), held_out).weights == {"spabit": 1}
 
 
 def test_a_few_spots_do_not_outweigh_kriging(case):
@@ -54,8 +56,8 @@ def test_the_mean_is_that_of_members_around_gene_means(case):
     noisy = [signal + rng.normal(size=signal.shape).astype(np.float32) for _ in range(3)]
     found = combine(section, np.stack(noisy[:2]), [train[::2], train[1::2]], {"kriging": noisy[2]})
     mean, w = section.expression[train].mean(axis=0), found.weights
-    assert w["network"] == pytest.approx(1 / 3, abs=0.05) and w["kriging"] == pytest.approx(1 / 3, abs=0.05)
-    expected = mean + w["network"] * (np.mean(noisy[:2], axis=0) - mean) + w["kriging"] * (noisy[2] - mean)
+    assert w["spabit"] == pytest.approx(1 / 3, abs=0.05) and w["kriging"] == pytest.approx(1 / 3, abs=0.05)
+    expected = mean + w["spabit"] * (np.mean(noisy[:2], axis=0) - mean) + w["kriging"] * (noisy[2] - mean)
     np.testing.assert_allclose(found.mean, expected, atol=1e-4)
     np.testing.assert_allclose(found.per_seed.mean(axis=0), found.mean, atol=1e-4)
 

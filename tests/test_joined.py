@@ -11,6 +11,7 @@ from scipy.spatial.distance import cdist
 from experiments.inputs import Inputs
 from spabit_jax.errors import InputError
 from spabit_jax.joined import APART, align, join, join_features
+from spabit_jax.scale import total_counts
 from spabit_jax.simulate import simulate_section, write_section
 from tests.experiments import small_run
 
@@ -29,7 +30,7 @@ def inputs(sections, config, tmp_path, edit=lambda adata: adata):
     for (adata, _), path in reversed(list(zip(sections, paths, strict=True))):
         adata = adata.copy()
         adata.uns["spabit"]["image_path"] = str(path.with_suffix(".png"))
-        made.append(Inputs(edit(adata), config, "stain", 20.0, str(tmp_path / "cache"), made))
+        made.append(Inputs(edit(adata), config, "stain", str(tmp_path / "cache"), made))
     made[-1].extract()
     return made[-1]
 
@@ -63,12 +64,13 @@ def test_sections_keep_to_themselves_and_to_their_train_spots(sections, tiny_con
     assert len(section.xy) == n + other.adata.n_obs
     assert (section.context[:n] < n).all() and (section.context[n:] >= n).all()
     np.testing.assert_array_equal(section.is_train, [*joint.is_train, *other.is_train])
-    alone = Inputs(joint.adata, tiny_config, "stain", 20.0, str(tmp_path / "cache")).section()
+    alone = Inputs(joint.adata, tiny_config, "stain", str(tmp_path / "cache")).section()
     np.testing.assert_array_equal(section.expression[:n], alone.expression)
     train = section.is_train
     means = [section.expression[:n][train[:n]].mean(axis=0), section.expression[n:][train[n:]].mean(axis=0)]
     np.testing.assert_allclose(*means, atol=1e-5)
-    spread = (section.expression[n:][train[n:]].std(axis=0), other.truth()[other.is_train].std(axis=0))
+    alike = joint.scale.expression(other.counts(), total_counts(other.adata))
+    spread = (section.expression[n:][train[n:]].std(axis=0), alike[other.is_train].std(axis=0))
     panel = [other.genes.index(gene) for gene in joint.genes if gene in other.genes]
     shared = [joint.genes.index(gene) for gene in joint.genes if gene in other.genes]
     np.testing.assert_allclose(spread[0][shared], spread[1][panel], rtol=1e-4)
@@ -97,7 +99,7 @@ def test_a_gene_that_a_related_section_lacks_is_at_its_mean(sections, tiny_confi
 
 def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
     joint = inputs(sections, tiny_config, tmp_path)
-    again = (joint.adata, tiny_config, "stain", 20.0, str(tmp_path / "cache"))
+    again = (joint.adata, tiny_config, "stain", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="two of --section and --related are named S1"):
         Inputs(*again, [Inputs(*again)])
     bare = joint.related[0].adata.copy()
@@ -126,7 +128,7 @@ def test_commands(sections, tmp_path):
     n_train, n, n_other = (found.obs["split"] == "train").sum(), found.n_obs, sections[1][0].n_obs
     said = f"{n_train} of {n} spots (split lattice), {n_other} of S2 (split none)"
     assert found.uns["spabit"]["trained_on"] == said
-    assert f"also given {n_other} of S2" in (run / "report.html").read_text()
+    assert f"the model and learned kriging also {n_other} of S2" in (run / "report.html").read_text()
     test = (found.obs["split"] == "test").to_numpy()
     places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])
     places.to_csv(tmp_path / "places.csv", index=False)

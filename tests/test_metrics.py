@@ -7,8 +7,17 @@ import json
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
+from sklearn.linear_model import LinearRegression
 
-from spabit_jax.metrics import coverage, format_mean_sd, gene_metrics, is_constant, summarize, summarize_seeds
+from spabit_jax.metrics import (
+    coverage,
+    depth_only,
+    format_mean_sd,
+    gene_metrics,
+    is_constant,
+    summarize,
+    summarize_seeds,
+)
 
 
 @pytest.fixture
@@ -110,6 +119,17 @@ def _noisy(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(20, 7))
     return truth, truth + rng.normal(size=truth.shape)
+
+
+def test_depth_alone_is_a_straight_line_on_the_log_of_the_total():
+    rng = np.random.default_rng(0)
+    totals = rng.integers(1, 9000, 60)
+    truth = np.log2(totals + 1)[:, None] * [1.0, -0.5, 0.0] + rng.normal(0, 0.1, (60, 3))
+    found = depth_only(truth[:40], totals[:40], totals[40:])
+    line = LinearRegression().fit(np.log2(totals[:40] + 1)[:, None], truth[:40])
+    np.testing.assert_allclose(found, line.predict(np.log2(totals[40:] + 1)[:, None]), rtol=1e-9)
+    flat = depth_only(truth[:40], np.full(40, 7), totals[40:])  # a depth that does not vary says nothing
+    np.testing.assert_allclose(flat, np.broadcast_to(truth[:40].mean(axis=0), (20, 3)))
 
 
 def test_coverage_is_the_share_inside_the_interval():

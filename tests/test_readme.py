@@ -25,6 +25,9 @@ def test_ten_lines_of_python(tmp_path):
     assert done.returncode == 0, done.stderr
     n_spots, n_dense, sd = done.stdout.split()[-3:]
     assert 3 < int(n_dense) / int(n_spots) < 5 and float(sd) > 0
+    absent = code.replace('"ERBB2"], "dense', '"ERBB3"], "dense')
+    done = subprocess.run([sys.executable, "-c", absent], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "InputError: gene ERBB3 is not among these predictions" in done.stderr and "ERBB2" in done.stderr
     with Image.open(tmp_path / "dense.png") as image:
         assert image.width > 600
 

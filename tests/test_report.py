@@ -29,16 +29,23 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder: 3 genes, a model, a baseline, one figure; and its metrics."""
-    rows = [("mine", "ensemble", (0.6, 0.5, 0.1)), ("mine", 0, (0.1, 0.1, 0.1)), ("knn_mean", "", (0.3, 0.2, 0.1))]
-    table = [("S", m, seed, g, p, 1.0, 0.5) for m, seed, pcc in rows for g, p in zip("abc", pcc, strict=True)]
+    """A run folder: 3 genes, a model, one figure; and its metrics."""
+    table = [("S", "mine", "ensemble", gene, pcc, 1.0, 0.5) for gene, pcc in zip("abc", (0.6, 0.5, 0.1), strict=True)]
     columns = ["section", "method", "seed", "gene", "pcc", "mse", "mae"]
     pd.DataFrame(table, columns=columns).to_csv(tmp_path / "genes.csv", index=False)
     (tmp_path / "figures").mkdir()
     Image.new("RGB", (30, 20)).save(tmp_path / "figures" / "gene_maps.png")
-    protocol = {"split": "lattice", "panel": "reference", "n_genes": 3, "n_train": 4, "n_test": 12}
+    protocol = {"split": "lattice", "panel": "hvg", "scale": "log2_count", "n_genes": 3, "n_train": 4, "n_test": 12}
     metrics = {"section": "S<1>", "method": "mine", "encoder": "none", "protocol": protocol, "seeds": [0]}
-    return tmp_path, metrics | {"ensemble": {"coverage90": 0.88}}
+
+    def scores(pcc):
+        return {"pcc": pcc, "mse": 1.0, "mae": 0.5}
+
+    metrics |= {"ensemble": scores(0.4) | {"coverage90": 0.88}, "ceiling": 0.8, "depth_only": 0.45, "patch_px": []}
+    metrics["weights"] = {"spabit": 0.004, "kriging": 0.9, "ridge": 0.1}
+    metrics["members"] = {"spabit": scores(0.25), "kriging": scores(0.39), "ridge": scores(0.3)}
+    metrics["baselines"] = {"knn_mean": scores(0.2), "kriging": scores(0.32)}
+    return tmp_path, metrics
 
 
 def page(run, metrics):
@@ -61,19 +68,28 @@ def test_the_report_is_one_whole_file(run):
 def test_the_report_says_in_words_how_good_the_model_is(run):
     text = " ".join(page(*run).text.split())
     assert "measured at 4 of 16 spots" in text and "predicted at the other 12" in text
-    assert "0.400, that of the best simple method (average of the 6 nearest measured spots) 0.200" in text
-    assert "better by 100%" in text and "1 of 3 genes have a correlation above 0.5" in text
+    assert "0.400. The best of 2 simple methods (plain kriging) has 0.320: the model is better by 25.0%" in text
     assert "hold 90% of the measurements hold 88.0%" in text
+    assert "true total count would have 0.450" in text and "perfect prediction would have about 0.80" in text
 
 
-def test_a_model_that_is_worse_than_a_simple_method_is_said_to_be(run):
+def test_the_report_says_who_predicts(run):
     folder, metrics = run
-    genes = pd.read_csv(folder / "genes.csv", keep_default_na=False)
-    genes.loc[genes["seed"] == "ensemble", "pcc"] = 0.05
-    genes.to_csv(folder / "genes.csv", index=False)
+    lead = page(folder, metrics).text.partition("How good is it?")[0]
+    assert "SpaBiT 0%, learned kriging 90%, ridge regression 10%" in lead and "SpaBiT is not in these numbers" in lead
+    metrics["weights"]["spabit"] = 0.3
+    assert "not in these numbers" not in page(folder, metrics).text
+    metrics["weights"], metrics["members"] = {"spabit": 1.0}, {"spabit": metrics["members"]["spabit"]}
+    assert "The prediction is SpaBiT's alone." in page(folder, metrics).text
+
+
+def test_a_model_that_is_not_better_than_a_simple_method_is_said_to_be_so(run):
+    folder, metrics = run
+    metrics["ensemble"]["pcc"] = 0.321
+    assert "the model is level with it" in " ".join(page(folder, metrics).text.split())
+    metrics["ensemble"]["pcc"] = 0.3
     assert "the simple method is the one to use" in " ".join(page(folder, metrics).text.split())
-    genes["pcc"] = ""
-    genes.to_csv(folder / "genes.csv", index=False)
+    metrics["ensemble"]["pcc"] = None
     assert "no correlation can be given" in " ".join(page(folder, metrics).text.split())
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scanpy as sc
 from sklearn.decomposition import PCA
 
 from spabit_jax import graph, section
@@ -10,14 +11,22 @@ from spabit_jax.section import expression_space, image_components, image_feature
 from spabit_jax.split import split_spots
 
 
-def test_expression_of_test_spots_does_not_enter(simulated, tiny_config):
+@pytest.mark.parametrize("scale", ["log2_count", "log1p_normalised"])
+def test_expression_of_test_spots_does_not_enter(simulated, tiny_config, scale):
+    tiny_config.data.scale = scale
     adata = read_section(simulated)
     is_train = split_spots(adata, "lattice")
     genes = select_genes(adata, "train_spots", 13, is_train)
     tiny_config.gat.joint = False
     section = make_section(adata, genes, is_train, None, tiny_config)
     np.testing.assert_array_equal(np.isnan(section.expression).all(axis=1), ~is_train)
-    np.testing.assert_allclose(section.expression[is_train], np.log2(adata[is_train, genes].X.toarray() + 1), rtol=1e-6)
+    counts = adata[is_train].copy()
+    if scale == "log2_count":
+        expected = np.log2(counts[:, genes].X.toarray() + 1)
+    else:
+        sc.pp.normalize_total(counts)  # to the median of these spots
+        expected = np.log1p(counts[:, genes].X.toarray())
+    np.testing.assert_allclose(section.expression[is_train], expected, rtol=1e-5, atol=1e-6)
 
     shuffled = adata.copy()
     x = shuffled.X.toarray()

@@ -12,7 +12,9 @@ from spabit_jax.config import Config, DataConfig, Faults, GATConfig, ModelConfig
 def get_config() -> Config:
     return Config(
         name="reference",
-        data=DataConfig(image_transform="reference"),
+        data=DataConfig(
+            scale="log2_count", panel="reference", n_genes=300, windows="224px", image_transform="reference"
+        ),
         gat=GATConfig(joint=False, heads=6, head_width=650, out_width=1024, dropout=0.2),
         model=ModelConfig(
             width=1024,

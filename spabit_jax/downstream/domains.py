@@ -13,7 +13,7 @@ from sklearn.neighbors import kneighbors_graph
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from spabit_jax.downstream.expression import centred, kinds, train_spots
+from spabit_jax.downstream.expression import centred, kinds, scale_of, train_spots
 from spabit_jax.graph import smoothed, spot_pitch
 
 N_COMPONENTS = 20
@@ -44,7 +44,7 @@ def find_domains(predictions: AnnData, labels: np.ndarray, n_domains: int, n_see
     with bar, threadpool_limits(1):  # matrices this small are slower on several threads
         for kind, (spots, values) in sources.items():
             for smoothing in (False, True):
-                shares = centred(values)
+                shares = centred(values, scale_of(predictions))
                 components = principal_components(smooth(xy[spots], shares) if smoothing else shares)
                 for method, cluster in METHODS.items():
                     for seed in range(n_seeds):

@@ -22,20 +22,23 @@ MARKER_COLUMNS = ["group", "gene", "score", "log2_fold_change", "p", "fdr"]
 ENRICHMENT_COLUMNS = ["group", "test", "gene_set", "n_set", "n_shared", "effect", "p", "fdr", "genes"]
 
 
-def find_markers(values: np.ndarray, genes: Sequence[str], groups: np.ndarray) -> pd.DataFrame:
+def find_markers(
+    values: np.ndarray, genes: Sequence[str], groups: np.ndarray, scale: str = "log2_count"
+) -> pd.DataFrame:
     """Genes that set each group of spots off from the rest: Wilcoxon's rank-sum test (scanpy's rank_genes_groups).
 
     Library size is taken out (``expression.centred``) before groups are compared.
 
     Args:
-      values: (n, G) log2(count + 1).
+      values: (n, G) expression.
       genes: G names.
       groups: (n,) str, "" for spots of none; groups of fewer than ``MIN_SPOTS`` spots are left out.
+      scale: of the expression, log2_count or log1p_normalised.
 
     Returns:
       Columns ``MARKER_COLUMNS``, a row per group and gene, the highest score first. log2_fold_change is the mean in
-      the group less that in the rest; p is adjusted by Benjamini and Hochberg within a group. No row where there
-      are fewer than two groups.
+      the group less that in the rest, of logs to the base 2; p is adjusted by Benjamini and Hochberg within a group.
+      No row where there are fewer than two groups.
     """
     import scanpy as sc
 
@@ -44,9 +47,10 @@ def find_markers(values: np.ndarray, genes: Sequence[str], groups: np.ndarray) -
     if len(names) < 2:
         return pd.DataFrame(columns=MARKER_COLUMNS)
     kept = np.isin(groups.astype(str), names)
-    values, groups = centred(values[kept].astype(np.float64)), groups[kept].astype(str)
+    values, groups = centred(values[kept].astype(np.float64), scale), groups[kept].astype(str)
     obs = pd.DataFrame({"group": pd.Categorical(groups, names)}, index=np.flatnonzero(kept).astype(str))
     adata = AnnData(values, obs=obs, var=pd.DataFrame(index=pd.Index(genes)))
+    to_log2 = 1 / np.log(2) if scale == "log1p_normalised" else 1.0
     tables = []
     with warnings.catch_warnings():
         # scanpy's own: it takes the values for logs of positive numbers, and fragments its table
@@ -55,9 +59,10 @@ def find_markers(values: np.ndarray, genes: Sequence[str], groups: np.ndarray) -
         sc.tl.rank_genes_groups(adata, "group", method="wilcoxon", tie_correct=True)
         for name in names:
             inside = groups == name
-            difference = pd.Series(values[inside].mean(axis=0) - values[~inside].mean(axis=0), adata.var_names)
+            difference = to_log2 * (values[inside].mean(axis=0) - values[~inside].mean(axis=0))
             table = sc.get.rank_genes_groups_df(adata, name)
-            tables.append(table.assign(group=name, log2_fold_change=table["names"].map(difference)))
+            change = table["names"].map(pd.Series(difference, adata.var_names))
+            tables.append(table.assign(group=name, log2_fold_change=change))
     renamed = {"names": "gene", "scores": "score", "pvals": "p", "pvals_adj": "fdr"}
     return pd.concat(tables, ignore_index=True).rename(columns=renamed)[MARKER_COLUMNS]
 

@@ -8,7 +8,7 @@ import numpy as np
 from anndata import AnnData
 from sklearn.neighbors import KNeighborsRegressor
 
-CEILING = "ceiling"
+OWN_MEASUREMENT = "own measurement"
 NO_LABEL = ("", "na", "nan", "undetermined", "unknown", "unlabelled")  # what annotators write where they could not tell
 
 
@@ -16,7 +16,7 @@ class Kind(NamedTuple):
     """Expression of some spots."""
 
     spots: np.ndarray  # (n,) indices
-    values: np.ndarray  # (n, G) log2(count + 1)
+    values: np.ndarray  # (n, G), on the scale of the run
 
 
 def kinds(predictions: AnnData) -> dict[str, Kind]:
@@ -27,8 +27,8 @@ def kinds(predictions: AnnData) -> dict[str, Kind]:
 
     Returns:
       ``measured``: the train spots alone; ``predicted``: every spot, a train spot without its own expression;
-      ``merged``: measured at train spots, predicted at the others; ``ceiling``: measured at every spot, the truth that
-      a model does not have.
+      ``merged``: measured at train spots, predicted at the others; ``own measurement``: measured at every spot, which a
+      model does not have. It is no bound: it has the noise of a measurement, which a prediction has not.
     """
     is_train = train_spots(predictions)
     everywhere = np.arange(predictions.n_obs)
@@ -37,16 +37,22 @@ def kinds(predictions: AnnData) -> dict[str, Kind]:
         "measured": Kind(np.flatnonzero(is_train), truth[is_train]),
         "predicted": Kind(everywhere, predicted),
         "merged": Kind(everywhere, np.where(is_train[:, None], truth, predicted)),
-        CEILING: Kind(everywhere, truth),
+        OWN_MEASUREMENT: Kind(everywhere, truth),
     }
 
 
-def centred(values: np.ndarray) -> np.ndarray:
-    """(n, G) less each spot's mean over the genes, which takes the library size out of logs.
+def scale_of(predictions: AnnData) -> str:
+    """The scale of the run's expression: ``log2_count`` or ``log1p_normalised``."""
+    return predictions.uns.get("spabit", {}).get("scale", "log2_count")
 
-    Without it domains are levels of library size, and tissue with few counts has no marker genes.
+
+def centred(values: np.ndarray, scale: str = "log2_count") -> np.ndarray:
+    """(n, G) expression without the library size.
+
+    From log2_count each spot's mean over the genes is taken: without that domains are levels of library size, and
+    tissue with few counts has no marker genes. In log1p_normalised it is out already, and values stay as they are.
     """
-    return values - values.mean(axis=1, keepdims=True)
+    return values - values.mean(axis=1, keepdims=True) if scale == "log2_count" else values
 
 
 def train_spots(predictions: AnnData) -> np.ndarray:

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_curve
 
-from spabit_jax.plots import _BLUE, _GREY, _ORANGE, _draw_spots, _save, _tidy
+from spabit_jax.plots import _BLUE, _GREY, _ORANGE, _PALETTE, _TEXT, _draw_places, _map_grid, _save, _tidy
 
-_INPUTS = (_ORANGE, _BLUE, "0.2", "#009E73", "#CC79A7")  # of the tumour classifier, in the order of its table
 COLOURS = [*colormaps["tab10"].colors, *colormaps["Set3"].colors]
 
 
@@ -39,31 +39,33 @@ def matched(domains: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.where(domains < 0, -1, number[domains])
 
 
-def plot_groups(
-    predictions: AnnData, maps: Mapping[str, np.ndarray], names: list[str], path: str | os.PathLike
+def plot_domains(
+    predictions: AnnData, domains: Mapping[str, np.ndarray], annotation: np.ndarray, names: list[str], path
 ) -> None:
-    """Draws groups of spots in one colour each, two maps side by side.
+    """Draws the annotation, where there is one, and domains, two maps side by side.
 
     Args:
       predictions: content of predictions.h5ad, N spots.
-      maps: title → (N,) integers, -1 where a spot is in no group.
-      names: of the groups, for the legend; those without a name are left out of it.
+      domains: title → (N,) integers, -1 where a spot is in no domain. Number i is called domain i + 1.
+      annotation: (N,) indices of names, -1 where there is none. It has the colours of the domains of the same number.
+      names: of the annotation; empty if there is none.
       path: the PNG to write.
     """
+    maps = {"annotation": annotation} if names else {}
+    maps |= domains
     n = max(values.max() for values in maps.values()) + 1
-    colours = ListedColormap([COLOURS[i % len(COLOURS)] for i in range(n)])
-    figure, axes = _maps(predictions, len(maps))
-    xy = np.asarray(predictions.obsm["spatial"], float)
-    for ax, (title, values) in zip(axes, maps.items(), strict=False):
+    figure, axes = _two_columns(predictions, len(maps))
+    for ax, (title, values) in zip(axes, maps.items(), strict=True):
         shown = np.where(values < 0, np.nan, values)
-        _draw_spots(ax, predictions, xy, shown, np.array([-0.5, n - 0.5])).set(cmap=colours)
-        ax.set_title(title, fontsize=10)
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=COLOURS[i % len(COLOURS)], label=name)
-        for i, name in enumerate(names)
-    ]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        _draw_places(ax, predictions, shown, (-0.5, n - 0.5), ListedColormap([_colour(i) for i in range(n)]))
+        ax.set_title(title, loc="left", fontsize=_TEXT)
+    style = {"frameon": False, "fontsize": _TEXT, "handletextpad": 0.1, "columnspacing": 0.8, "borderaxespad": 0.2}
+    if names:
+        handles = _dots(dict(enumerate(names)))
+        axes[0].legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.05, 0), ncols=2, **style)
+    found = np.unique(np.concatenate(list(domains.values())))
+    of_domains = _dots({i: f"domain {i + 1}" for i in found if i >= 0})
+    figure.legend(handles=of_domains, loc="outside lower center", ncols=4, **style)
     _save(figure, path)
 
 
@@ -71,13 +73,14 @@ def plot_probability(
     predictions: AnnData, is_tumour: np.ndarray, probability: np.ndarray, path: str | os.PathLike
 ) -> None:
     """Draws the annotation beside the predicted probability of tumour: (N,) each, NaN where unknown."""
-    figure, axes = _maps(predictions, 2)
-    xy = np.asarray(predictions.obsm["spatial"], float)
-    titles = ("annotation", "probability at spots not measured")
-    for ax, values, title in zip(axes, (is_tumour, probability), titles, strict=True):
-        spots = _draw_spots(ax, predictions, xy, values, np.array([0, 1]))
-        ax.set_title(title, fontsize=10)
-    figure.colorbar(spots, ax=axes, shrink=0.7, label="tumour")
+    figure, axes = _two_columns(predictions, 2)
+    maps = {"annotation: 1 tumour, 0 other": is_tumour, "predicted, at spots not measured": probability}
+    for ax, (title, values) in zip(axes, maps.items(), strict=True):
+        drawn = _draw_places(ax, predictions, values, (0, 1))
+        ax.set_title(title, loc="left", fontsize=_TEXT)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=14, pad=0.02)
+    bar.set_label("probability of tumour", fontsize=_TEXT)
+    bar.ax.tick_params(labelsize=_TEXT)
     _save(figure, path)
 
 
@@ -93,12 +96,12 @@ def plot_roc(is_tumour: np.ndarray, found: Mapping[str, np.ndarray], aurocs: Map
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
-    for (name, probability), colour in zip(found.items(), _INPUTS, strict=True):
+    for (name, probability), colour in zip(found.items(), _PALETTE, strict=False):
         scored = np.isfinite(probability) & np.isfinite(is_tumour)
         wrong, right, _ = roc_curve(is_tumour[scored], probability[scored])
         ax.plot(wrong, right, color=colour, label=f"{name}: {aurocs[name]:.3f}")
     ax.set(xlabel="share of other spots called tumour", ylabel="share of tumour spots found", aspect="equal")
-    ax.legend(loc="lower right", frameon=False, fontsize=8.5, title="AUROC")
+    ax.legend(loc="lower right", frameon=False, fontsize=8.5, title="AUROC", alignment="left")
     _tidy(ax)
     _save(figure, path)
 
@@ -114,7 +117,7 @@ def plot_enrichment(table: pd.DataFrame, path: str | os.PathLike, n: int = 12) -
     figure = Figure(figsize=(5.4, 0.34 * len(shown) + 1.1), layout="constrained")
     ax = figure.subplots()
     groups = list(dict.fromkeys(table["group"]))
-    colours = [COLOURS[groups.index(group) % len(COLOURS)] for group in shown["group"]]
+    colours = [_colour(groups.index(group)) for group in shown["group"]]
     ax.barh(np.arange(len(shown)), -np.log10(np.maximum(shown["fdr"].to_numpy(float), 1e-300)), color=colours)
     labels = [f"{row.gene_set[:32]} ({row.group})" for row in shown.itertuples()]
     ax.set_yticks(np.arange(len(shown)), labels, fontsize=9)
@@ -144,18 +147,18 @@ def plot_spatial_genes(table: pd.DataFrame, path: str | os.PathLike) -> None:
     _save(figure, path)
 
 
-def _maps(predictions: AnnData, n: int):
-    """A figure with ``n`` maps, two in a row, over the extent of the spots; y down."""
-    xy = np.asarray(predictions.obsm["spatial"], float)
-    low, high = xy.min(axis=0), xy.max(axis=0)
-    margin = 0.03 * (high - low).max() + 1
-    width, height = high - low + 2 * margin
-    rows = -(-n // 2)
-    figure = Figure(figsize=(5.4, rows * (2.7 * min(1.4, height / width) + 0.3) + 0.6), layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).ravel()
-    for ax in axes:
-        ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(high[1] + margin, low[1] - margin))
-        ax.set(xticks=[], yticks=[], aspect="equal")
-    for ax in axes[n:]:
+def _two_columns(predictions: AnnData, n: int) -> tuple[Figure, list[Axes]]:
+    """A figure with ``n`` maps, two in a row."""
+    figure, axes = _map_grid(predictions, np.asarray(predictions.obsm["spatial"], float), -(-n // 2), 2)
+    for ax in axes.flat[n:]:
         ax.set_visible(False)
-    return figure, axes
+    return figure, list(axes.flat[:n])
+
+
+def _colour(number: int):
+    return COLOURS[number % len(COLOURS)]
+
+
+def _dots(names: Mapping[int, str]) -> list[Line2D]:
+    """For the legend: number of the colour → name."""
+    return [Line2D([], [], marker="o", linestyle="", color=_colour(i), label=name) for i, name in names.items()]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 from scipy.stats import spearmanr
 
 from spabit_jax.downstream.expression import interpolated, train_spots
-from spabit_jax.graph import knn_graph
+from spabit_jax.graph import morans_i
 
-N_NEIGHBOURS = 6
 TOP = 50  # genes in the overlap
 
 
@@ -39,19 +37,6 @@ def spatial_genes(predictions: AnnData) -> pd.DataFrame:
         "measured": morans_i(truth[is_train], xy[is_train]),
     }
     return pd.DataFrame(table, index=pd.Index(predictions.var_names, name="gene"))
-
-
-def morans_i(values: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Moran's I of (n, G) values over the graph of the 6 nearest spots: (G,), NaN where a gene does not vary."""
-    from scanpy.metrics import morans_i
-
-    senders, receivers = knn_graph(xy, N_NEIGHBOURS)
-    graph = sparse.csr_matrix((np.ones(len(senders)), (receivers, senders)), shape=(len(xy), len(xy)))
-    found = np.full(values.shape[1], np.nan)
-    varies = np.ptp(values, axis=0) > 0  # scanpy warns of the others
-    if varies.any():
-        found[varies] = morans_i(graph, np.ascontiguousarray(values[:, varies].T, np.float64))
-    return found
 
 
 def rank_agreement(truth: pd.Series, other: pd.Series) -> dict[str, float]:

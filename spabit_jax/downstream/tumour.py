@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from spabit_jax.downstream.expression import CEILING, interpolated, train_spots
+from spabit_jax.downstream.expression import OWN_MEASUREMENT, interpolated, train_spots
 
 MIN_SPOTS = 5  # of each class among the train spots: one for each fold
 COLUMNS = ["input", "n_train", "n_test", "n_tumour", "auroc", "average_precision", "f1"]
@@ -23,20 +23,20 @@ COLUMNS = ["input", "n_train", "n_test", "n_tumour", "auroc", "average_precision
 def find_tumour(predictions: AnnData, is_tumour: np.ndarray) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Probability of tumour at the test spots, by what is known of their expression.
 
-    One classifier, fitted to the measured expression of the labelled train spots, is given the expression of the test
-    spots: ``predicted``; ``nearest``, the mean of the 6 nearest train spots; ``ceiling``, as measured, which a model
-    does not have. For ``predicted, like for like`` another is fitted to what is predicted at the train spots
-    without their own expression, so that it learns from what it will be given. ``neighbour labels`` needs no
-    expression: the share of tumour among the 6 nearest labelled train spots.
+    ``predicted``: a classifier is fitted to what is predicted at the labelled train spots and given what is predicted
+    at the test spots, so that it learns from what it will be given. ``neighbour labels`` needs no expression: the
+    share of tumour among the 6 nearest labelled train spots. Another classifier, fitted to the measured expression of
+    the train spots, is given ``nearest``, the mean of the 6 nearest train spots; ``predicted, trained on
+    measurements``; and ``own measurement``, which a model does not have.
 
     Args:
       predictions: content of predictions.h5ad, N spots.
       is_tumour: (N,) 1, 0, or NaN where there is no label.
 
     Returns:
-      A row for each input, scored on the labelled test spots, with columns ``COLUMNS`` (f1 at probability 0.5); and
-      input → (N,) probability, NaN at train spots. None and {} where a class has fewer than ``MIN_SPOTS`` train
-      spots or no test spot.
+      A row for each input, in this order, scored on the labelled test spots, with columns ``COLUMNS`` (f1 at
+      probability 0.5); and input → (N,) probability, NaN at train spots. None and {} where a class has fewer than
+      ``MIN_SPOTS`` train spots or no test spot.
     """
     is_train, known = train_spots(predictions), np.isfinite(is_tumour)
     train, test = np.flatnonzero(is_train & known), np.flatnonzero(~is_train)
@@ -46,12 +46,18 @@ def find_tumour(predictions: AnnData, is_tumour: np.ndarray) -> tuple[pd.DataFra
     if np.bincount(labels, minlength=2).min() < MIN_SPOTS or np.bincount(answers, minlength=2).min() == 0:
         return None, {}
     predicted = np.asarray(predictions.X)
-    classifier, like = fit_classifier(truth[train], labels), fit_classifier(predicted[train], labels)
-    inputs = {"predicted": predicted[test], "nearest": interpolated(predictions), CEILING: truth[test]}
-    found = {name: classifier.predict_proba(values)[:, 1] for name, values in inputs.items()}
-    found["predicted, like for like"] = like.predict_proba(predicted[test])[:, 1]
-    vote = KNeighborsClassifier(min(6, len(train))).fit(xy[train], labels)
-    found["neighbour labels"] = vote.predict_proba(xy[test])[:, 1]
+    of_predicted, of_measured = fit_classifier(predicted[train], labels), fit_classifier(truth[train], labels)
+    of_places = KNeighborsClassifier(min(6, len(train))).fit(xy[train], labels)
+    found = {
+        name: classifier.predict_proba(given)[:, 1]
+        for name, classifier, given in (
+            ("predicted", of_predicted, predicted[test]),
+            ("neighbour labels", of_places, xy[test]),
+            ("nearest", of_measured, interpolated(predictions)),
+            ("predicted, trained on measurements", of_measured, predicted[test]),
+            (OWN_MEASUREMENT, of_measured, truth[test]),
+        )
+    }
     rows, maps = [], {}
     for name, probability in found.items():
         p = probability[scored]

@@ -72,7 +72,8 @@ def read_section(
       - ``uns["spabit"]``: name; format; positions_path; array_min and array_max, [row, col] over all spots of the
         positions file, in tissue or not (legacy ST: over the selected ones); lattice (``hex`` or ``square``);
         image_path and image_scale (image pixels per full-resolution pixel) if there is an image; um_per_px if it is
-        known.
+        known; spot_px, the diameter of a spot, the width of a bin or the distance between cells in full-resolution
+        pixels: as the files say, else half the pitch of the lattice.
 
     Raises:
       InputError: anything that is missing, unreadable or contradictory; the message names the file.

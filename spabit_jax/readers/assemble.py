@@ -99,6 +99,7 @@ def assemble(
             scalefactors["tissue_hires_scalef"] = scale * image_scale
     # Visium: spots of 55 µm every 100 µm; legacy ST: 100 µm every 200 µm.
     scalefactors.setdefault("spot_diameter_fullres", float(pitch_px / 2) if pitch_px > 0 else 1.0)
+    section["spot_px"] = float(scalefactors["spot_diameter_fullres"])
     if images:  # scanpy and squidpy take an entry without an image for a mistake
         adata.uns["spatial"] = {name: {"images": images, "scalefactors": scalefactors, "metadata": metadata}}
     adata.uns["spabit"] = section

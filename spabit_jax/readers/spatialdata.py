@@ -13,6 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
+from spabit_jax.graph import spot_pitch
 from spabit_jax.readers.assemble import assemble
 from spabit_jax.readers.h5ad import raw_counts, spot_table
 from spabit_jax.readers.lattice import cell_squares
@@ -74,6 +75,7 @@ def read(
         positions_path=path / "shapes" / region,
         labels=labels,
         image=image,
+        scalefactors=None if size_um is None else {"spot_diameter_fullres": spot_pitch(xy)},
         square_um=size_um,
     )
 

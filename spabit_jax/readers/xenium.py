@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
+from spabit_jax.graph import spot_pitch
 from spabit_jax.readers.assemble import assemble, make_names_unique
 from spabit_jax.readers.lattice import cell_squares, squares
 from spabit_jax.readers.tables import check_positions, reading
@@ -70,6 +71,8 @@ def read(
     if spot_um is None:
         spots = cells
         spots[["array_row", "array_col"]] = cell_squares(cells.to_numpy(), cells_path)
+        if len(cells) > 1:
+            scalefactors["spot_diameter_fullres"] = spot_pitch(cells[["x", "y"]].to_numpy()) / um_per_px
     else:
         counts, spots = _pseudo_spots(counts, cells, spot_um, counts_path, cells_path)
         scalefactors["spot_diameter_fullres"] = float(spot_um / um_per_px)

@@ -14,6 +14,7 @@ from flax import nnx
 from spabit_jax.config import Config
 from spabit_jax.graph import impute_from_train
 from spabit_jax.models.gat import GATRegressor
+from spabit_jax.scale import UNLOG
 from spabit_jax.section import SectionData
 from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, seed_keys
 
@@ -67,13 +68,14 @@ def gene_tokens(section: SectionData, near: np.ndarray, config: Config, folder: 
     part = np.zeros(n, np.int32)
     if not config.faults.self_in_gene_token:
         train = np.random.default_rng(seed).permutation(np.flatnonzero(section.is_train))
-        counts = np.exp2(np.nan_to_num(section.expression)) - 1
+        counts = UNLOG[config.data.scale](np.nan_to_num(section.expression))
         held_out = np.array_split(train, min(config.gat.folds, len(train)))
         part[:] = len(held_out)
         for i, fold in enumerate(held_out):
             part[fold] = i
         seen = [section.is_train & (part != i) for i in range(len(held_out))]
-        passes = [(s, impute_from_train(counts, near, s, config.gat.n_neighbours)) for s in seen] + passes
+        k, scale = config.gat.n_neighbours, config.data.scale
+        passes = [(s, impute_from_train(counts, near, s, k, scale)) for s in seen] + passes
 
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(0))))
     chunk = make_chunk(make_gat_epoch(graphdef, config))

@@ -3,8 +3,8 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from spabit_jax.downstream.domains import METHODS, agreement, find_domains, principal_components, smooth
-from spabit_jax.downstream.expression import centred, kinds, known_labels
-from spabit_jax.downstream.plots import matched
+from spabit_jax.downstream.expression import centred, kinds, known_labels, scale_of
+from spabit_jax.downstream.plots import matched, plot_domains
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_what_annotators_write_for_unknown_is_no_label(predictions):
     assert (known_labels(predictions) == "").all()
 
 
-def test_only_the_ceiling_sees_the_truth_of_test_spots(predictions):
+def test_only_own_measurements_see_the_truth_of_test_spots(predictions):
     labels = known_labels(predictions)
     before, _ = find_domains(predictions, labels, 3, 1)
     test = np.flatnonzero(predictions.obs["split"] == "test")
@@ -59,7 +59,7 @@ def test_only_the_ceiling_sees_the_truth_of_test_spots(predictions):
     truth[test] = truth[np.random.default_rng(0).permutation(test)]
     after, _ = find_domains(predictions, labels, 3, 1)
     changed = (before["ari"] != after["ari"]).groupby(before["expression"]).any()
-    assert changed.to_dict() == {"measured": False, "predicted": False, "merged": False, "ceiling": True}
+    assert changed.to_dict() == {"measured": False, "predicted": False, "merged": False, "own measurement": True}
 
 
 def test_the_table_says_which_spots_are_scored(predictions):
@@ -82,3 +82,51 @@ def test_domains_take_the_number_of_the_group_that_they_share_most_with():
     found = matched(domains, reference)
     np.testing.assert_array_equal(found[:5], reference[:5])
     assert {found[5], found[6]} == {2, 3} and found[7] == -1
+
+
+def test_library_size_is_taken_out_of_raw_counts_only(predictions):
+    values = predictions.layers["truth"]
+    assert scale_of(predictions) == "log2_count"
+    np.testing.assert_allclose(centred(values, "log2_count").mean(axis=1), 0, atol=1e-12)
+    predictions.uns["spabit"] = {"scale": "log1p_normalised"}
+    assert centred(values, scale_of(predictions)) is values
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """The figure that is made, instead of a file."""
+    from spabit_jax.downstream import plots
+
+    made = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: made.append(figure))
+    return made
+
+
+def colour_of(legend) -> dict:
+    names = [text.get_text() for text in legend.get_texts()]
+    return dict(zip(names, [line.get_color() for line in legend.get_lines()], strict=True))
+
+
+def test_domains_have_numbers_and_the_annotation_its_own_names(predictions, band, figure):
+    names = ["adipose", "stroma"]
+    annotation = np.minimum(band, 1)
+    annotation[:7] = -1
+    predictions.uns["spabit"] = {"um_per_px": 1.0, "spot_px": 50.0}
+    plot_domains(predictions, {"merged, ARI 0.36": band}, annotation, names, "unused.png")
+    of_annotation, of_domains = figure[0].axes
+    assert (of_annotation.get_title(loc="left"), of_domains.get_title(loc="left")) == ("annotation", "merged, ARI 0.36")
+    own, (shared,) = of_annotation.get_legend(), figure[0].legends
+    assert list(colour_of(own)) == names and list(colour_of(shared)) == ["domain 1", "domain 2", "domain 3"]
+    assert colour_of(own)["stroma"] == colour_of(shared)["domain 2"] != colour_of(shared)["domain 3"]
+    assert of_domains.get_legend() is None
+    assert len(of_annotation.lines) == 1 and not of_domains.lines  # the scale bar
+    for ax in (of_annotation, of_domains):
+        for number, colour in enumerate(colour_of(shared).values()):
+            places = ax.collections[-1]
+            assert places.cmap(places.norm(number))[:3] == pytest.approx(colour)
+
+
+def test_without_an_annotation_domains_stand_alone(predictions, band, figure):
+    plot_domains(predictions, {"merged": band, "measured": band}, np.full(300, -1), [], "unused.png")
+    assert [ax.get_title(loc="left") for ax in figure[0].axes] == ["merged", "measured"]
+    assert all(ax.get_legend() is None for ax in figure[0].axes)

@@ -33,6 +33,16 @@ def test_markers_are_those_that_were_planted():
     assert find_markers(values, GENES, np.where(groups == "a", groups, "")).empty
 
 
+def test_normalised_values_stay_as_they_are_and_their_changes_are_logs_to_the_base_2():
+    values, groups = planted()
+    table = find_markers(values, GENES, groups, "log1p_normalised")
+    first = table[table["group"] == "a"].set_index("gene").loc["G3"]
+    natural = values[:30, 3].mean() - values[30:70, 3].mean()
+    assert first["log2_fold_change"] == pytest.approx(natural / np.log(2))
+    oracle = mannwhitneyu(values[:30, 3], values[30:70, 3], use_continuity=False, method="asymptotic").pvalue
+    assert first["p"] == pytest.approx(oracle, rel=1e-4)
+
+
 def test_p_values_are_those_of_scipy():
     rng = np.random.default_rng(0)
     sets = {f"S{i}": list(rng.choice(GENES, size, replace=False)) for i, size in enumerate((3, 7, 20, 41))}

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spabit_jax.downstream.spatial import N_NEIGHBOURS, morans_i, rank_agreement, spatial_genes
-from spabit_jax.graph import knn_graph
+from spabit_jax.downstream.spatial import rank_agreement, spatial_genes
+from spabit_jax.graph import knn_graph, morans_i
 
 
 def test_morans_i_is_that_of_the_formula(predictions):
@@ -11,7 +11,7 @@ def test_morans_i_is_that_of_the_formula(predictions):
     values = np.random.default_rng(0).standard_normal((len(xy), 3)) + xy[:, :1] / 500
     values[:, 2] = 7
     weight = np.zeros((len(xy), len(xy)))
-    weight[tuple(knn_graph(xy, N_NEIGHBOURS))] = 1
+    weight[tuple(knn_graph(xy, 6))] = 1
     found = morans_i(values, xy)
     for gene in range(2):
         z = values[:, gene] - values[:, gene].mean()

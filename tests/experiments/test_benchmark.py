@@ -10,9 +10,9 @@ import pytest
 from scipy.stats import pearsonr
 
 from experiments.benchmark_tables import accuracy_table, comparison_table, markdown
-from spabit_jax import plots
 from spabit_jax.metrics import bootstrap_interval, noise_ceiling
 from spabit_jax.readers import read_section
+from spabit_jax.scale import LOG2, Scale, find_scale, total_counts
 from spabit_jax.simulate import simulate_section, write_section
 from spabit_jax.split import split_spots
 
@@ -53,7 +53,8 @@ def test_the_tables_follow_from_the_predictions(finished, simulated):
     out = finished[0] / "out"
     rows = pd.read_csv(out / "results.csv", keep_default_na=False, na_values={"pcc": [""], "coverage90": [""]})
     designed = "section,method,encoder,seed,n_train,n_test,n_genes,pcc,pcc_defined,n_constant_genes,mse,mae,seconds"
-    assert list(rows.columns) == [*designed.split(","), "split", "coverage90"]
+    more = "split,coverage90,scale,panel,weight,depth_only"
+    assert list(rows.columns) == [*designed.split(","), *more.split(",")]
     assert len(rows) == 4 + 3  # of the model two seeds and the ensemble
     assert set(rows.loc[rows["method"] == "demo", "seed"]) == {"0", "1", "ensemble"}
     assert (rows.loc[rows["method"] == "gene_mean", "pcc"] == 0).all()
@@ -63,17 +64,18 @@ def test_the_tables_follow_from_the_predictions(finished, simulated):
     for method, seed in (("ridge", ""), ("demo", "ensemble")):
         mine, row = (t[(t["section"] == "tiny") & (t["method"] == method) & (t["seed"] == seed)] for t in (genes, rows))
         mine, row = mine.set_index("gene"), row.iloc[0]
-        piece = np.load(out / "predictions" / f"tiny.lattice.stain.{method}.npz")
+        piece = np.load(out / "predictions" / f"tiny.lattice.log1p_normalised.stain.{method}.npz")
         assert piece["mean"].shape == piece["sd"].shape == (row["n_test"], 23) and (piece["sd"] > 0).all()
         test = ~split_spots(adata, "lattice")
         counts = adata[:, mine.index].X.toarray()
-        truth = np.log2(counts[test] + 1)
+        totals, scale = total_counts(adata), find_scale("log1p_normalised", adata, ~test)
+        truth = scale.expression(counts[test], totals[test])
         pcc = [pearsonr(t, p)[0] if np.ptp(t) else np.nan for t, p in zip(truth.T, piece["mean"].T, strict=True)]
         np.testing.assert_allclose(mine["pcc"], pcc, atol=1e-5)
         assert row["pcc"] == pytest.approx(np.nanmean(pcc), abs=1e-5)
         covered = np.mean(np.abs(truth - piece["mean"]) <= 1.645 * piece["sd"])
         assert row["coverage90"] == pytest.approx(covered, abs=1e-3)
-        np.testing.assert_allclose(mine["ceiling"], noise_ceiling(counts[test]), atol=1e-6)
+        np.testing.assert_allclose(mine["ceiling"], noise_ceiling(counts[test], totals[test], scale), atol=1e-6)
 
 
 def test_the_files_are_there(finished):
@@ -99,7 +101,7 @@ def test_nothing_is_computed_twice_and_what_is_missing_is(finished, simulated):
     folder = finished[0]
     pieces = sorted((folder / "out" / "predictions").glob("*.npz"))
     assert len(pieces) == 5
-    missing = folder / "out" / "predictions" / "tiny.lattice.stain.kriging.npz"
+    missing = folder / "out" / "predictions" / "tiny.lattice.log1p_normalised.stain.kriging.npz"
     missing.unlink()
     before = {path: path.stat().st_mtime_ns for path in pieces if path != missing}
     results = (folder / "out" / "results.csv").read_text()
@@ -115,7 +117,7 @@ def test_nothing_is_computed_twice_and_what_is_missing_is(finished, simulated):
 
 def test_other_inputs_in_the_same_folder_are_refused(finished, simulated):
     for flags, message in (
-        (["--patch_px=64"], "inputs.patch_px"),
+        (["--patch_px=64"], "data.windows"),
         (["--config.data.n_genes=20"], "data.n_genes"),
         (["--config.model.depth=2", "--methods=demo"], "config.model.depth was 1 and is now 2"),
     ):
@@ -138,7 +140,7 @@ def test_splits_and_the_references(simulated, tmp_path):
     assert set(rows["method"]) == {"knn_mean", "reference", "reference_stopped", "oracle"}
     assert (rows.loc[rows["method"] == "oracle", "coverage90"] == "").all()
     result = run(simulated, tmp_path / "more", "--methods=knn_mean", "--splits=random,block")
-    assert "## Split random, encoder stain" in result.stdout and "## Split block, encoder stain" in result.stdout
+    assert "split random, encoder stain" in result.stdout and "split block, encoder stain" in result.stdout
 
 
 def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_path):
@@ -197,9 +199,10 @@ def tables():
     for section, methods in pcc.items():
         encoder = "stain" if section == "A" else "none"
         for method, value in methods.items():
-            key = {"section": section, "split": "lattice", "encoder": encoder, "method": method}
+            key = {"section": section, "split": "lattice", "scale": "log2_count", "encoder": encoder, "method": method}
             key["seed"] = "ensemble" if method == "mine" else ""
-            rows.append(key | {"n_train": 4, "n_test": 9, "pcc": value, "mse": 1 - value, "coverage90": 0.9})
+            sizes = {"n_train": 4, "n_test": 9, "n_genes": 5, "panel": "hvg", "depth_only": 0.7, "weight": np.nan}
+            rows.append(key | sizes | {"pcc": value, "mse": 1 - value, "coverage90": 0.9})
             noise = rng.normal(0, 0.05, 5)
             table = {"gene": list("abcde"), "pcc": value + noise - noise.mean(), "ceiling": 0.8}
             genes.append(pd.DataFrame(key | table))
@@ -208,11 +211,11 @@ def tables():
 
 def test_means_take_kriging_where_there_is_no_image_and_bold_is_best():
     lines = accuracy_table(*tables()).splitlines()
-    assert lines[0].endswith("| noise ceiling | knn_mean | kriging | ridge | mine |")
-    assert lines[2] == "| A | 4 / 9 | 0.800 | 0.200 | 0.300 | 0.400 | **0.500** |"
-    assert lines[3] == "| B | 4 / 9 | 0.800 | 0.100 | **0.200** | – | 0.150 |"
-    assert lines[4] == "| mean PCC |  | 0.800 | 0.150 | 0.250 | 0.300 | **0.325** |"
-    assert lines[5] == "| mean MSE |  |  | 0.850 | 0.750 | 0.700 | **0.675** |"
+    assert lines[0].endswith("| noise ceiling | depth only | knn_mean | kriging | ridge | mine |")
+    assert lines[2] == "| A | 4 / 9 | 0.800 | 0.700 | 0.200 | 0.300 | 0.400 | **0.500** |"
+    assert lines[3] == "| B | 4 / 9 | 0.800 | 0.700 | 0.100 | **0.200** | – | 0.150 |"
+    assert lines[4] == "| mean PCC |  | 0.800 | 0.700 | 0.150 | 0.250 | 0.300 | **0.325** |"
+    assert lines[5] == "| mean MSE |  |  |  | 0.850 | 0.750 | 0.700 | **0.675** |"
 
 
 def test_the_model_is_compared_with_the_best_baseline_of_each_section():
@@ -232,11 +235,29 @@ def test_noise_ceiling_of_simulated_poisson_counts():
     rate = np.exp(rng.normal(0, 0.6, (4000, 5)) + np.log([3, 10, 30, 100, 300]))
     counts = rng.poisson(rate)
     known = [pearsonr(np.log2(c + 1.0), np.log2(r + 1)).statistic for c, r in zip(counts.T, rate.T, strict=True)]
-    np.testing.assert_allclose(noise_ceiling(counts), known, atol=0.02)
+    totals = counts.sum(axis=1)
+    np.testing.assert_allclose(noise_ceiling(counts, totals, LOG2), known, atol=0.02)
     noise = rng.poisson(5.0, (4000, 3))
-    assert (noise_ceiling(noise) < 0.25).all()
-    assert np.isnan(noise_ceiling(np.zeros((20, 1)))).all()
-    np.testing.assert_array_equal(noise_ceiling(counts, seed=3), noise_ceiling(counts, seed=3))
+    assert (noise_ceiling(noise, noise.sum(axis=1), LOG2) < 0.25).all()
+    assert np.isnan(noise_ceiling(np.zeros((20, 1)), np.zeros(20), LOG2)).all()
+    again = [noise_ceiling(counts, totals, LOG2, seed=3) for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+
+
+def test_noise_ceiling_of_normalised_counts():
+    """Composition with noise of counts, at depths that say nothing: the correlation with the true composition."""
+    rng = np.random.default_rng(0)
+    share = np.exp(rng.normal(0, 0.6, (4000, 5)) + np.log([3, 10, 30, 100, 300]))
+    depth = np.exp(rng.normal(0, 0.3, 4000))
+    counts, others = rng.poisson(share * depth[:, None]), rng.poisson(9000 * depth)
+    totals = counts.sum(axis=1) + others
+    scale = Scale("log1p_normalised", float(np.median(totals)))
+    pairs = zip(scale.expression(counts, totals).T, np.log1p(share).T, strict=True)
+    known = [pearsonr(*pair).statistic for pair in pairs]
+    np.testing.assert_allclose(noise_ceiling(counts, totals, scale), known, atol=0.03)
+    # depth is in log2(count + 1), and not here
+    flat = rng.poisson(np.array([5.0, 50.0]) * depth[:, None])
+    assert (noise_ceiling(flat, totals, scale) < noise_ceiling(flat, totals, LOG2) - 0.2)[1]
 
 
 def test_bootstrap_interval_is_that_of_the_normal_for_many_values():
@@ -245,18 +266,3 @@ def test_bootstrap_interval_is_that_of_the_normal_for_many_values():
     half = 1.96 * values.std() / np.sqrt(len(values))
     assert low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert high == pytest.approx(values.mean() + half, abs=0.1 * half)
-
-
-def test_the_figure_has_a_dot_for_each_section_and_method(monkeypatch):
-    made = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: made.append(figure))
-    shares = pd.DataFrame({"knn_mean": [0.4, 0.5], "ridge": [0.6, np.nan], "mine": [0.7, 0.8]}, index=["A", "B"])
-    plots.plot_benchmark(shares, ["mine"], "unused.png")
-    (ax,) = made[0].axes
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["knn_mean", "ridge", "mine"]
-    for dots, method in zip(ax.collections, shares, strict=True):
-        known = shares[method].notna().to_numpy()
-        expected = np.stack([shares[method][known], np.arange(2)[known]], axis=1)
-        np.testing.assert_allclose(np.ma.compress_rows(np.ma.masked_invalid(dots.get_offsets())), expected)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["A", "B"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first section on top

@@ -16,9 +16,13 @@ def run(predictions, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     predictions.write_h5ad(folder / "predictions.h5ad")
-    protocol = {"split": "lattice", "panel": "reference", "n_genes": 24, "n_train": 80, "n_test": 220}
+    protocol = {"split": "lattice", "panel": "reference", "scale": "log2_count"}
+    protocol |= {"n_genes": 24, "n_train": 80, "n_test": 220}
     metrics = {"section": "banded", "method": "mine", "encoder": "none", "protocol": protocol, "seeds": [0]}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"ensemble": {"coverage90": 0.9}}))
+    scores = {"pcc": 0.5, "mse": 1.0, "mae": 0.5}
+    metrics |= {"ensemble": scores | {"coverage90": 0.9}, "ceiling": 0.8, "depth_only": 0.1, "patch_px": []}
+    metrics |= {"weights": {"spabit": 1.0}, "members": {"spabit": scores}, "baselines": {"knn_mean": scores}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
     genes = pd.DataFrame({"section": "banded", "method": "mine", "seed": "ensemble", "gene": predictions.var_names})
     genes = pd.concat([genes, genes.assign(method="knn_mean", seed="")])
     genes.assign(pcc=0.5, mse=1.0, mae=0.5).to_csv(folder / "genes.csv", index=False)
@@ -38,7 +42,7 @@ def test_the_command_writes_tables_figures_and_a_report(run, tmp_path):
     assert "Warning" not in result.stderr
     tables = {name: pd.read_csv(out / f"{name}.csv") for name in ("domains", "tumour", "markers", "moran", "spots")}
     assert (tables["domains"].query("expression == 'merged' and method != 'leiden'")["ari"] > 0.9).all()
-    assert tables["tumour"].set_index("input").loc["predicted", "auroc"] > 0.95
+    assert tables["tumour"]["input"].iloc[0] == "predicted" and tables["tumour"]["auroc"].iloc[0] > 0.95
     assert len(tables["spots"]) == 300 and len(tables["moran"]) == 24
     enrichment = pd.read_csv(out / "enrichment.csv").query("expression == 'merged' and test == 'ora' and fdr < 0.05")
     found = dict(zip(enrichment["group"], enrichment["gene_set"], strict=True))
@@ -48,6 +52,7 @@ def test_the_command_writes_tables_figures_and_a_report(run, tmp_path):
     report = (out / "report.html").read_text()
     assert report.count("data:image/png;base64,") == len(figures)
     text = (out / "results.md").read_text()
+    assert "own measurement" in text and "ceiling" not in text
     assert text in result.stdout and "| predicted, with noise |" in text and "Left out" not in text
     assert not [path for path in out.rglob(".tmp*")]
 
@@ -71,7 +76,7 @@ def test_without_labels_domains_are_found_and_not_scored(predictions, tmp_path):
     found.markers({})
     found.spatial()
     assert found.tables["domains"]["ari"].isna().all() and (tmp_path / "domain_maps.png").exists()
-    assert set(found.tables["markers"]["group"]) == {"domain 0", "domain 1", "domain 2"}
+    assert set(found.tables["markers"]["group"]) == {"domain 1", "domain 2", "domain 3"}
     assert len(found.left_out) == 1 and "gene sets" in found.left_out[0]
     text = markdown("title", downstream_blocks(found.tables, found.left_out, tmp_path, found.grouping))
     assert "Rand index" not in text and "| domain |" in text

@@ -123,7 +123,7 @@ def test_networks_without_companions(copied):
     expected = model.finish(model.Trainer(inputs.section(), inputs.config), trained.chosen, trained.seeds, {})
     np.testing.assert_allclose(found.X, expected.mean[test], atol=1e-4)
     np.testing.assert_allclose(found.layers["sd"], expected.sd[test], atol=1e-4)
-    assert (found.obs["split"] == "test").all() and found.uns["spabit"]["weights"] == {"network": 1}
+    assert (found.obs["split"] == "test").all() and found.uns["spabit"]["weights"] == {"spabit": 1}
 
 
 def test_a_section_that_has_changed_is_refused(copied, simulated, tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import anndata
@@ -53,9 +54,55 @@ def test_metrics_follow_from_the_predictions(finished):
     genes = pd.read_csv(out / "genes.csv")
     mine = genes[(genes["method"] == "demo") & (genes["seed"] == "ensemble")].set_index("gene")["pcc"]
     np.testing.assert_allclose(mine[adata.var_names], pcc, atol=1e-5)
-    assert {"knn_mean", "ridge"} < set(genes["method"])
+    named = {"demo", *(f"demo:{member}" for member in ("spabit", "kriging", "ridge"))}
+    assert set(genes["method"]) == named | {"knn_mean", "ridge_neighbours", "kriging", "kriging_learned"}
     assert adata.obsm["spatial"].shape == (adata.n_obs, 2) and (adata.layers["sd"] > 0).all()
     assert "images" in adata.uns["spatial"]["tiny"]
+
+
+def test_the_prediction_is_the_weighted_mean_of_its_members(finished):
+    out = finished[0] / "run"
+    adata, content = anndata.read_h5ad(out / "predictions.h5ad"), metrics(finished[0])
+    members, train = np.load(out / "members.npz"), (adata.obs["split"] == "train").to_numpy()
+    centre = adata.layers["truth"][train].mean(axis=0)
+    assert set(content["weights"]) == set(content["members"]) == set(members) == {"spabit", "kriging", "ridge"}
+    mean = centre + sum(weight * (members[name] - centre) for name, weight in content["weights"].items())
+    inside = (adata.X > 0) & np.all([members[name] > 0 for name in members], axis=0)  # nothing was cut off at 0
+    np.testing.assert_allclose(adata.X[inside], mean[inside], atol=1e-4)
+    assert (adata.X >= 0).all() and inside.mean() > 0.5
+    assert content["baselines"]["kriging_learned"] == content["members"]["kriging"]
+    for name, scores in content["members"].items():
+        assert scores["mse"] == pytest.approx(((members[name] - adata.layers["truth"])[~train] ** 2).mean(), rel=1e-4)
+
+
+def test_what_the_numbers_mean_is_said(finished):
+    content, (folder, result) = metrics(finished[0]), finished
+    assert content["protocol"]["scale"] == "log1p_normalised" and content["protocol"]["panel"] == "informative"
+    assert 0 < content["ceiling"] <= 1 and -1 <= content["depth_only"] <= 1
+    for words in ("SpaBiT alone", "learned kriging", "plain kriging", "noise ceiling", "depth only", "weight"):
+        assert words in result.stdout
+    missing = [name for name, weight in content["weights"].items() if weight < 0.01]
+    assert result.stdout.count("it is not in these numbers") == len(missing)
+    info = anndata.read_h5ad(folder / "run" / "predictions.h5ad").uns["spabit"]
+    assert info["scale"] == "log1p_normalised" and info["scale_target"] > 0
+
+
+def test_help_lists_every_flag():
+    for module in ("run", "benchmark", "predict", "downstream", "compare_reference", "sweep", "simulate", "download"):
+        command = [sys.executable, "-m", f"experiments.{module}"]
+        shown = subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
+        unknown = subprocess.run([*command, "--no_such_flag"], capture_output=True, text=True).stderr
+        flags = unknown.partition("known flags: ")[2].strip().split(", ")
+        assert len(flags) > 1 and all(f"{flag}:" in shown.replace("[no]", "") for flag in flags), module
+
+
+def test_genes_are_added_to_the_panel(simulated, tmp_path):
+    adata = anndata.read_h5ad(simulated)
+    result = run(simulated, tmp_path, "--config.train.epochs=4", "--num_seeds=1", "--stages=features,train,predict",
+                 "--config.data.n_genes=5", f"--genes=+{adata.var_names[-1]},{adata.var_names[0]}")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    predicted = anndata.read_h5ad(tmp_path / "run" / "predictions.h5ad")
+    assert {adata.var_names[-1], adata.var_names[0]} <= set(predicted.var_names) and 5 <= predicted.n_vars <= 7
 
 
 def test_the_predictions_open_in_scanpy(finished, tmp_path):
@@ -135,10 +182,10 @@ def test_test_spots_reach_nothing_before_the_metrics(finished, simulated, tmp_pa
     adata.X = type(adata.X)(x)
     adata.write_h5ad(tmp_path / "tiny.h5ad")
     (tmp_path / "tiny.png").write_bytes(simulated.with_suffix(".png").read_bytes())
-    panel = tmp_path / "genes.txt"
-    panel.write_text("\n".join(json.loads((out / "config.json").read_text())["inputs"]["genes"]))
-    result = run(tmp_path / "tiny.h5ad", tmp_path, f"--config.data.panel={panel}")
+    result = run(tmp_path / "tiny.h5ad", tmp_path)
     assert result.returncode == 0, result.stderr
+    configs = [json.loads((folder / "run" / "config.json").read_text()) for folder in (tmp_path, finished[0])]
+    assert configs[0]["inputs"]["genes"] == configs[1]["inputs"]["genes"]
     seeds = "run/predictions_per_seed.npy"
     np.testing.assert_array_equal(np.load(tmp_path / seeds), np.load(finished[0] / seeds))
     assert metrics(tmp_path)["ensemble"]["pcc"] != metrics(finished[0])["ensemble"]["pcc"]
@@ -160,6 +207,8 @@ def test_every_spot_can_be_a_train_spot(simulated, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
     assert "no test spot" in result.stdout
+    assert "no spot is left to say how good it is" in (tmp_path / "run" / "report.html").read_text()
+    assert (tmp_path / "run" / "figures" / "gene_maps.png").exists()
     adata = anndata.read_h5ad(tmp_path / "run" / "predictions.h5ad")
     assert (adata.obs["split"] == "train").all() and np.isfinite(adata.X).all()
     assert adata.uns["spabit"]["split_rule"] == "none"
@@ -191,12 +240,15 @@ def test_a_run_is_not_continued_with_another_image(finished, simulated, tmp_path
         (["--config.data.split=random", "--config.data.train_fraction=0.9999"], "no test spot"),
         (["--stages=train,dance"], "features, gat, train, predict, evaluate"),
         (["--stages=predict"], "feature_extraction.extract"),
-        (["--patch_px=0"], "patch"),
+        (["--patch_px=0"], "an image window of 0 full-resolution pixels"),
         (["--section=/nowhere/at/all"], "/nowhere/at/all"),
         (["--num_seeds=0"], "num_seeds"),
         (["--config.model.name=spabitt"], "known models are spabit"),
         (["--config.data.split_seed=-1"], "config.data.split_seed"),
-        (["--patch_px=inf"], "patch"),
+        (["--patch_px=inf"], "image windows 'infpx'"),
+        (["--genes=ERBB2"], "give +A,B"),
+        (["--genes=+gene_1"], "is not measured in section tiny"),
+        (["--config.data.scale=log"], "log2_count, log1p_normalised"),
     ],
 )
 def test_bad_input_gives_one_line_and_status_2(simulated, tmp_path, flags, message):

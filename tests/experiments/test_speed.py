@@ -81,7 +81,7 @@ def test_large_sections_are_trained_and_predicted(small_default, monkeypatch, tm
 
 
 def test_default_fit_of_the_table(small_default, tmp_path, simulated):
-    section = {"path": str(simulated), "name": None, "encoder": "stain", "patch_px": 48.0, "cache_dir": str(tmp_path)}
+    section = {"path": str(simulated), "name": None, "encoder": "stain", "windows": "48px", "cache_dir": str(tmp_path)}
     assert speed_sides.port_default_fit(section, 2) > 0
     arrays = speed_sides.of_section(section)
     assert len(arrays["features"]) == len(arrays["expression"]) == len(arrays["xy"]) > len(arrays["train"])

@@ -37,21 +37,21 @@ def test_a_thinned_section_is_the_same_lattice_larger(lattice, every):
         xy = 10.0 * np.stack([array[:, 1] / 2, row * 3**0.5 / 2], 1)
     adata = section(array + [3, 5], xy)
     truth = pd.DataFrame({"a": np.arange(144.0)})
-    task = superresolution.thinned(adata, truth, every, 48.0)
+    task = superresolution.thinned(adata, truth, every, None)
     kept, places = task.adata, task.locations
     assert kept.n_obs * every**2 == 144 and kept.n_obs + len(places.xy) == 144
     assert set(kept.obs_names) | set(places.names) == set(adata.obs_names)
     nearest = KDTree(kept.obsm["spatial"]).query(kept.obsm["spatial"], k=2)[0][:, 1]
     np.testing.assert_allclose(nearest, 10 * every)
     assert is_staggered(kept.obs[["array_row", "array_col"]].to_numpy()) == (lattice == "hex")
-    np.testing.assert_array_equal(task.truth["a"], [int(name[1:]) for name in places.names])
+    np.testing.assert_array_equal(task.counts["a"], [int(name[1:]) for name in places.names])
     # one affine map takes array coordinates of spots and of locations to pixels
     coarse = np.concatenate([kept.obs[["array_row", "array_col"]], places.array])
     pixels = np.concatenate([kept.obsm["spatial"], places.xy])
     full = np.c_[coarse, np.ones(144)]
     np.testing.assert_allclose(full @ np.linalg.lstsq(full, pixels, rcond=None)[0], pixels, atol=1e-6)
     with pytest.raises(InputError, match="leave it out of --every"):
-        superresolution.thinned(adata, truth, 12, 48.0)
+        superresolution.thinned(adata, truth, 12, None)
 
 
 def test_interpolation_is_that_of_scipy_and_takes_the_nearest_outside():
@@ -70,7 +70,7 @@ def test_a_denser_simulation_is_the_same_section():
     settings = {"n_rows": 8, "n_cols": 7, "n_genes": 40, "pitch": 30.0}
     dense, _ = simulate_section(0, density=4, **settings)
     assert KDTree(dense.obsm["spatial"]).query(dense.obsm["spatial"], k=2)[0][:, 1] == pytest.approx(7.5)
-    task = superresolution.thinned(dense, pd.DataFrame(dense.layers["mu"]), 4, 30.0)
+    task = superresolution.thinned(dense, pd.DataFrame(dense.layers["mu"]), 4, None)
     xy = task.adata.obsm["spatial"]
     assert np.median(KDTree(xy).query(xy, k=2)[0][:, 1]) == pytest.approx(30)
     # what a spot sees varies over the pitch of the measured ones: neighbours of the dense lattice are alike
@@ -93,10 +93,10 @@ def test_results_and_tables(simulated, tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(superresolution, "predict_at", far_off)
     monkeypatch.setattr(superresolution, "KRIGINGS", ("kriging",))
     adata = read_section(simulated)
-    truth = pd.DataFrame(np.log2(adata.X.toarray() + 1), columns=adata.var_names)
-    task = superresolution.thinned(adata, truth, 2, 48.0)
+    counts = pd.DataFrame(adata.X.toarray(), columns=adata.var_names)
+    task = superresolution.thinned(adata, counts, 2, None)
     tiny_config.data.split = "none"
-    inputs = Inputs(task.adata, tiny_config, "stain", 48.0, tmp_path / "cache")
+    inputs = Inputs(task.adata, tiny_config, "stain", tmp_path / "cache")
     rows = superresolution.results(task, inputs, 2, tmp_path)
     table = pd.DataFrame(rows).set_index("method")
     assert list(table.index) == ["linear", "cubic", "kriging", "default"] and fitted == [[0, 1]]
@@ -107,7 +107,10 @@ def test_results_and_tables(simulated, tiny_config, tmp_path, monkeypatch):
     inside = np.isfinite(linear[:, 0])
     saved = np.load(tmp_path / "predictions" / "tiny_every2.stain.linear.npz")["mean"]
     np.testing.assert_allclose(saved[inside], linear[inside], atol=1e-3)
-    expected = ((saved - truth.iloc[at][inputs.genes].to_numpy()) ** 2).mean()
+    totals = counts.sum(axis=1).to_numpy()
+    kept = adata.obs_names.get_indexer(task.adata.obs_names)
+    normalised = np.log1p(counts[inputs.genes].to_numpy() / totals[:, None] * np.median(totals[kept]))
+    expected = ((saved - normalised[at]) ** 2).mean()
     assert table.loc["linear", "mse"] == pytest.approx(expected, rel=1e-5)
     assert table.loc["kriging", "mse"] < table.loc["cubic", "mse"] < table.loc["default", "mse"]
     # again: nothing is computed

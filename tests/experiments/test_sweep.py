@@ -11,6 +11,8 @@ import pytest
 
 from experiments.sweep import execute, results
 from experiments.sweep_job import Job
+from spabit_jax.metrics import noise_ceiling
+from spabit_jax.scale import TOTAL, Scale
 
 # A run that takes a while, notes in runs.log that it began and ended, and fails where its folder is named so.
 RUN = """
@@ -81,28 +83,33 @@ def test_a_job_that_slurm_ends_early_is_submitted_again_as_it_is(tmp_path):
 
 def test_results_of_a_run_folder_are_rows_of_the_benchmark(predictions, tmp_path):
     counts = np.random.default_rng(0).poisson(5, predictions.shape)
-    predictions.layers["truth"] = np.log2(counts + 1.0)
+    scale = Scale("log1p_normalised", 150.0)
+    predictions.obs[TOTAL] = totals = counts.sum(axis=1) + 30
+    predictions.layers["truth"] = scale.expression(counts, totals)
+    predictions.uns["spabit"] = {"scale": scale.name, "scale_target": scale.target}
     predictions.write_h5ad(tmp_path / "predictions.h5ad")
     metrics = {
         name: {"mean": 0.5, "sd": 0.1, "per_seed": [0.4, 0.6]}
         for name in ("pcc", "pcc_defined", "n_constant_genes", "mse", "mae")
     }
     protocol = {"split": "lattice", "panel": "reference", "n_genes": 24, "n_train": 80, "n_test": 220}
+    protocol["scale"] = scale.name
     metrics |= {"section": "S", "method": "mine", "encoder": "stain", "protocol": protocol, "seeds": [0, 1]}
     metrics |= {"ensemble": {"pcc": 0.7, "coverage90": 0.9}, "seconds": {"train": 2.0, "predict": 1.0}}
+    metrics |= {"depth_only": 0.3, "weights": {"spabit": 0.2, "kriging": 0.8}}
+    metrics["members"] = {name: {"pcc": 0.1, "mse": 1, "mae": 1} for name in metrics["weights"]}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     genes = pd.DataFrame(
         {"section": "S", "method": "mine", "seed": "ensemble", "gene": predictions.var_names, "pcc": 0.5}
     )
     pd.concat([genes, genes.assign(method="ridge", seed="")]).to_csv(tmp_path / "genes.csv", index=False)
     rows, table = results(tmp_path)
-    assert [(row["seed"], row["pcc"]) for row in rows] == [(0, 0.4), (1, 0.6), ("ensemble", 0.7)]
+    assert [(row["seed"], row["pcc"]) for row in rows[:3]] == [(0, 0.4), (1, 0.6), ("ensemble", 0.7)]
+    assert [(row["method"], row["weight"]) for row in rows[3:]] == [("mine:spabit", 0.2), ("mine:kriging", 0.8)]
     assert rows[2]["seconds"] == 3.0 and rows[2]["coverage90"] == 0.9 and rows[0]["n_test"] == 220
     assert set(table["method"]) == {"mine"}
-    from spabit_jax.metrics import noise_ceiling
-
     test = (predictions.obs["split"] == "test").to_numpy()
-    np.testing.assert_allclose(table["ceiling"], noise_ceiling(counts[test]), atol=1e-6)
+    np.testing.assert_allclose(table["ceiling"], noise_ceiling(counts[test], totals[test], scale), atol=1e-6)
 
 
 CONFIG = """
