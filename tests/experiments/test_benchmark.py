@@ -173,7 +173,7 @@ def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_pa
         (["--encoder=stain,unii"], "uni2h"),
         (["--config.name=kriging"], "config.name"),
         (["--num_seeds=0"], "num_seeds"),
-        (["--methods=knn_mean_related", "--related=tiny+nope"], "there is no nope among the sections tiny"),
+        (["--methods=knn_mean_related", "--related=tiny+nope"], "unknown 'nope' in --related: known are tiny"),
         (["--methods=knn_mean_related", "--related=tiny+tiny"], "tiny twice"),
         (["--methods=knn_mean", "--related=tiny+more"], "--methods=all,demo_related"),
         (["--methods=knn_mean_related"], "--methods=all,demo_related"),
