@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from spabit_jax import metrics
-from spabit_jax.baselines import BASELINES
-from spabit_jax.report import markdown_table
+from spabit_jax.evaluation import metrics
+from spabit_jax.evaluation.baselines import BASELINES
+from spabit_jax.evaluation.report import markdown_table
 from spabit_jax.scale import LABELS
 
 PIECE = ["section", "split", "scale", "encoder"]

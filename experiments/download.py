@@ -15,8 +15,8 @@ from pathlib import Path
 
 from absl import flags, logging
 
-from spabit_jax import cli
-from spabit_jax.datasets import DATASETS, DataSet
+from feature_extraction import command as cli
+from spabit_jax.datasets.catalogue import DATASETS, DataSet
 from spabit_jax.errors import InputError
 
 _ARCHIVES = (".tar.gz", ".zip")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 
 MAP = (True, "mixture")  # the clustering that is drawn, whatever the scores: mclust's model, with smoothing
@@ -172,9 +172,9 @@ class Analyses:
 
 def write(run: Path, out: Path, metrics: dict, found: Analyses) -> None:
     """Tables, ``results.md`` and ``report.html``; prints the second."""
-    from experiments.downstream_blocks import downstream_blocks, markdown
+    from spabit_jax.downstream.report import downstream_blocks, markdown
+    from spabit_jax.evaluation.report import run_blocks, write_report
     from spabit_jax.files import replacing
-    from spabit_jax.report import run_blocks, write_report
 
     tables = found.tables | {"spots": found.spots.reset_index()}
     for name, table in tables.items():

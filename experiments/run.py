@@ -15,9 +15,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import processes
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
+from spabit_jax.run import distributed as processes
 
 STAGES = ("features", "gat", "train", "predict", "evaluate")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
@@ -29,7 +29,7 @@ def main() -> None:
         raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
     if not cli.FLAGS.out:
         raise InputError("--out is missing: give the folder of the run")
-    processes.join()
+    processes.join(cli.FLAGS.distributed)
     run = Run(Path(cli.FLAGS.out))
     for stage in STAGES:
         if stage in stages:
@@ -42,12 +42,14 @@ class Run:
     """A run folder and what is needed to fill it. Each stage reads the files of those before."""
 
     def __init__(self, out: Path):
-        from experiments.inputs import Inputs
+        from spabit_jax.data.prepared import Inputs
+        from spabit_jax.models import find_model
 
         self.out = out
         self.config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
         self.seeds = list(range(cli.FLAGS.num_seeds))
 
+        find_model(self.config.model.name)  # before anything is written
         encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
         adata, of_related = cli.read_flagged_section(), self.config.of_related()
         related = [Inputs(other, of_related, encoder, cache_dir) for other in cli.read_related_sections()]
@@ -69,7 +71,7 @@ class Run:
         import numpy as np
 
         from spabit_jax.files import replacing
-        from spabit_jax.training.gat import gene_tokens
+        from spabit_jax.reference.separate_gat import gene_tokens
 
         path = self.out / "gene_tokens.npz"
         if self.config.gat.joint:
@@ -112,7 +114,7 @@ class Run:
         """``companions.npz``: what kriging and ridge regression say at every spot; ``kriging.npz``: what was fitted."""
         import numpy as np
 
-        from experiments.model import companions
+        from spabit_jax.ensemble.predictor import companions
         from spabit_jax.files import replacing
 
         paths = (self.out / "companions.npz", self.out / "kriging.npz")
@@ -128,9 +130,9 @@ class Run:
         """``predictions.h5ad``, and beside it each seed's predictions and each member's."""
         import numpy as np
 
-        from experiments.model import finish, needed, provenance
+        from spabit_jax.ensemble.blend import predictions_adata
+        from spabit_jax.ensemble.predictor import finish, needed, provenance
         from spabit_jax.files import replacing
-        from spabit_jax.inference import predictions_adata
 
         path, seeds_path = self.out / "predictions.h5ad", self.out / "predictions_per_seed.npy"
         members_path = self.out / "members.npz"
@@ -161,8 +163,8 @@ class Run:
         import anndata
         import numpy as np
 
-        from experiments.evaluate import evaluate
-        from experiments.model import needed
+        from spabit_jax.ensemble.predictor import needed
+        from spabit_jax.evaluation.evaluate import evaluate
 
         predictions = needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
         per_seed = needed(self.out / "predictions_per_seed.npy", "predict", np.load)
@@ -195,7 +197,7 @@ class Run:
     def _gene_tokens(self):
         import numpy as np
 
-        from experiments.model import needed
+        from spabit_jax.ensemble.predictor import needed
 
         if self.config.gat.joint:
             return None
@@ -210,7 +212,7 @@ class Run:
         return tokens
 
     def _make_trainer(self):
-        from spabit_jax.training.spabit import Trainer
+        from spabit_jax.training.network import Trainer
 
         if self._trainer is None:
             tokens = self._gene_tokens()
@@ -266,5 +268,5 @@ if __name__ == "__main__":
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)
-    processes.define_flag()
+    flags.DEFINE_string("distributed", None, "Several processes as one run: HOST:PORT,N,I, or auto (as under srun).")
     cli.run(main)

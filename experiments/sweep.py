@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.sweep_job import Job
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 
 EXECUTORS = ("debug", "local", "slurm")
@@ -50,7 +50,7 @@ def plan(out: Path) -> list[Job]:
     Raises:
       InputError: a section or configuration is bad, two have one name, or a folder holds another run.
     """
-    from experiments.inputs import Inputs
+    from spabit_jax.data.prepared import Inputs
     from spabit_jax.files import write_or_match
 
     configs = read_configs()
@@ -171,7 +171,7 @@ def results(run: Path):
     import numpy as np
     import pandas as pd
 
-    from spabit_jax.metrics import METRICS, noise_ceiling
+    from spabit_jax.evaluation.metrics import METRICS, noise_ceiling
     from spabit_jax.scale import TOTAL, UNLOG, Scale
 
     metrics = json.loads((run / "metrics.json").read_text())

@@ -1,6 +1,6 @@
 import os
 
-from spabit_jax import cli
+from feature_extraction import command as cli
 
 
 def test_compiled_programs_are_kept_unless_the_user_says_otherwise(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from spabit_jax.simulate import simulate_section
+from spabit_jax.datasets.simulate import simulate_section
 
 ROOT = Path(__file__).parents[1]
 

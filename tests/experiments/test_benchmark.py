@@ -10,11 +10,11 @@ import pytest
 from scipy.stats import pearsonr
 
 from experiments.benchmark_tables import accuracy_table, comparison_table, markdown
-from spabit_jax.metrics import bootstrap_interval, noise_ceiling
+from spabit_jax.data.split import split_spots
+from spabit_jax.datasets.simulate import simulate_section, write_section
+from spabit_jax.evaluation.metrics import bootstrap_interval, noise_ceiling
 from spabit_jax.readers import read_section
 from spabit_jax.scale import LOG2, Scale, find_scale, total_counts
-from spabit_jax.simulate import simulate_section, write_section
-from spabit_jax.split import split_spots
 
 SMALL = [
     *("--config=experiments/configs/demo.py", "--config.model.width=16", "--config.model.cross_heads=2"),

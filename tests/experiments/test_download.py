@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.download import fetch
-from spabit_jax.datasets import DATASETS, DataSet
+from spabit_jax.datasets.catalogue import DATASETS, DataSet
 from spabit_jax.errors import InputError
 from spabit_jax.readers import FORMATS
 

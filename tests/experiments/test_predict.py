@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 from scipy.spatial import KDTree
 
-from experiments import model, predict
+from experiments import predict
 from spabit_jax.config import Config
+from spabit_jax.data.locations import Locations
+from spabit_jax.ensemble import predictor as model
 from spabit_jax.errors import InputError
-from spabit_jax.locations import Locations
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ import pytest
 from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator, griddata
 from scipy.spatial import KDTree
 
-from experiments import superresolution
-from experiments.inputs import Inputs
+from experiments.studies import superresolution
+from spabit_jax.data.locations import is_staggered
+from spabit_jax.data.prepared import Inputs
+from spabit_jax.datasets.simulate import simulate_section
 from spabit_jax.errors import InputError
-from spabit_jax.locations import is_staggered
 from spabit_jax.readers import read_section
-from spabit_jax.simulate import simulate_section
 
 
 def section(array, xy):

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.sweep import execute, results
 from experiments.sweep_job import Job
-from spabit_jax.metrics import noise_ceiling
+from spabit_jax.evaluation.metrics import noise_ceiling
 from spabit_jax.scale import TOTAL, Scale
 
 # A run that takes a while, notes in runs.log that it began and ended, and fails where its folder is named so.

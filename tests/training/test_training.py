@@ -8,11 +8,11 @@ from scipy.spatial import KDTree
 
 from spabit_jax.config import Faults
 from spabit_jax.errors import InputError
-from spabit_jax.graph import context_spots
+from spabit_jax.neighbours import context_spots
 from spabit_jax.readers import read_section
+from spabit_jax.reference.separate_gat import gene_tokens
 from spabit_jax.training import fit as fit_module
-from spabit_jax.training.gat import gene_tokens
-from spabit_jax.training.spabit import Trainer, at_most, gather_tokens, make_spabit_epoch, spabit_loss
+from spabit_jax.training.network import Trainer, at_most, gather_tokens, make_spabit_epoch, spabit_loss
 
 
 def reference(config, **faults):
