@@ -23,7 +23,7 @@ ON_TISSUE = 0.875  # of the spots of a square array, about
 def main() -> None:
     import numpy as np
 
-    from spabit_jax.datasets.catalogue import simulate, simulate_formats
+    from spabit_jax.datasets import simulate, simulate_formats
 
     asked, seed = cli.FLAGS.format, cli.FLAGS.seed
     if not cli.FLAGS.out:
