@@ -213,7 +213,7 @@ class Kriging:
     more: the cost grows with the cube. ``PlainKriging`` has another way for sections where even that is too much.
     """
 
-    N_IMAGE, IMAGE_SCALE, MAX_FITTED = 6, 0.3, 400
+    N_IMAGE, IMAGE_SCALE, MAX_FITTED = 6, 0.3, 1000
 
     def __init__(self, with_image: bool):
         self.with_image = with_image
