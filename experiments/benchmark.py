@@ -218,11 +218,12 @@ def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarra
 
 def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each, and its members."""
-    from spabit_jax.ensemble.predictor import fit_predict
+    from spabit_jax.ensemble.predictor import fit
 
-    predicted, test = fit_predict(inputs, list(range(cli.FLAGS.num_seeds))), inputs.test_spots
+    model, test = fit(inputs, range(cli.FLAGS.num_seeds)), inputs.test_spots
+    predicted = model.predict_spots()
     members = {f"member:{name}": mean[test] for name, mean in predicted.members.items()}
-    members |= {f"weight:{name}": weight for name, weight in predicted.weights.items()}
+    members |= {f"weight:{name}": weight for name, weight in model.weights.items()}
     return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test], members
 
 

@@ -31,7 +31,7 @@ CONFIDENCE = 0.995
 # What the oracle does, whatever the configuration says; the other fields act on both sides.
 FIXED = {
     "model.n_components": 0,
-    "model.companions": False,
+    "model.members": "spabit",
     "gat.joint": False,
     "gat.learning_rate": 1e-4,
     "gat.weight_decay": 5e-4,

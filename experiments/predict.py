@@ -84,7 +84,7 @@ def predict(run: Path, asked: str, weights: str | None = None):
         predictions = spots
     else:
         trained = model.load(run, weights)
-        predictions = model.predict_at(trained, find_locations(trained.inputs.adata, asked), weights)
+        predictions = trained.predict_at(find_locations(trained.inputs.adata, asked), weights)
     predictions.uns["spabit"] |= {
         "locations": asked,
         "run": str(run.resolve()),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
 from spabit_jax.scale import LOG
@@ -74,30 +77,70 @@ def impute_from_train(
     return LOG[scale](imputed).astype(np.float32)
 
 
-def context_spots(xy: np.ndarray, is_train: np.ndarray, k: int, n_spots: int | None = None) -> np.ndarray:
-    """The k nearest train spots of each spot, nearest first, never the spot itself.
+class Context(NamedTuple):
+    """The train spots among which the nearest of any place are found.
 
-    Ties are broken by coordinates, so that the result does not depend on the order of the spots.
+    Ties are broken by coordinates, so that nothing depends on the order of the spots.
+    """
+
+    train: np.ndarray  # (n,) indices of the train spots, sorted by coordinates
+    tree: KDTree  # over them
+    k: int  # how many nearest
+    unit: float  # median distance of a spot to its nearest train spot
+
+    @classmethod
+    def of(cls, xy: np.ndarray, is_train: np.ndarray, k: int) -> Context:
+        """Of (N, 2) spots, some of them (N,) train spots; ``k`` is less where there are not that many others."""
+        train = np.flatnonzero(is_train)
+        train = train[np.lexsort((xy[train, 1], xy[train, 0]))]
+        tree = KDTree(xy[train])
+        context = cls(train, tree, min(k, len(train) - 1), 1.0)
+        distance, _ = context._query(xy, np.arange(len(xy)))
+        return context._replace(unit=float(np.median(distance.min(axis=1))))
+
+    def of_spots(self, xy: np.ndarray) -> np.ndarray:
+        """(N, k) int32 indices for the (N, 2) spots themselves, nearest first, never the spot itself."""
+        return self._nearest(*self._query(xy, np.arange(len(xy))))
+
+    def at(self, xy: np.ndarray) -> np.ndarray:
+        """(n, k) int32 indices for (n, 2) other places, nearest first."""
+        return self._nearest(*self._query(xy, np.full(len(xy), -1)))
+
+    def _query(self, xy: np.ndarray, itself: np.ndarray):
+        spare = min(len(self.train), self.k + 1 + 12)  # room for ties at the k-th place, of which a lattice has 12
+        distance, nearest = (a.reshape(len(xy), -1) for a in self.tree.query(xy, k=spare))
+        distance[self.train[nearest] == itself[:, None]] = np.inf
+        return distance, nearest
+
+    def _nearest(self, distance: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+        # train spots are sorted by coordinates, so their rank breaks ties of the rounded distance
+        rounded = np.round(distance / self.unit, 6)
+        order = np.lexsort((nearest, rounded), axis=1)[:, : self.k]
+        return self.train[np.take_along_axis(nearest, order, axis=1)].astype(np.int32)
+
+
+def nearest(tree: KDTree, xy, k: int, own: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and indices, (m, k) each, of the nearest points of a tree.
 
     Args:
-      xy: (N, 2) coordinates of the spots.
-      is_train: (N,) bool.
-      k: how many; fewer where there are not that many other train spots.
-      n_spots: the first so many are the section's spots, the others new locations; all are spots if None.
-
-    Returns:
-      (N, k) int32 indices of spots.
+      xy: (m, 2) places.
+      k: how many; fewer where there are not that many.
+      own: the places are the tree's points themselves, in order, and none is its own neighbour.
     """
-    train = np.flatnonzero(is_train)
-    train = train[np.lexsort((xy[train, 1], xy[train, 0]))]
-    k = min(k, len(train) - 1)
-    spare = min(len(train), k + 1 + 12)  # room for ties at the k-th place, of which a lattice has at most 12
-    distance, nearest = KDTree(xy[train]).query(xy, k=spare)
-    distance[train[nearest] == np.arange(len(xy))[:, None]] = np.inf
-    # train spots are sorted by coordinates, so their rank breaks ties of the rounded distance
-    rounded = np.round(distance / np.median(distance[:n_spots].min(axis=1)), 6)
-    order = np.lexsort((nearest, rounded), axis=1)[:, :k]
-    return train[np.take_along_axis(nearest, order, axis=1)].astype(np.int32)
+    k = min(k, tree.n - own)
+    distance, index = (a.reshape(len(xy), -1) for a in tree.query(xy, k=k + own))
+    if not own:
+        return distance, index
+    keep = index != np.arange(len(xy))[:, None]
+    keep[keep.all(axis=1), -1] = False  # more than k points at one place: the spot itself may not be among those found
+    return distance[keep].reshape(-1, k), index[keep].reshape(-1, k)
+
+
+def weighted_mean(values, index, weight) -> np.ndarray:
+    """Means of rows of (n, G) values by (m, k) indices and weights: (m, G)."""
+    m, k = index.shape
+    weight = weight / weight.sum(axis=1, keepdims=True)
+    return csr_array((weight.ravel(), index.ravel(), np.arange(0, m * k + 1, k)), shape=(m, len(values))) @ values
 
 
 def smoothed(xy: np.ndarray, values: np.ndarray, sd: float, at: np.ndarray | None = None) -> np.ndarray:

@@ -55,7 +55,7 @@ def tiny_config():
 
 @pytest.fixture
 def section_data(simulated):
-    """Makes SectionData of the simulated section: ``section_data(config)``; features are noise."""
+    """Makes Section of the simulated section: ``section_data(config)``; features are noise."""
 
     def make(config, features=7):
         from spabit_jax.data.genes import select_genes

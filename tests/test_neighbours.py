@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spabit_jax.neighbours import context_spots, impute_from_train, knn_graph, spot_pitch
+from spabit_jax.neighbours import Context, impute_from_train, knn_graph, spot_pitch
 
 
 def test_graph_of_four_spots_by_hand():
@@ -46,7 +46,7 @@ def test_imputation_does_not_look_at_test_spots():
 def test_context_holds_the_nearest_train_spots_but_never_the_spot_itself():
     rng = np.random.default_rng(2)
     xy, is_train = rng.normal(size=(61, 2)), np.arange(61) % 2 == 0
-    got = context_spots(xy, is_train, k=7)
+    got = Context.of(xy, is_train, k=7).of_spots(xy)
     distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
     distance[:, ~is_train] = np.inf
     np.fill_diagonal(distance, np.inf)
@@ -57,8 +57,8 @@ def test_context_does_not_depend_on_the_order_of_spots_even_where_distances_tie(
     xy = np.stack(np.meshgrid(np.arange(11.0), np.arange(13.0)), axis=-1).reshape(-1, 2) * 37.7
     is_train = (xy[:, 0] / 37.7).round().astype(int) % 2 == 0
     order = np.random.default_rng(0).permutation(len(xy))
-    got = order[context_spots(xy[order], is_train[order], k=9)]
-    np.testing.assert_array_equal(got, context_spots(xy, is_train, k=9)[order])
+    got = order[Context.of(xy[order], is_train[order], 9).of_spots(xy[order])]
+    np.testing.assert_array_equal(got, Context.of(xy, is_train, 9).of_spots(xy)[order])
 
 
 def test_context_where_every_spot_is_a_train_spot():
@@ -66,7 +66,7 @@ def test_context_where_every_spot_is_a_train_spot():
     xy = np.concatenate(
         [rng.normal(size=(47, 2)), np.stack(np.meshgrid(np.arange(9.0), np.arange(7.0)), -1).reshape(-1, 2)]
     )
-    got = context_spots(xy, np.ones(len(xy), bool), k=6)
+    got = Context.of(xy, np.ones(len(xy), bool), 6).of_spots(xy)
     distance = np.linalg.norm(xy[:, None] - xy[None], axis=-1)
     np.fill_diagonal(distance, np.inf)
     assert (got != np.arange(len(xy))[:, None]).all()
@@ -75,5 +75,5 @@ def test_context_where_every_spot_is_a_train_spot():
 
 def test_context_of_few_spots():
     xy = np.array([[0, 0], [1, 0], [5, 0]], float)
-    np.testing.assert_array_equal(context_spots(xy, np.ones(3, bool), 9), [[1, 2], [0, 2], [1, 0]])
+    np.testing.assert_array_equal(Context.of(xy, np.ones(3, bool), 9).of_spots(xy), [[1, 2], [0, 2], [1, 0]])
     assert spot_pitch(xy) == pytest.approx(1)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_ten_lines_of_python(tmp_path):
     (code,) = re.findall(r"### In Python\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) == 10
+    assert len([line for line in code.splitlines() if line.strip()]) == 12
     write_legacy_section(tmp_path / "data")
     code += "print(len(section), len(dense), dense.layers['sd'].min())\n"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -7,13 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "files", "scale", "config", "neighbours"),
+    ("errors", "files", "scale", "config", "neighbours", "predictions"),
     ("readers", "datasets"),
     ("data",),
     ("models", "kriging", "predictions_spatialdata"),
     ("training",),
     ("reference",),
-    ("ensemble", "evaluation"),
+    ("ensemble",),
+    ("evaluation",),
     ("downstream",),
     ("run",),
 )

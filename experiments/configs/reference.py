@@ -26,7 +26,7 @@ def get_config() -> Config:
             feedforward_width=1024,
             residual=False,
             n_components=0,
-            companions=False,
+            members="spabit",
         ),
         train=TrainConfig(epochs=1000, epoch_spots=0, learning_rate=1e-3, weight_decay=0.0, neighbour_dropout=0.0),
         faults=Faults(

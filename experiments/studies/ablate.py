@@ -100,7 +100,7 @@ def run(inputs: Inputs, variant: dict, seeds: list[int], folder: Path):
         return
     config, section = inputs.config, inputs.section()
     if not variant.get("image", True):
-        section = section._replace(features=np.zeros_like(section.features))
+        section = section._replace(image=np.zeros_like(section.image))
     if not variant.get("gat", True):
         tokens, part = section.imputed[None], np.zeros(len(section.imputed), np.int32)
     else:

@@ -3,7 +3,7 @@
 Networks, training loops and metrics of the published SpaBiT, written anew from a description of what it computes;
 names in the state dicts are the reference's. Its faults are part of it: a cross-attention over one key, a Transformer
 over the spots of a batch, ReLU on the output. Panel, split, graph and imputed expression are the port's
-(``spabit_jax.data.section.SectionData``), so that both sides see the same arrays. Imports no JAX.
+(``spabit_jax.data.section.Section``), so that both sides see the same arrays. Imports no JAX.
 """
 
 from __future__ import annotations

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from spabit_jax.config import Config
-from spabit_jax.data.section import SectionData
+from spabit_jax.data.section import Section
 from spabit_jax.files import replacing
 from spabit_jax.reference import separate_gat as gat
 from spabit_jax.training.network import Trainer
 
 
-def gene_tokens(side: str, section: SectionData, config: Config, seed: int) -> np.ndarray:
+def gene_tokens(side: str, section: Section, config: Config, seed: int) -> np.ndarray:
     """Trains the GAT once and gives its reconstruction of every spot: (N, G)."""
     if side == "port":
         (tokens,), _, _ = gat.gene_tokens(section, None, config, seed=seed)
@@ -29,7 +29,7 @@ def gene_tokens(side: str, section: SectionData, config: Config, seed: int) -> n
     return reference_torch.reconstruct(trained.model, section.imputed, edges)
 
 
-def predict(side: str, section: SectionData, tokens: np.ndarray, spots: np.ndarray, config: Config, seed: int):
+def predict(side: str, section: Section, tokens: np.ndarray, spots: np.ndarray, config: Config, seed: int):
     """Trains SpaBiT with one seed and predicts (n,) spots: (n, G)."""
     if side == "port":
         trainer = Trainer(section, config, tokens[None], np.zeros(len(tokens), np.int32))
@@ -39,7 +39,7 @@ def predict(side: str, section: SectionData, tokens: np.ndarray, spots: np.ndarr
     train = np.flatnonzero(section.is_train)
     names = ("mlp_width", "cross_heads", "cross_dropout", "depth", "heads", "head_width", "feedforward_width")
     trained = reference_torch.train_spabit(
-        section.features,
+        section.image,
         tokens,
         section.expression[train],
         train,
@@ -48,10 +48,10 @@ def predict(side: str, section: SectionData, tokens: np.ndarray, spots: np.ndarr
         batch_size=config.train.batch_size,
         **{name: getattr(config.model, name) for name in names},
     )
-    return reference_torch.predict(trained.model, section.features, tokens, spots, seed, config.train.batch_size)
+    return reference_torch.predict(trained.model, section.image, tokens, spots, seed, config.train.batch_size)
 
 
-def best_epochs(section: SectionData, tokens: np.ndarray, config: Config, seed: int) -> int:
+def best_epochs(section: Section, tokens: np.ndarray, config: Config, seed: int) -> int:
     """Epochs after which the port's loss is lowest on train spots that are held out of its training.
 
     Args:

@@ -40,13 +40,13 @@ def simulate(n_bins: int, folder: str) -> None:
 
 
 def train_and_predict(folder: str) -> dict[str, float]:
-    """Seconds of ``default_fit``, one seed for a fixed number of steps and its companions, and of ``predict``."""
+    """Seconds of ``default_fit``, one seed for a fixed number of steps, kriging and ridge, and of ``predict``."""
     from experiments.configs import default
     from spabit_jax.data.section import make_section
     from spabit_jax.data.split import split_spots
-    from spabit_jax.ensemble.predictor import companions, finish
+    from spabit_jax.ensemble.blend import fit_blend
+    from spabit_jax.ensemble.members import estimate_spots, fit_members, make_members
     from spabit_jax.readers import read_section
-    from spabit_jax.training.network import Trainer
 
     config = default.get_config()
     config.train.epochs = config.train.patience = EPOCHS
@@ -55,9 +55,9 @@ def train_and_predict(folder: str) -> dict[str, float]:
     features = np.load(Path(folder, "features.npy"), mmap_mode="r")
     section = make_section(adata, list(adata.var_names), split_spots(adata, "lattice"), features, config)
     del features  # pages of a file that was read are resident, too
-    trainer = Trainer(section, config)
-    state = trainer.fit(0)
-    said, _ = companions(section, config)
+    fitted = fit_members(make_members(config), section, [0])
     trained = time.perf_counter()
-    finish(trainer, [state.chosen], [0], said)
+    held_out = {name: member.held_out() for name, member in fitted.items()}
+    blend = fit_blend(section.expression[section.train_spots], held_out)
+    blend.apply(estimate_spots(section, fitted, held_out))
     return {"default_fit": trained - start, "predict": time.perf_counter() - trained}

@@ -85,7 +85,7 @@ def of_section(describe: dict) -> dict[str, np.ndarray]:
     inputs = _inputs(describe, reference.get_config())
     section = inputs.section()
     train = np.flatnonzero(section.is_train)
-    return {"expression": section.imputed, "features": section.features, "xy": inputs.near(), "train": train}
+    return {"expression": section.imputed, "features": section.image, "xy": inputs.near(), "train": train}
 
 
 def _inputs(describe: dict, config):
@@ -216,14 +216,14 @@ def port_predict(device: str, arrays: dict, _):
 def port_trainer(arrays: dict):
     """The reference preset's ``Trainer`` on such arrays."""
     from experiments.configs import reference
-    from spabit_jax.data.section import SectionData
+    from spabit_jax.data.section import Section
     from spabit_jax.training.network import Trainer
 
     x, n = arrays["expression"], len(arrays["xy"])
     is_train = np.isin(np.arange(n), arrays["train"])
-    section = SectionData(
+    section = Section(
         expression=np.where(is_train[:, None], x, np.nan),
-        features=arrays["features"],
+        image=arrays["features"],
         xy=arrays["xy"].astype(np.float32),
         is_train=is_train,
         context=np.zeros((n, 0), np.int32),
@@ -304,11 +304,11 @@ def port_protocol(arrays: dict, epochs: dict[str, int], num_seeds: int) -> float
 def port_default_fit(describe: dict, num_seeds: int) -> float:
     """Seconds of training and prediction with the default preset, from read section and cached features."""
     from experiments.configs import default
-    from spabit_jax.ensemble.predictor import fit_predict
+    from spabit_jax.ensemble.predictor import fit
 
     inputs = _inputs(describe, default.get_config())
     start = time.perf_counter()
-    fit_predict(inputs, list(range(num_seeds)))
+    fit(inputs, range(num_seeds)).predict_spots()
     return time.perf_counter() - start
 
 

@@ -24,10 +24,9 @@ from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from feature_extraction import command as cli
-from spabit_jax.data.locations import FURTHEST, Locations, is_staggered, with_locations
+from spabit_jax.data.locations import FURTHEST, Locations, is_staggered
 from spabit_jax.data.prepared import Inputs
-from spabit_jax.data.section import make_section
-from spabit_jax.ensemble.predictor import features_at, fit, predict_at
+from spabit_jax.ensemble.predictor import features_at, fit
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import metrics
 from spabit_jax.evaluation.baselines import BASELINES, Spots
@@ -152,20 +151,14 @@ def results(task: Task, inputs: Inputs, num_seeds: int, out: Path) -> list[dict]
 
 def predict(inputs: Inputs, locations: Locations, method: str, num_seeds: int) -> np.ndarray:
     """Expression at M locations by the model, an interpolation or kriging: (M, G)."""
-    n = inputs.adata.n_obs
     if method in INTERPOLATIONS:
         section = inputs.section()
         return interpolated(inputs.adata.obsm["spatial"], section.expression, locations.xy, INTERPOLATIONS[method])
     if method in KRIGINGS:
-        new = features_at(inputs, locations)
-        features = None if new is None else np.concatenate([inputs.features(), new])
-        is_train = np.arange(n + len(locations.xy)) < n
-        both = with_locations(inputs.adata, locations)
-        section = make_section(both, inputs.genes, is_train, features, inputs.config, n)
-        spots = Spots(section.xy, section.features, section.features)
-        fitted = BASELINES[method]().fit(spots.at(slice(n)), section.expression[:n])
-        return fitted.predict(spots.at(slice(n, None)))[0]
-    return predict_at(fit(inputs, list(range(num_seeds))), locations).X
+        section, places = inputs.section(), inputs.places(locations, features_at(inputs, locations))
+        fitted = BASELINES[method]().fit(Spots(section.xy, section.image, section.image), section.expression)
+        return fitted.predict(Spots(places.xy, places.image, places.image))[0]
+    return fit(inputs, range(num_seeds)).predict_at(locations).X
 
 
 def interpolated(xy: np.ndarray, expression: np.ndarray, at: np.ndarray, interpolator) -> np.ndarray:

@@ -47,7 +47,8 @@ def select_genes(adata: AnnData, panel: str, n_genes: int, is_train: np.ndarray)
     else:
         genes = _from_file(panel, adata)
     added = [gene.strip() for gene in added.split(",") if gene.strip()]
-    check_genes(added, adata.var_names, f"not measured in section {adata.uns['spabit']['name']}")
+    if added:
+        check_genes(added, adata.var_names, f"not measured in section {adata.uns['spabit']['name']}")
     genes = list(dict.fromkeys([*genes, *added]))
     if not genes:
         raise InputError(f"panel {panel!r} has no gene of this section: does it hold any counts?")

@@ -15,7 +15,8 @@ from absl import logging
 from anndata import AnnData
 from scipy import sparse
 
-from spabit_jax.data.section import SectionData, standardised
+from spabit_jax.data.components import standardised
+from spabit_jax.data.section import Section
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.scale import TOTAL, total_counts
 
@@ -69,7 +70,7 @@ def join_features(features: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.concatenate([standardised(part) for part in features])
 
 
-def align(section: SectionData, sizes: Sequence[int]) -> SectionData:
+def align(section: Section, sizes: Sequence[int]) -> Section:
     """Moves the expression of each section's train spots so that every gene has the mean that it has in the first.
 
     Args:

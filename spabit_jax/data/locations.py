@@ -16,7 +16,6 @@ from skimage import color, filters, morphology
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
-from spabit_jax.scale import TOTAL
 
 MOST = 2_000_000  # locations in one call
 FURTHEST = 3.0  # pitches from a spot: what is further away has neither neighbours nor surroundings to go by
@@ -237,27 +236,6 @@ def thumbnail(adata: AnnData) -> tuple[np.ndarray, float] | None:
             if key in library.get("images", {}):
                 return library["images"][key], library["scalefactors"][f"tissue_{key}_scalef"]
     return None
-
-
-def with_locations(adata: AnnData, locations: Locations) -> AnnData:
-    """The section with M further rows, without counts, as ``section.make_section`` takes it."""
-    from scipy import sparse
-
-    empty = sparse.csr_matrix((len(locations.xy), adata.n_vars), dtype=np.float32)
-    obs = pd.DataFrame(
-        np.concatenate([_array(adata), locations.array]),
-        index=[*adata.obs_names, *(f"new {i}" for i in range(len(locations.xy)))],
-        columns=["array_row", "array_col"],
-    )
-    if TOTAL in adata.obs:
-        obs[TOTAL] = np.append(adata.obs[TOTAL], np.zeros(len(locations.xy)))
-    return AnnData(
-        sparse.vstack([sparse.csr_matrix(adata.X), empty], format="csr"),
-        obs=obs,
-        var=adata.var[[]],
-        obsm={"spatial": np.concatenate([adata.obsm["spatial"], locations.xy])},
-        uns={"spabit": adata.uns["spabit"]},
-    )
 
 
 def _array(adata: AnnData) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -11,15 +12,16 @@ from anndata import AnnData
 
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config
+from spabit_jax.data.components import standardised
 from spabit_jax.data.genes import select_genes
+from spabit_jax.data.joined import align, join, join_features
+from spabit_jax.data.locations import Locations
+from spabit_jax.data.section import Frame, Places, Section, make_section_and_frame, neighbour_coordinates
 from spabit_jax.data.split import split_spots
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
 from spabit_jax.scale import find_scale, total_counts
-
-if TYPE_CHECKING:
-    from spabit_jax.data.locations import Locations
 
 MIN_TRAIN_SPOTS = 3
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
@@ -164,49 +166,47 @@ class Inputs:
         """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
         return {"inputs": self.describe(), "num_seeds": num_seeds, "config": self.config.to_dict()}
 
+    @cached_property
+    def _arrays(self) -> tuple[Section, Frame]:
+        """Own spots, then those of related sections, one below the other; and how new places become arrays."""
+        adata, features, is_train = self.joined()
+        section, frame = make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
+        return align(section, [len(inputs.is_train) for inputs in (self, *self.related)]), frame
+
     def joined(self) -> tuple[AnnData, np.ndarray | None, np.ndarray]:
         """Section, image features and train spots, or those of this and all related sections, one below the other."""
         if not self.related:
             return self.adata, self.features(), self.is_train
-        from spabit_jax.data.joined import join, join_features
-
         parts = (self, *self.related)
         adata = join([inputs.adata for inputs in parts], self.genes)
         return adata, join_features([i.features() for i in parts]), np.concatenate([i.is_train for i in parts])
 
-    def section(self, locations: Locations | None = None, features=None):
-        """The ``SectionData`` of this configuration: own spots, then those of related sections, then new locations.
+    def section(self) -> Section:
+        """The spots of this configuration: own ones, then those of related sections."""
+        return self._arrays[0]
+
+    def places(self, locations: Locations, features=None) -> Places:
+        """M new places.
 
         Args:
-          locations: M places, or None.
           features: (M, D) their image features; None without an image.
         """
-        from spabit_jax.data.joined import align
-        from spabit_jax.data.section import make_section, standardised
-
-        adata, known, is_train = self.joined()
-        n_spots = None
-        if locations is not None:
-            from spabit_jax.data.locations import with_locations
-
-            n_spots, adata = len(is_train), with_locations(adata, locations)
-            is_train = np.concatenate([is_train, np.zeros(len(locations.xy), bool)])
-            if self.related and known is not None:
-                own = self.features()
-                features = standardised(np.concatenate([own, features]), len(own))[len(own) :]
-            known = None if known is None else np.concatenate([known, features])
-        section = make_section(adata, self.genes, is_train, known, self.config, n_spots, self.scale)
-        return align(section, [len(inputs.is_train) for inputs in (self, *self.related)])
+        if self.related and features is not None:
+            features = standardised(features, by=self.features())
+        return self._arrays[1].places(locations.xy, features)
 
     def near(self) -> np.ndarray:
         """(N, 2) coordinates by which neighbours are found."""
-        from spabit_jax.data.section import neighbour_coordinates
-
         return neighbour_coordinates(self.adata, self.config)
 
     def truth(self) -> np.ndarray:
         """(N, G) measured expression of every spot: for metrics, and for nothing before them."""
-        return self.scale.expression(self.counts(), total_counts(self.adata))
+        return self.scale.expression(self.counts(), self.totals)
+
+    @property
+    def totals(self) -> np.ndarray:
+        """(N,) counts of all genes: as ``truth``."""
+        return total_counts(self.adata)
 
     def counts(self) -> np.ndarray:
         """(N, G) counts of every spot: as ``truth``."""

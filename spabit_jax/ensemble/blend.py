@@ -1,68 +1,58 @@
-"""Predictions of the trained seeds → one prediction with its uncertainty → AnnData."""
+"""Members' predictions → one prediction with its uncertainty."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from anndata import AnnData
 from scipy.optimize import nnls
 from scipy.stats import norm
 
-from spabit_jax.data.section import SectionData
-from spabit_jax.scale import TOTAL, total_counts
+from spabit_jax.ensemble.members import Estimate, HeldOut
 
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
-PRIOR_SPOTS = 10  # that speak for kriging when weights are fitted
-CHUNK = 8192  # spots at a time, where arrays are (seeds, spots, genes)
+PRIOR, PRIOR_SPOTS = "kriging", 10  # the member that so many imaginary spots speak for when weights are fitted
+CHUNK = 8192  # places at a time, where arrays are (seeds, places, genes)
 COVERAGE = 0.9  # of the intervals by which the standard deviation is calibrated
 
 
 class Prediction(NamedTuple):
-    """Of a trained ensemble: N spots, G genes, S seeds. No expression is below 0."""
+    """Of an ensemble: n places, G genes, S seeds. No expression is below 0."""
 
-    per_seed: np.ndarray  # (S, N, G)
-    mean: np.ndarray  # (N, G)
-    sd: np.ndarray  # (N, G) of a measurement around the mean
-    weights: dict[str, float]  # of the network, ``spabit``, and of each companion
-    members: dict[str, np.ndarray]  # (N, G) of each of these alone; of the network the mean over the seeds
+    per_seed: np.ndarray  # (S, n, G)
+    mean: np.ndarray  # (n, G)
+    sd: np.ndarray  # (n, G) of a measurement around the mean
+    members: dict[str, np.ndarray]  # (n, G) of each member alone, the mean over its seeds
 
 
 class Blend(NamedTuple):
     """How members become one prediction: what ``fit_blend`` finds at held-out train spots."""
 
     centre: np.ndarray  # (G,) gene means of the train spots
-    weights: dict[str, float]  # of the network, ``spabit``, and of each companion
-    variance: np.ndarray | None  # (G,) of a measurement where kriging gives none
+    weights: dict[str, float]  # of each member
+    variance: np.ndarray | None  # (G,) of a measurement, where no member says
     scale: float  # of the standard deviation
 
-    def mean(self, network: np.ndarray, companions: dict[str, np.ndarray]) -> np.ndarray:
-        """(..., n, G) predictions of the network and (n, G) of its companions → (..., n, G)."""
-        if not companions:
-            return network
-        others = sum(self.weights[name] * (predicted - self.centre) for name, predicted in companions.items())
-        return self.centre + self.weights["spabit"] * (network - self.centre) + others
+    def mean(self, means: dict[str, np.ndarray]) -> np.ndarray:
+        """Name → (S or 1, n, G) predictions of the members → (S, n, G)."""
+        if len(means) == 1:
+            return next(iter(means.values()))
+        first, *others = (self.weights[name] * (mean - self.centre) for name, mean in means.items())
+        return self.centre + first + sum(others)
 
-    def apply(self, per_seed: np.ndarray, companions: dict | None = None, variance=None) -> Prediction:
-        """The prediction at n places.
-
-        Args:
-          per_seed: (S, n, G) of each seed's network.
-          companions: name → (n, G).
-          variance: (n, G) of a measurement, by kriging; None without.
-        """
-        blended, (mean, sd) = np.empty_like(per_seed), np.empty((2, *per_seed.shape[1:]), np.float32)
-        members = {"spabit": np.maximum(per_seed.mean(axis=0), 0)}
-        members |= {name: np.maximum(predicted, 0) for name, predicted in (companions or {}).items()}
-        for start in range(0, per_seed.shape[1], CHUNK):
+    def apply(self, estimates: dict[str, Estimate]) -> Prediction:
+        """The prediction at the n places of the members' estimates."""
+        n_seeds = max(len(estimate.mean) for estimate in estimates.values())
+        n, n_genes = next(iter(estimates.values())).mean.shape[1:]
+        variance = find_variance(estimates)
+        per_seed, (mean, sd) = np.empty((n_seeds, n, n_genes), np.float32), np.empty((2, n, n_genes), np.float32)
+        for start in range(0, n, CHUNK):
             rows = slice(start, start + CHUNK)
-            others = {name: predicted[rows] for name, predicted in (companions or {}).items()}
-            part = self.mean(per_seed[:, rows], others)
+            part = self.mean({name: estimate.mean[:, rows] for name, estimate in estimates.items()})
             sd[rows] = self.scale * self.unscaled_sd(part, None if variance is None else variance[rows])
-            blended[:, rows], mean[rows] = np.maximum(part, 0), np.maximum(part.mean(axis=0), 0)
-        return Prediction(blended, mean, sd, self.weights, members)
+            per_seed[:, rows], mean[rows] = np.maximum(part, 0), np.maximum(part.mean(axis=0), 0)
+        alone = {name: np.maximum(estimate.mean.mean(axis=0), 0) for name, estimate in estimates.items()}
+        return Prediction(per_seed, mean, sd, alone)
 
     def unscaled_sd(self, per_seed: np.ndarray, variance) -> np.ndarray:
         """(S, n, G) predictions and (n, G) variances → (n, G)."""
@@ -70,103 +60,54 @@ class Blend(NamedTuple):
         return np.maximum(np.sqrt(per_seed.var(axis=0) + variance), MIN_SD)
 
 
-def combine(
-    section: SectionData,
-    per_seed: np.ndarray,
-    held_out: Sequence[np.ndarray],
-    companions: dict[str, np.ndarray] | None = None,
-    variance: np.ndarray | None = None,
-    n_spots: int | None = None,
-) -> Prediction:
-    """The prediction at the first ``n_spots`` spots, or at all: ``fit_blend``, applied to what it is fitted to."""
-    blend = fit_blend(section, per_seed, held_out, companions, variance)
-    companions = {name: predicted[:n_spots] for name, predicted in (companions or {}).items()}
-    return blend.apply(per_seed[:, :n_spots], companions, None if variance is None else variance[:n_spots])
+def find_variance(estimates: dict[str, Estimate]) -> np.ndarray | None:
+    """(n, G) of a measurement, by the first member that says; None if none does."""
+    return next((e.variance for e in estimates.values() if e.variance is not None), None)
 
 
-def fit_blend(
-    section: SectionData,
-    per_seed: np.ndarray,
-    held_out: Sequence[np.ndarray],
-    companions: dict[str, np.ndarray] | None = None,
-    variance: np.ndarray | None = None,
-) -> Blend:
+def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut]) -> Blend:
     """Weights of the members, and the scale of the uncertainty.
 
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
-    squared error, genes at equal variance, at held-out train spots (stacking; Breiman, 1996), as if ``PRIOR_SPOTS``
-    further ones had said that kriging is right: on a small section it is what least depends on chance. The sd is scaled
-    there so that mean ± 1.645 sd holds 90% of the measurements, all genes together. Without held-out spots all train
-    spots serve.
+    squared error, genes at equal variance, at train spots that the members have not seen (stacking; Breiman, 1996), as
+    if ``PRIOR_SPOTS`` further ones had said that ``PRIOR`` is right: on a small section it is what least depends on
+    chance. The sd is scaled there so that mean ± 1.645 sd holds 90% of the measurements, all genes together.
 
     Args:
-      per_seed: (S, N, G) predictions of each seed's network.
-      held_out: for each seed train spots that decided nothing about it.
-      companions: name → (N, G) predictions, at train spots made without that spot.
-      variance: (N, G) of a measurement; if None, the squared error of each gene.
+      expression: (n, G) of the train spots.
+      held_out: of each member at these spots.
     """
-    train, truth = np.flatnonzero(section.is_train), section.expression
-    held_out = [spots if len(spots) else train for spots in held_out]
-    seen = np.unique(np.concatenate(held_out))
-    network, count = np.zeros((len(seen), truth.shape[1]), np.float32), np.zeros((len(seen), 1), np.float32)
-    for predicted, spots in zip(per_seed, held_out, strict=True):
-        rows = np.searchsorted(seen, spots)
-        network[rows] += predicted[spots]
-        count[rows] += 1
-    network, weights = network / count, {"spabit": 1.0}
-    mean = truth[train].mean(axis=0)
-    companions = {name: predicted[seen] for name, predicted in (companions or {}).items()}
-    if companions:
-        sd = np.maximum(truth[train].std(axis=0), MIN_SD)
-        members = {"spabit": network} | companions
-        target, *columns = (((a - mean) / sd).ravel() for a in (truth[seen], *members.values()))
-        pull = PRIOR_SPOTS * truth.shape[1]  # of a gene's variance 1, at each of them
+    seen = np.flatnonzero(np.all([held.unseen.any(axis=0) for held in held_out.values()], axis=0))
+    truth, centre = expression[seen], expression.mean(axis=0)
+    # one after the other, as a seed's own unseen spots are not those of the next
+    honest = {name: _mean_where(held.estimate.mean[:, seen], held.unseen[:, seen]) for name, held in held_out.items()}
+    weights = {name: 1.0 for name in held_out}
+    if len(held_out) > 1:
+        sd = np.maximum(expression.std(axis=0), MIN_SD)
+        target, *columns = (((a - centre) / sd).ravel() for a in (truth, *honest.values()))
+        pull = PRIOR_SPOTS * truth.shape[1] if PRIOR in honest else 0  # of a gene's variance 1, at each of them
         gram = np.array([[np.sum(a * b, dtype=np.float64) for a in columns] for b in columns])
-        factor = np.linalg.cholesky(gram + pull * np.eye(len(columns)))
+        factor = np.linalg.cholesky(gram + max(pull, 1e-6) * np.eye(len(columns)))
         right = np.array([np.sum(a * target, dtype=np.float64) for a in columns])
-        right += pull * np.array([name == "kriging" for name in members])
+        right += pull * np.array([name == PRIOR for name in honest])
         found, _ = nnls(factor.T, np.linalg.solve(factor, right))
-        weights = dict(zip(members, map(float, found), strict=True))
+        weights = dict(zip(honest, map(float, found), strict=True))
 
-    blend = Blend(mean, weights, None, 1.0)
-    error = np.abs(truth[seen] - blend.mean(network, companions))
+    blend = Blend(centre, weights, None, 1.0)
+    error = np.abs(truth - blend.mean({name: mean[None] for name, mean in honest.items()})[0])
+    variance = find_variance({name: held.estimate for name, held in held_out.items()})
     if variance is None:
         blend = blend._replace(variance=np.mean(error**2, axis=0))
-    else:
-        variance = variance[seen]
-    sd = blend.unscaled_sd(blend.mean(per_seed[:, seen], companions), variance)
+    every_seed = blend.mean({name: held.estimate.mean[:, seen] for name, held in held_out.items()})
+    sd = blend.unscaled_sd(every_seed, None if variance is None else variance[seen])
     scale = np.quantile(error / sd, COVERAGE) / norm.ppf((1 + COVERAGE) / 2)
     return blend._replace(scale=float(scale))
 
 
-def predictions_adata(
-    adata: AnnData, truth: np.ndarray, genes, is_train, prediction: Prediction, provenance: dict
-) -> AnnData:
-    """The content of ``predictions.h5ad``.
-
-    Args:
-      adata: the section.
-      truth: (N, G) measured expression.
-      genes: the panel, G names.
-      is_train: (N,) bool.
-      provenance: what the predictions come from; into ``uns["spabit"]``.
-
-    Returns:
-      AnnData, (N, G): ``X`` the mean; ``layers["truth"]``; ``layers["sd"]``, the predictive standard deviation;
-      ``obs["split"]`` and the measured total of all genes; as the truth, what is measured at test spots was used for
-      nothing.
-    """
-    obs = adata.obs.copy()
-    obs["split"] = pd.Categorical(np.where(is_train, "train", "test"), categories=["train", "test", "new"])
-    obs[TOTAL] = total_counts(adata)
-    out = AnnData(
-        X=prediction.mean.astype(np.float32),
-        obs=obs,
-        var=adata.var.loc[genes].copy(),
-        obsm={"spatial": adata.obsm["spatial"]},
-        layers={"truth": truth, "sd": prediction.sd},
-    )
-    if "spatial" in adata.uns:
-        out.uns["spatial"] = adata.uns["spatial"]
-    out.uns["spabit"] = {**adata.uns["spabit"], **provenance, "weights": prediction.weights}
-    return out
+def _mean_where(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Means over the first axis of (S, n, G) values, of those that are wanted, (S, n): (n, G)."""
+    total, count = np.zeros(values.shape[1:], np.float32), np.zeros((values.shape[1], 1), np.float32)
+    for row, is_wanted in zip(values, wanted, strict=True):
+        total[is_wanted] += row[is_wanted]
+        count[is_wanted] += 1
+    return total / count

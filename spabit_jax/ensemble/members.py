@@ -1,101 +1,266 @@
-"""What the network is averaged with: kriging, and ridge regression on image and neighbours.
+"""What predicts: SpaBiT, kriging and ridge regression behind one interface, and a user's own.
 
-Both predict test spots from all train spots, and a train spot from all other train spots with parameters that come from
-a fit without it and the rest of its fold: their errors there are those at spots never seen.
+A member is fitted to the train spots of a section. The fitted one says what it predicts at each train spot as if that
+spot had never been measured, from which the weights of the members are found, and what it predicts anywhere.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from spabit_jax.data.section import SectionData
-from spabit_jax.evaluation.baselines import OnNeighbours, Spots, ridge_neighbours
-from spabit_jax.kriging.bag import Bag, fit_bag
-from spabit_jax.kriging.process import Fitted
+import numpy as np
+from jaxtyping import Bool, Float
+
+from spabit_jax.config import Config
+from spabit_jax.data.section import Places, Section
+from spabit_jax.ensemble.ridge import NeighbourRegression
+from spabit_jax.errors import InputError
+from spabit_jax.files import replacing
+from spabit_jax.kriging.bag import Bag, fit_bag, pack, unpack
+from spabit_jax.training.network import Trainer
 
 FOLDS = 5
 
 
-def draw_folds(section: SectionData, seed: int) -> list[np.ndarray]:
-    """Train spots in random order, in ``FOLDS`` parts."""
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(section.is_train))
-    return np.array_split(order, min(FOLDS, len(order)))
+class Estimate(NamedTuple):
+    """What a member says of the expression at n places."""
+
+    mean: Float[np.ndarray, "S n G"]  # one for each seed; S is 1 where there is no randomness
+    variance: Float[np.ndarray, "n G"] | None  # of a measurement, where the member knows it
 
 
-def fit_kriging(section: SectionData, n_components: int, seed: int = 0) -> list[Fitted]:
-    """What kriging learns from the train spots.
+class HeldOut(NamedTuple):
+    """What a member says of the n train spots of a section, of each as if it had never been measured."""
+
+    estimate: Estimate  # at the train spots, made without the expression of the spot itself
+    unseen: Bool[np.ndarray, "S n"]  # spots that nothing of that seed was fitted to: their errors are honest ones
+
+
+class FittedMember(Protocol):
+    """A member that has learned from the train spots of a section."""
+
+    def held_out(self) -> HeldOut:
+        """At the train spots of its section."""
+        ...
+
+    def predict(self, places: Places) -> Estimate:
+        """At n places of its section; of a place, whatever other places are asked for."""
+        ...
+
+
+class Member(Protocol):
+    """A way to predict."""
+
+    def fit(self, section: Section, *, seeds: Sequence[int], folder: Path | None = None) -> FittedMember:
+        """Learns from the train spots.
+
+        Args:
+          section: the expression of its test spots is NaN.
+          seeds: of what is random; one fit for each, or one for all.
+          folder: what is there of an earlier fit to the same is gone on from, and what is fitted is left there; None
+            keeps it in memory. A member that is slow to fit has a method ``restore`` too, with the same arguments,
+            which takes what is there and raises InputError if that is not finished.
+        """
+        ...
+
+
+def draw_folds(section: Section, seed: int = 0) -> list[np.ndarray]:
+    """Positions among the train spots in random order, in ``FOLDS`` parts."""
+    order = np.random.default_rng(seed).permutation(section.train_spots)
+    return [np.searchsorted(section.train_spots, part) for part in np.array_split(order, min(FOLDS, len(order)))]
+
+
+class Network:
+    """SpaBiT, or whatever ``config.model.name`` names: a network for each seed.
 
     Args:
-      section: N spots, G genes; its features are image components.
-      n_components: of expression.
-      seed: of the folds.
+      config: of the run.
+      gene_tokens, part: of the reference's separate GAT (``reference.separate_gat``), where there is one.
     """
-    known, folds = _known(section, seed)
-    return fit_bag(*known, folds, n_components)
+
+    def __init__(self, config: Config, gene_tokens=None, part=None):
+        self.config, self.gene_tokens, self.part = config, gene_tokens, part
+
+    def fit(self, section: Section, *, seeds: Sequence[int], folder: Path | None = None) -> FittedNetwork:
+        trainer = Trainer(section, self.config, self.gene_tokens, self.part)
+        states = trainer.fit_seeds(list(seeds), None if folder is None else folder / "checkpoints")
+        return FittedNetwork(trainer, list(seeds), states)
+
+    def restore(self, section: Section, *, seeds: Sequence[int], folder: Path) -> FittedNetwork:
+        """What a finished ``fit`` left in the folder; InputError if it is not there or not finished."""
+        trainer = Trainer(section, self.config, self.gene_tokens, self.part)
+        states = [trainer.restore(seed, folder / "checkpoints" / f"seed_{seed}") for seed in seeds]
+        return FittedNetwork(trainer, list(seeds), states)
 
 
-def kriging_bag(section: SectionData, fitted: list[Fitted]) -> Bag:
-    """Kriging from all train spots, with what ``fit_kriging`` learned."""
-    return Bag(fitted, *_known(section, 0)[0])
+class FittedNetwork(NamedTuple):
+    """S trained networks, and the trainer that applies them."""
+
+    trainer: Trainer
+    seeds: list[int]
+    states: list  # ``training.fit.FitState`` of each
+
+    def held_out(self) -> HeldOut:
+        """Each seed's unseen fifth of the train spots decided nothing about it; all its predictions lack the spot."""
+        trainer, train = self.trainer, self.trainer.train_spots
+        unseen = np.zeros((len(self.seeds), len(train)), bool)
+        for row, seed in zip(unseen, self.seeds, strict=True):
+            spots = trainer.held_out(seed)[1]
+            row[np.searchsorted(train, spots) if len(spots) else slice(None)] = True  # all, where none was held out
+        return HeldOut(self.at_spots(train), unseen)
+
+    def at_spots(self, spots: np.ndarray) -> Estimate:
+        """As ``predict``, at (n,) spots of the section: what the reference does needs to know that they are."""
+        return self._stacked(self.trainer.predict, spots)
+
+    def predict(self, places: Places) -> Estimate:
+        return self._stacked(self.trainer.predict_at, places)
+
+    def _stacked(self, predict, where) -> Estimate:
+        pairs = zip(self.seeds, self.states, strict=True)
+        return Estimate(np.stack([predict(state.chosen, where, seed) for seed, state in pairs]), None)
 
 
-def kriged(section: SectionData, fitted: list[Fitted], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Expression of every spot by kriging: ``models.kriging_bag``.
+class Kriging:
+    """Gaussian processes over space and image: ``kriging.bag``."""
+
+    def __init__(self, config: Config):
+        self.n_components = config.model.n_components
+
+    def fit(self, section: Section, *, seeds: Sequence[int] = (), folder: Path | None = None) -> FittedKriging:
+        path = None if folder is None else folder / "kriging.npz"
+        train, folds = section.train_spots, draw_folds(section)
+        known = section.xy[train], section.image[train], section.expression[train]
+        if path is not None and path.exists():
+            fitted = unpack(dict(np.load(path)))
+        else:
+            fitted = fit_bag(*known, folds, self.n_components)
+            if path is not None:
+                with replacing(path) as temporary:
+                    np.savez(temporary, **pack(fitted))
+        return FittedKriging(Bag(fitted, *known), folds)
+
+    def restore(self, section: Section, *, seeds: Sequence[int], folder: Path) -> FittedKriging:
+        """What a finished ``fit`` left in the folder; InputError if it is not there."""
+        if not (folder / "kriging.npz").exists():
+            raise InputError(f"{folder / 'kriging.npz'} is missing: run the stage train first (--stages=train)")
+        return self.fit(section, seeds=seeds, folder=folder)
+
+
+class FittedKriging(NamedTuple):
+    """Kriging from all train spots, and the folds without which its parameters were found."""
+
+    bag: Bag
+    folds: list[np.ndarray]
+
+    def held_out(self) -> HeldOut:
+        mean, variance = self.bag.left_out(self.folds)
+        return HeldOut(Estimate(mean[None], variance), np.ones((1, len(mean)), bool))
+
+    def predict(self, places: Places) -> Estimate:
+        mean, variance = self.bag.at(places.xy, places.image)
+        return Estimate(mean[None], variance)
+
+
+class Ridge:
+    """Ridge regression on image components and neighbours' expression: quick, so that nothing of it is kept."""
+
+    def fit(self, section: Section, *, seeds: Sequence[int] = (), folder: Path | None = None) -> FittedRidge:
+        return FittedRidge(section)
+
+
+class FittedRidge:
+    """Ridge regression fitted to all train spots and, for ``held_out``, to those outside each fold."""
+
+    def __init__(self, section: Section):
+        train = section.train_spots
+        self.folds = draw_folds(section)
+        self.known = section.xy[train], section.image[train], section.expression[train]
+        self.whole = NeighbourRegression().fit(*self.known)
+
+    def held_out(self) -> HeldOut:
+        xy, image, expression = self.known
+        mean = np.empty_like(expression)
+        for fold in self.folds:
+            others = np.setdiff1d(np.arange(len(xy)), fold)
+            model = NeighbourRegression().fit(xy[others], image[others], expression[others])
+            model.look_at(xy, expression)
+            mean[fold] = model.predict(xy, image, own=True)[fold]
+        return HeldOut(Estimate(mean[None], None), np.ones((1, len(mean)), bool))
+
+    def predict(self, places: Places) -> Estimate:
+        return Estimate(self.whole.predict(places.xy, places.image)[None], None)
+
+
+MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and a line here
+    "spabit": Network,
+    "kriging": Kriging,
+    "ridge": lambda config: Ridge(),
+}
+
+
+def make_members(config: Config, gene_tokens: tuple | None = None) -> dict[str, Member]:
+    """The members that ``config.model.members`` names; InputError for one that is not known.
 
     Args:
-      section: N spots, G genes.
-      fitted: of ``fit_kriging`` with the same seed.
-
-    Returns:
-      mean, variance: (N, G) float32; the variance is that of a measurement.
+      gene_tokens: tokens and part of the reference's separate GAT, for the network.
     """
-    train, test = np.flatnonzero(section.is_train), np.flatnonzero(~section.is_train)
-    bag = kriging_bag(section, fitted)
-    mean, variance = np.empty_like(section.expression), np.empty_like(section.expression)
-    mean[train], variance[train] = bag.left_out(_known(section, seed)[1])
-    if len(test):
-        mean[test], variance[test] = bag.at(section.xy[test], section.features[test])
-    return mean, variance
+    members = {}
+    for name in config.model.members.split(","):
+        if name not in MEMBERS:
+            raise InputError(f"config.model.members names {name!r}: known members are {', '.join(MEMBERS)}")
+        tokens = gene_tokens if name == "spabit" and gene_tokens is not None else ()
+        members[name] = MEMBERS[name](config, *tokens)
+    return members
 
 
-def _known(section: SectionData, seed: int):
-    train = np.flatnonzero(section.is_train)
-    folds = [np.searchsorted(train, fold) for fold in draw_folds(section, seed)]
-    return (section.xy[train], section.features[train], section.expression[train]), folds
+def fit_members(
+    members: dict[str, Member], section: Section, seeds: Sequence[int], folder: Path | None = None
+) -> dict[str, FittedMember]:
+    """Each member fitted, one after the other: on a CPU two programs with batches of LAPACK calls may block."""
+    return {name: member.fit(section, seeds=seeds, folder=folder) for name, member in members.items()}
 
 
-def ridged(section: SectionData, seed: int = 0) -> np.ndarray:
-    """Expression of every spot by ridge regression on image components and neighbours' expression: (N, G) float32."""
-    spots = _spots(section)
-    train, mean = np.flatnonzero(section.is_train), np.empty_like(section.expression)
-    seen, expression = spots.at(train), section.expression[train]
-    for fold in draw_folds(section, seed):
-        others = np.setdiff1d(train, fold)
-        model = ridge_neighbours().fit_mean(spots.at(others), section.expression[others])
-        model.look_at(seen, expression)
-        mean[fold] = model.predict_mean(seen, own=True)[np.searchsorted(train, fold)]
-    test = np.flatnonzero(~section.is_train)
-    if len(test):
-        mean[test] = fit_ridge(section).predict_mean(spots.at(test))
-    return mean
+def restore_members(
+    members: dict[str, Member], section: Section, seeds: Sequence[int], folder: Path
+) -> dict[str, FittedMember]:
+    """What ``fit_members`` left in the folder, or InputError; a member without ``restore`` is quick to fit again."""
+    how = {name: getattr(member, "restore", member.fit) for name, member in members.items()}
+    return {name: restore(section, seeds=seeds, folder=folder) for name, restore in how.items()}
 
 
-def fit_ridge(section: SectionData) -> OnNeighbours:
-    """Ridge regression fitted to all train spots."""
-    train = np.flatnonzero(section.is_train)
-    return ridge_neighbours().fit_mean(_spots(section).at(train), section.expression[train])
+def estimate_spots(
+    section: Section, fitted: dict[str, FittedMember], held_out: dict[str, HeldOut], n_spots: int | None = None
+) -> dict[str, Estimate]:
+    """Each member's estimate at the spots of a section, of a train spot without its own expression.
 
-
-def elsewhere(section: SectionData, bag: Bag, ridge: OnNeighbours, rows: np.ndarray):
-    """What ``kriged`` and ``ridged`` say at (m,) rows of a section that are no train spots.
-
-    Returns:
-      name → (m, G) predictions of kriging and ridge; (m, G) variance of a measurement, by kriging.
+    Args:
+      held_out: what each member's ``held_out`` gave.
+      n_spots: the first so many rows are the section's own, the others those of related sections; all if None.
     """
-    places = _spots(section).at(rows)
-    mean, variance = bag.at(places.xy, places.components)
-    return {"kriging": mean, "ridge": ridge.predict_mean(places)}, variance
+    n = len(section.xy) if n_spots is None else n_spots
+    test, estimates = np.flatnonzero(~section.is_train[:n]), {}
+    for name, member in fitted.items():
+        at_test = None
+        if len(test):  # the reference's network needs to know which spots they are
+            of_spots = getattr(member, "at_spots", None)
+            at_test = of_spots(test) if of_spots else member.predict(section.places(test))
+        estimates[name] = _together(held_out[name].estimate, section.train_spots, at_test, test, n)
+    return estimates
 
 
-def _spots(section: SectionData) -> Spots:
-    return Spots(section.xy, section.features, section.features)
+def _together(left_out: Estimate, train: np.ndarray, at_test: Estimate | None, test: np.ndarray, n: int) -> Estimate:
+    """One estimate at the first n spots of those at all train spots and at the test spots."""
+    own = train < n  # the others are related sections'
+    mean = np.empty((len(left_out.mean), n, left_out.mean.shape[2]), np.float32)
+    mean[:, train[own]] = left_out.mean[:, own]
+    variance = None if left_out.variance is None else np.empty(mean.shape[1:], np.float32)
+    if variance is not None:
+        variance[train[own]] = left_out.variance[own]
+    if at_test is not None:
+        mean[:, test] = at_test.mean
+        if variance is not None:
+            variance[test] = at_test.variance
+    return Estimate(mean, variance)

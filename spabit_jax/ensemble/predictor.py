@@ -5,54 +5,155 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.spatial import KDTree
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from feature_extraction import cache
 from spabit_jax.config import Config
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.prepared import Inputs, side_by_side
-from spabit_jax.ensemble.blend import combine, fit_blend
-from spabit_jax.ensemble.members import elsewhere, fit_kriging, fit_ridge, kriged, kriging_bag, ridged
+from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
+from spabit_jax.ensemble.members import (
+    FittedMember,
+    HeldOut,
+    estimate_spots,
+    fit_members,
+    make_members,
+    restore_members,
+)
 from spabit_jax.errors import InputError
 from spabit_jax.files import first_difference
-from spabit_jax.kriging.bag import pack, unpack
 from spabit_jax.models import MODELS
 from spabit_jax.neighbours import spot_pitch
+from spabit_jax.predictions import make_predictions
 from spabit_jax.readers import read_section
-from spabit_jax.training.network import Trainer
 
 CHUNK = 4096  # locations predicted at a time
 SAME_PLACE = 1e-3  # of the pitch: a location this near to a spot is the spot's
 
 
-class Model(NamedTuple):
-    """What predicts anywhere on a section: the networks of S seeds and their companions."""
+class Model:
+    """Fitted members and how they become one prediction.
 
-    inputs: Inputs
-    seeds: list[int]
-    chosen: list  # parameters of each seed's network
-    said: dict[str, np.ndarray]  # kriging, ridge, variance (N, G) at the spots; empty without companions
-    kriging: dict[str, np.ndarray]  # of ``models.kriging_bag.pack``; empty without companions
+    Attributes:
+      inputs: the section that they were fitted to.
+      seeds: of the networks.
+      fitted: the members by name.
+    """
+
+    def __init__(self, inputs: Inputs, seeds: Sequence[int], fitted: dict[str, FittedMember]):
+        self.inputs, self.seeds, self.fitted = inputs, list(seeds), fitted
+
+    @cached_property
+    def held_out(self) -> dict[str, HeldOut]:
+        """What each member says at the train spots, as if each had never been measured."""
+        return {name: member.held_out() for name, member in self.fitted.items()}
+
+    @cached_property
+    def blend(self) -> Blend:
+        section = self.inputs.section()
+        return fit_blend(section.expression[section.train_spots], self.held_out)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each member in the prediction."""
+        return self.blend.weights
+
+    def predict_spots(self) -> Prediction:
+        """At the section's own spots, of a train spot without its own measurement."""
+        return self.blend.apply(
+            estimate_spots(self.inputs.section(), self.fitted, self.held_out, self.inputs.adata.n_obs)
+        )
+
+    def predictions(self, prediction: Prediction) -> AnnData:
+        """What ``predict_spots`` gave, as the content of predictions.h5ad."""
+        inputs, adata = self.inputs, self.inputs.adata
+        return make_predictions(
+            prediction.mean,
+            prediction.sd,
+            truth=inputs.truth(),
+            split=np.where(inputs.is_train, "train", "test"),
+            obs=adata.obs,
+            var=adata.var.loc[inputs.genes],
+            xy=adata.obsm["spatial"],
+            of=adata,
+            info=provenance(inputs) | {"weights": self.weights},
+            totals=inputs.totals,
+        )
+
+    def predict_at(self, locations: Locations, weights: str | None = None) -> AnnData:
+        """Expression at M locations, from all train spots; a location's does not depend on which others are asked for.
+
+        At the place of a train spot, that spot's measurement is among what the prediction is made from.
+
+        Args:
+          locations: where.
+          weights: file of the encoder's weights, where it needs one.
+
+        Returns:
+          AnnData (M, G) as in predictions.h5ad: ``X`` predicted expression, ``layers["sd"]``; ``layers["truth"]`` and
+          ``obs["split"]`` of the measured spot that lies at a location, else NaN and ``new``; ``obs`` array_row and
+          array_col, continued between the spots; ``obsm["spatial"]``; provenance in ``uns["spabit"]``.
+        """
+        inputs, n = self.inputs, len(locations.xy)
+        check_predicts_anywhere(inputs.config)
+        places = inputs.places(locations, features_at(inputs, locations, weights))
+        mean, sd = np.empty((2, n, len(inputs.genes)), np.float32)
+        for start in tqdm(range(0, n, CHUNK), "locations", unit_scale=CHUNK, unit="location", disable=None):
+            rows = slice(start, start + CHUNK)
+            part = type(places)(*(array[rows] for array in places))
+            prediction = self.blend.apply({name: member.predict(part) for name, member in self.fitted.items()})
+            mean[rows], sd[rows] = prediction.mean, prediction.sd
+        known = np.asarray(inputs.adata.obsm["spatial"], np.float64)
+        distance, spot = KDTree(known).query(locations.xy)
+        measured = distance <= SAME_PLACE * spot_pitch(known)
+        truth = np.full(mean.shape, np.nan, np.float32)
+        truth[measured] = inputs.truth()[spot[measured]]
+        return make_predictions(
+            mean,
+            sd,
+            truth=truth,
+            split=np.where(measured, np.where(inputs.is_train, "train", "test")[spot], "new"),
+            obs=pd.DataFrame(locations.array, locations.names, ["array_row", "array_col"]),
+            var=inputs.adata.var.loc[inputs.genes],
+            xy=locations.xy,
+            of=inputs.adata,
+            info=provenance(inputs) | {"train_spots_see_themselves": True, "weights": self.weights},
+        )
 
 
-def fit(inputs: Inputs, seeds: list[int]) -> Model:
-    """Trains the configured model in memory, with these seeds; the image features must be in the cache."""
-    check_predicts_anywhere(inputs.config)
-    trainer = Trainer(inputs.section(), inputs.config)
-    chosen = [state.chosen for state in trainer.fit_seeds(seeds)]
-    said, kriging = companions(trainer.section, inputs.config) if inputs.config.model.companions else ({}, {})
-    return Model(inputs, seeds, chosen, said, kriging)
+def fit(inputs: Inputs, seeds: Sequence[int], folder: Path | None = None, gene_tokens: tuple | None = None) -> Model:
+    """Fits the members of the configuration; the image features must be in the cache.
+
+    Args:
+      inputs: the section.
+      seeds: of the networks.
+      folder: of a run, whose earlier fits are gone on from; None keeps all in memory.
+      gene_tokens: of the reference's separate GAT; trained here if None and there is to be one.
+    """
+    section, config = inputs.section(), inputs.config
+    if gene_tokens is None and not config.gat.joint:
+        from spabit_jax.reference.separate_gat import gene_tokens as train_gat
+
+        gene_tokens = train_gat(section, inputs.near(), config)[:2]
+    return Model(inputs, seeds, fit_members(make_members(config, gene_tokens), section, seeds, folder))
+
+
+def restore(inputs: Inputs, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:
+    """What ``fit`` left in a folder; InputError if it is not there or not finished."""
+    members = make_members(inputs.config, gene_tokens)
+    return Model(inputs, seeds, restore_members(members, inputs.section(), seeds, folder))
 
 
 def load(run: Path, weights: str | None = None) -> Model:
-    """The model of a finished run.
+    """The model of a finished run, which predicts anywhere.
 
     Args:
       run: the folder.
@@ -64,13 +165,7 @@ def load(run: Path, weights: str | None = None) -> Model:
     content = read_run(run)
     config = _config(run, content)
     check_predicts_anywhere(config)
-    inputs = _inputs(run, content, config, weights)
-    trainer, seeds = Trainer(inputs.section(), config), list(range(content["num_seeds"]))
-    chosen = [trainer.restore(seed, run / "checkpoints" / f"seed_{seed}").chosen for seed in seeds]
-    said, kriging = {}, {}
-    if config.model.companions:
-        said, kriging = (dict(needed(run / f"{name}.npz", "train", np.load)) for name in ("companions", "kriging"))
-    return Model(inputs, seeds, chosen, said, kriging)
+    return restore(_inputs(run, content, config, weights), list(range(content["num_seeds"])), run)
 
 
 def read_run(run: Path) -> dict:
@@ -163,85 +258,6 @@ def features_at(inputs: Inputs, locations: Locations, weights: str | None = None
     return side_by_side(here)
 
 
-def predict_at(model: Model, locations: Locations, weights: str | None = None) -> AnnData:
-    """Expression at M locations, from all train spots; a location's does not depend on which others are asked for.
-
-    At the place of a train spot, that spot's measurement is among what the prediction is made from.
-
-    Args:
-      model: trained.
-      locations: where.
-      weights: file of the encoder's weights, where it needs one.
-
-    Returns:
-      AnnData (M, G) as in predictions.h5ad: ``X`` predicted expression, ``layers["sd"]``; ``layers["truth"]`` and
-      ``obs["split"]`` of the measured spot that lies at a location, else NaN and ``new``; ``obs`` array_row and
-      array_col, continued between the spots; ``obsm["spatial"]``; provenance in ``uns["spabit"]``.
-    """
-    inputs, config, n_new = model.inputs, model.inputs.config, len(locations.xy)
-    section = inputs.section(locations, features_at(inputs, locations, weights))
-    n_spots = len(section.xy) - n_new
-    trainer = Trainer(section, config)
-    blend = _blend(model, trainer, n_spots)
-    if model.kriging:
-        bag, ridge = kriging_bag(section, unpack(model.kriging)), fit_ridge(section)
-
-    mean, sd = np.empty((2, n_new, len(inputs.genes)), np.float32)
-    for start in tqdm(range(0, n_new, CHUNK), "locations", unit_scale=CHUNK, unit="location", disable=None):
-        rows = np.arange(start, min(start + CHUNK, n_new))
-        per_seed = _networks(model, trainer, n_spots + rows)
-        others, variance = elsewhere(section, bag, ridge, n_spots + rows) if model.kriging else ({}, None)
-        prediction = blend.apply(per_seed, others, variance)
-        mean[rows], sd[rows] = prediction.mean, prediction.sd
-    return _adata(inputs, locations, mean, sd, blend.weights)
-
-
-def _networks(model: Model, trainer: Trainer, rows: np.ndarray) -> np.ndarray:
-    """(S, n, G) predictions of each seed's network at (n,) rows of the trainer's section."""
-    pairs = zip(model.chosen, model.seeds, strict=True)
-    return np.stack([trainer.predict(params, rows, seed) for params, seed in pairs])
-
-
-def _blend(model: Model, trainer: Trainer, n_spots: int):
-    """As in the run: of what its members say at train spots."""
-    section, train = trainer.section, trainer.train_spots
-    spots = section._replace(expression=section.expression[:n_spots], is_train=section.is_train[:n_spots])
-    per_seed = np.full((len(model.seeds), *spots.expression.shape), np.nan, np.float32)
-    per_seed[:, train] = _networks(model, trainer, train)
-    members = {name: predicted for name, predicted in model.said.items() if name != "variance"}
-    held_out = [trainer.held_out(seed)[1] for seed in model.seeds]
-    return fit_blend(spots, per_seed, held_out, members, model.said.get("variance"))
-
-
-def _adata(inputs: Inputs, locations: Locations, mean, sd, weights: dict[str, float]) -> AnnData:
-    adata = inputs.adata
-    known = np.asarray(adata.obsm["spatial"], np.float64)
-    distance, spot = KDTree(known).query(locations.xy)
-    measured = distance <= SAME_PLACE * spot_pitch(known)
-    truth = np.full(mean.shape, np.nan, np.float32)
-    truth[measured] = inputs.truth()[spot[measured]]
-    split = np.where(measured, np.where(inputs.is_train, "train", "test")[spot], "new")
-    out = AnnData(
-        X=mean,
-        obs=pd.DataFrame(
-            {
-                "array_row": locations.array[:, 0],
-                "array_col": locations.array[:, 1],
-                "split": pd.Categorical(split, categories=["train", "test", "new"]),
-            },
-            index=locations.names,
-        ),
-        var=adata.var.loc[inputs.genes].copy(),
-        obsm={"spatial": locations.xy},
-        layers={"truth": truth, "sd": sd},
-    )
-    if "spatial" in adata.uns:
-        out.uns["spatial"] = adata.uns["spatial"]
-    seen = {"train_spots_see_themselves": True}
-    out.uns["spabit"] = {**adata.uns["spabit"], **provenance(inputs), **seen, "weights": weights}
-    return out
-
-
 def provenance(inputs: Inputs) -> dict:
     """What predictions come from, for ``uns["spabit"]``."""
     n_train, n = int(inputs.is_train.sum()), len(inputs.is_train)
@@ -260,42 +276,6 @@ def provenance(inputs: Inputs) -> dict:
         "trained_on": which,
         "train_spots_see_themselves": inputs.config.faults.self_in_gene_token,
     }
-
-
-def companions(section, config) -> tuple[dict, dict]:
-    """Kriging and ridge regression, fitted to the train spots.
-
-    Returns:
-      kriging, ridge (N, G): predictions of every spot; variance (N, G) of a measurement, by kriging. And the fitted
-      fits, as ``models.kriging_bag.pack`` gives them.
-    """
-    fitted = fit_kriging(section, config.model.n_components)
-    mean, variance = kriged(section, fitted)
-    return {"kriging": mean, "ridge": ridged(section), "variance": variance}, pack(fitted)
-
-
-def finish(trainer: Trainer, chosen: list, seeds: list[int], said: dict, n_spots: int | None = None):
-    """Predicts with each seed's network, and what its companions said, the first ``n_spots`` spots of the trainer's
-    section, or all of them: ``inference.Prediction``."""
-    per_seed = np.empty((len(chosen), *trainer.section.expression.shape), np.float32)
-    for predicted, seed, params in zip(per_seed, seeds, chosen, strict=True):
-        for spots in (trainer.train_spots, np.flatnonzero(~trainer.section.is_train)):  # never in one batch
-            predicted[spots] = trainer.predict(params, spots, seed)
-    held_out = [trainer.held_out(seed)[1] for seed in seeds]
-    members = {name: predicted for name, predicted in said.items() if name != "variance"}
-    return combine(trainer.section, per_seed, held_out, members, said.get("variance"), n_spots)
-
-
-def fit_predict(inputs: Inputs, seeds: list[int]):
-    """Trains the configured model in memory, with these seeds, and predicts the spots: ``inference.Prediction``."""
-    from spabit_jax.reference.separate_gat import gene_tokens
-
-    config, section = inputs.config, inputs.section()
-    tokens = () if config.gat.joint else gene_tokens(section, inputs.near(), config)[:2]
-    trainer = Trainer(section, config, *tokens)
-    chosen = [state.chosen for state in trainer.fit_seeds(seeds)]
-    said = companions(section, config)[0] if config.model.companions else {}
-    return finish(trainer, chosen, seeds, said, inputs.adata.n_obs)
 
 
 def needed(path: Path, stage: str, read):

@@ -14,17 +14,15 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from jaxtyping import Float
-from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
-from spabit_jax.data.section import expression_space, image_components, standardised
-from spabit_jax.neighbours import spot_pitch
+from spabit_jax.data.components import ImageComponents, NoImage, expression_space, standardised
+from spabit_jax.ensemble.ridge import ALPHAS, NeighbourRegression, ridge
+from spabit_jax.neighbours import nearest, spot_pitch, weighted_mean
 
 N_COMPONENTS = 20  # principal components of expression, where a method works on them
-ALPHAS = np.logspace(-1, 5, 25)  # penalties of ridge regression, chosen among by leave-one-out
 FOLDS = 5  # of the cross-validation that gives a predictive standard deviation
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
-CHUNK = 16384  # spots at a time, where scikit-learn's float64 would make (spots, genes) twice as large
 
 
 class Spots(NamedTuple):
@@ -32,7 +30,7 @@ class Spots(NamedTuple):
 
     xy: Float[np.ndarray, "N 2"]  # in units of the spot pitch
     image: Float[np.ndarray, "N D"]  # image features, standardised over the section's spots; D is 0 without an image
-    components: Float[np.ndarray, "N C"]  # of ``section.image_components``; C is 0 without an image
+    components: Float[np.ndarray, "N C"]  # of ``data.components.ImageComponents``; C is 0 without an image
 
     def at(self, index) -> Spots:
         """These of the spots."""
@@ -48,8 +46,10 @@ def make_spots(xy: np.ndarray, features) -> Spots:
     """
     xy = np.asarray(xy, np.float64)
     xy = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
-    image = np.zeros((len(xy), 0), np.float32) if features is None else standardised(features)
-    return Spots(xy, image, image_components(xy, features))
+    if features is None:
+        nothing = NoImage().at(xy)
+        return Spots(xy, nothing, nothing)
+    return Spots(xy, standardised(features), ImageComponents.fit(xy, features)[1])
 
 
 class Baseline(Protocol):
@@ -112,30 +112,6 @@ class Nearest(CrossValidated):
         return weighted_mean(self.expression, index, np.maximum(distance, 1e-6) ** -self.power)
 
 
-def nearest(tree: KDTree, xy, k: int, own: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and indices, (m, k) each, of the nearest points of a tree.
-
-    Args:
-      xy: (m, 2) places.
-      k: how many; fewer where there are not that many.
-      own: the places are the tree's points themselves, in order, and none is its own neighbour.
-    """
-    k = min(k, tree.n - own)
-    distance, index = (a.reshape(len(xy), -1) for a in tree.query(xy, k=k + own))
-    if not own:
-        return distance, index
-    keep = index != np.arange(len(xy))[:, None]
-    keep[keep.all(axis=1), -1] = False  # more than k points at one place: the spot itself may not be among those found
-    return distance[keep].reshape(-1, k), index[keep].reshape(-1, k)
-
-
-def weighted_mean(values, index, weight) -> np.ndarray:
-    """Means of rows of (n, G) values by (m, k) indices and weights: (m, G)."""
-    m, k = index.shape
-    weight = weight / weight.sum(axis=1, keepdims=True)
-    return csr_array((weight.ravel(), index.ravel(), np.arange(0, m * k + 1, k)), shape=(m, len(values))) @ values
-
-
 class Ridge(CrossValidated):
     """Ridge regression on the image features of the spot."""
 
@@ -150,53 +126,17 @@ class Ridge(CrossValidated):
 
 
 class OnNeighbours(CrossValidated):
-    """A scikit-learn regressor on image components and on the expression of neighbours.
+    """``ensemble.ridge.NeighbourRegression``: on image components and on the expression of neighbours."""
 
-    The latter are principal components of expression, as means over the 4 and the 12 nearest train spots and as a
-    Gaussian mean over 24; a train spot is never its own neighbour, so that train and test inputs are alike.
-    """
-
-    GAUSSIAN = 2.0  # sd in distances of a spot to its nearest train spot
-
-    def __init__(self, make_regressor: Callable, with_xy: bool):
-        self.make_regressor, self.with_xy = make_regressor, with_xy
-
-    def inputs(self, spots: Spots, own: bool = False) -> np.ndarray:
-        """What the regressor sees; ``own`` where the spots are the train spots."""
-        parts = [spots.components, *([spots.xy] if self.with_xy else [])]
-        for k in (4, 12):
-            distance, index = nearest(self.tree, spots.xy, k, own)
-            parts.append(weighted_mean(self.scores, index, np.ones_like(distance)))
-        distance, index = nearest(self.tree, spots.xy, 24, own)
-        scale = self.GAUSSIAN * np.maximum(distance[:, :1], 1e-6)
-        parts.append(weighted_mean(self.scores, index, np.exp(-0.5 * (distance / scale) ** 2)))
-        return np.concatenate(parts, axis=1)
-
-    def look_at(self, spots: Spots, expression) -> None:
-        """Makes these the train spots among which neighbours are found."""
-        self.tree, self.scores = KDTree(spots.xy), self.space.encode(expression)
+    def __init__(self, make_regressor: Callable = ridge, with_xy: bool = False):
+        self.regression = NeighbourRegression(make_regressor, with_xy)
 
     def fit_mean(self, spots, expression):
-        self.space = expression_space(expression, N_COMPONENTS)
-        self.look_at(spots, expression)
-        target = self.scores.squeeze()  # scikit-learn wants one component as a vector
-        self.regressor = self.make_regressor().fit(self.inputs(spots, own=True), target)
+        self.regression = copy.copy(self.regression).fit(spots.xy, spots.components, expression)
         return self
 
-    def predict_mean(self, spots, own: bool = False):
-        """(m, G); ``own`` as in ``inputs``."""
-        x = self.inputs(spots, own)
-        mean = np.empty((len(x), len(self.space.mean)), self.space.mean.dtype)
-        for start in range(0, len(x), CHUNK):
-            scores = self.regressor.predict(x[start : start + CHUNK])
-            mean[start : start + CHUNK] = self.space.decode(scores.reshape(len(scores), -1))
-        return mean
-
-
-def _ridge():
-    from sklearn.linear_model import RidgeCV
-
-    return RidgeCV(ALPHAS)
+    def predict_mean(self, spots):
+        return self.regression.predict(spots.xy, spots.components)
 
 
 def _forest():
@@ -316,14 +256,13 @@ class Mean:
         return np.mean(mean, axis=0), np.mean(sd, axis=0)
 
 
-ridge_neighbours = partial(OnNeighbours, _ridge, with_xy=False)
 _kriging_image = partial(Kriging, with_image=True)
 BASELINES: dict[str, Callable[[], Baseline]] = {
     "gene_mean": GeneMean,
     "knn_mean": partial(Nearest, 6),
     "inverse_distance": partial(Nearest, 12, power=1),
     "ridge": Ridge,
-    "ridge_neighbours": ridge_neighbours,
+    "ridge_neighbours": OnNeighbours,
     "random_forest": partial(OnNeighbours, _forest, with_xy=True),
     "kriging": PlainKriging,
     "kriging_image_pcs": _kriging_image,

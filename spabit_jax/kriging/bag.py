@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import KDTree
 
-from spabit_jax.data.section import Space
+from spabit_jax.data.components import Space
 from spabit_jax.kriging.process import (
     MIN_NOISE,
     N_COMPONENTS,

@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float
 from threadpoolctl import threadpool_limits
 
-from spabit_jax.data.section import Space, expression_space
+from spabit_jax.data.components import Space, expression_space
 
 N_COMPONENTS = 10  # of expression
 STEPS = 60  # of Adam

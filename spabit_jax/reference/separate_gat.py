@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 
 from spabit_jax.config import Config
-from spabit_jax.data.section import SectionData
+from spabit_jax.data.section import Section
 from spabit_jax.models.graph_attention import GATRegressor
 from spabit_jax.neighbours import impute_from_train
 from spabit_jax.scale import UNLOG
@@ -45,7 +45,7 @@ def make_gat_epoch(graphdef, config: Config):
     return epoch
 
 
-def gene_tokens(section: SectionData, near: np.ndarray, config: Config, folder: Path | None = None, seed=GAT_SEED):
+def gene_tokens(section: Section, near: np.ndarray, config: Config, folder: Path | None = None, seed=GAT_SEED):
     """Trains the GAT and gives its reconstruction of each spot's expression.
 
     With ``faults.self_in_gene_token`` it is trained once, and a train spot's token reconstructs its own target.

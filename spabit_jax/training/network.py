@@ -13,7 +13,8 @@ import optax
 from flax import nnx
 
 from spabit_jax.config import Config
-from spabit_jax.data.section import SectionData, Space, expression_space
+from spabit_jax.data.components import Space, expression_space
+from spabit_jax.data.section import Places, Section
 from spabit_jax.models import find_model
 from spabit_jax.models.spabit import Tokens
 from spabit_jax.training import devices
@@ -35,7 +36,7 @@ FOLDS = 5  # of the train spots, of which each seed leaves one for the weights
 class TrainingData(NamedTuple):
     """What an epoch sees: a pytree of arrays."""
 
-    section: SectionData
+    section: Section
     space: Space  # the model's inputs and outputs are scores in it
     gene_tokens: Any  # (P, N, G) and
     part: Any  # (N,) of ``training.gat.gene_tokens``; both None where the GAT is trained within the model
@@ -43,37 +44,40 @@ class TrainingData(NamedTuple):
     valid_spots: Any  # (m,) train spots held out for early stopping; (0,) without
 
 
-def gather_tokens(data: TrainingData, spots, config: Config, key: jax.Array | None = None) -> Tokens:
-    """Image and gene tokens of (B,) spots: the spot itself, then its context.
+def gather_tokens(
+    data: TrainingData, places: Places, config: Config, spots=None, key: jax.Array | None = None
+) -> Tokens:
+    """Image and gene tokens of B places: the place itself, then its context.
 
     A spot's own expression is not among them, unless ``faults.self_in_gene_token`` is on.
 
     Args:
+      spots: (B,) which spots the places are; only what the reference does needs it.
       key: hides each context spot with probability ``train.neighbour_dropout``; the next nearest take its place.
     """
     section = data.section
-    index = spots[:, None]
+    around = jnp.zeros((len(places.xy), 0), jnp.int32)  # (B, M - 1)
     if not config.faults.single_key:
-        context = section.context[spots]  # (B, pool)
+        context = places.context  # (B, pool)
         n_context = min(config.model.n_context, context.shape[1])
         if key is not None and config.train.neighbour_dropout:
             hidden = jax.random.bernoulli(key, config.train.neighbour_dropout, context.shape)
             order = jnp.argsort(jnp.arange(context.shape[1]) + hidden * context.shape[1], axis=1)
             context = jnp.take_along_axis(context, order, axis=1)
-        index = jnp.concatenate([index, context[:, :n_context]], axis=1)  # (B, M)
+        around = context[:, :n_context]
 
     if data.gene_tokens is not None:
-        genes = data.gene_tokens[data.part[spots][:, None], index]
+        genes = data.gene_tokens[data.part[spots][:, None], jnp.concatenate([spots[:, None], around], axis=1)]
     else:
-        around = section.expression[index[:, 1:]]
-        own = around[:, : config.gat.n_neighbours].mean(axis=1)
+        measured = section.expression[around]
+        own = measured[:, : config.gat.n_neighbours].mean(axis=1)
         if config.faults.self_in_gene_token:
             own = jnp.where(section.is_train[spots][:, None], section.expression[spots], own)
-        genes = jnp.concatenate([own[:, None], around], axis=1)
+        genes = jnp.concatenate([own[:, None], measured], axis=1)
     return Tokens(
-        image=section.features[index],
+        image=jnp.concatenate([places.image[:, None], section.image[around]], axis=1),
         genes=data.space.encode(genes),
-        offset=section.xy[index] - section.xy[spots][:, None],
+        offset=jnp.concatenate([places.xy[:, None], section.xy[around]], axis=1) - places.xy[:, None],
     )
 
 
@@ -85,7 +89,7 @@ def spabit_optimizer(config: Config) -> optax.GradientTransformation:
 def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key):
     """Mean squared error of the scores of (B,) spots; without a key in evaluation."""
     keys = [None] * 2 if key is None else jax.random.split(key)
-    tokens = gather_tokens(data, spots, config, keys[0])
+    tokens = gather_tokens(data, data.section.places(spots), config, spots, keys[0])
     predicted = nnx.merge(graphdef, params)(tokens, key=keys[1])
     return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
 
@@ -143,7 +147,7 @@ class Trainer:
       graphdef: of the model, static.
     """
 
-    def __init__(self, section: SectionData, config: Config, gene_tokens=None, part=None):
+    def __init__(self, section: Section, config: Config, gene_tokens=None, part=None):
         self.config = config
         self.section = section
         self.train_spots = np.flatnonzero(section.is_train).astype(np.int32)
@@ -155,8 +159,9 @@ class Trainer:
         self._loop = {"chunk_epochs": config.train.chunk_epochs, "patience": config.train.patience}
 
         def apply(whole, part):
-            (params, data), (spots, valid) = whole, part
-            return data.space.decode(nnx.merge(graphdef, params)(gather_tokens(data, spots, config), valid))
+            (params, data), (places, spots, valid) = whole, part
+            tokens = gather_tokens(data, places, config, spots)
+            return data.space.decode(nnx.merge(graphdef, params)(tokens, valid))
 
         self._apply = devices.over_devices(apply)
 
@@ -164,7 +169,7 @@ class Trainer:
         """A new model of this configuration."""
         section = self.section
         model = find_model(self.config.model.name)
-        n_scores, n_features = self.data.space.loadings.shape[0], section.features.shape[1]
+        n_scores, n_features = self.data.space.loadings.shape[0], section.image.shape[1]
         return model(n_scores, n_features, self.config, rngs=nnx.Rngs(key))
 
     def space(self, seed: int) -> Space:
@@ -267,20 +272,29 @@ class Trainer:
         return devices.on_each(self.data)
 
     def predict(self, params, spots, seed: int) -> np.ndarray:
-        """Predicted log2(count + 1) of (n,) spots, (n, G), with the parameters of a seed.
+        """Predicted expression of (n,) spots, (n, G), with the parameters of a seed.
 
         With ``faults.batch_attention`` the prediction depends on the batches, which the seed shuffles.
         """
-        spots = np.asarray(spots)
+        spots = np.asarray(spots, np.int32)
         order = np.arange(len(spots))
         if self.config.faults.batch_attention:
             order = np.asarray(jax.random.permutation(jax.random.key(seed), len(spots)))
-        size = self.config.train.batch_size * jax.local_device_count()
-        whole = devices.on_each(params), self._data_on_each._replace(space=self.space(seed))
         out = np.empty((len(spots), self.section.expression.shape[1]), np.float32)
-        for start in range(0, len(spots), size):
-            batch = order[start : start + size]
-            padded = np.zeros(size, np.int32)
-            padded[: len(batch)] = spots[batch]
-            out[batch] = self._apply(whole, (padded, np.arange(size) < len(batch)))[: len(batch)]
+        out[order] = self._in_batches(params, self.section.places(spots[order]), spots[order], seed)
+        return out
+
+    def predict_at(self, params, places: Places, seed: int) -> np.ndarray:
+        """Predicted expression at n places, (n, G), with the parameters of a seed; not what only spots have."""
+        return self._in_batches(params, places, None, seed)
+
+    def _in_batches(self, params, places: Places, spots, seed: int) -> np.ndarray:
+        n, size = len(places.xy), self.config.train.batch_size * jax.local_device_count()
+        whole = devices.on_each(params), self._data_on_each._replace(space=self.space(seed))
+        out = np.empty((n, self.section.expression.shape[1]), np.float32)
+        for start in range(0, n, size):
+            batch = np.minimum(np.arange(start, start + size), n - 1)  # the last one is filled up with its last place
+            valid = np.arange(start, start + size) < n
+            part = Places(*(array[batch] for array in places)), None if spots is None else spots[batch]
+            out[start : start + size] = self._apply(whole, (*part, valid))[: n - start]
         return out

@@ -9,14 +9,12 @@ from scipy.spatial import KDTree
 
 from spabit_jax.data.locations import (
     FURTHEST,
-    Locations,
     continued,
     find_locations,
     grid,
     on_tissue,
     read_locations,
     tissue_mask,
-    with_locations,
 )
 from spabit_jax.errors import InputError
 
@@ -201,13 +199,3 @@ def test_a_hole_of_several_pitches_between_spots_stays_empty():
     found = grid(section(array[kept], xy[kept]), 2)
     assert np.linalg.norm(found.array - 5, axis=1).min() > 2
     assert KDTree(xy[kept]).query(found.xy)[0].max() <= 40 + 1e-6 < FURTHEST * 40
-
-
-def test_a_section_with_locations_keeps_its_spots():
-    array, xy = lattice("square")
-    adata = section(array, xy)
-    both = with_locations(adata, Locations(np.array(["a"]), np.array([[1.0, 2.0]]), np.array([[0.5, 0.25]])))
-    np.testing.assert_array_equal(both.X.toarray()[:-1], adata.X)
-    assert not both.X[-1].toarray().any()
-    np.testing.assert_array_equal(both.obsm["spatial"][-1], [1, 2])
-    np.testing.assert_array_equal(both.obs[["array_row", "array_col"]].to_numpy()[-1], [0.5, 0.25])

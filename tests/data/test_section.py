@@ -4,10 +4,10 @@ import scanpy as sc
 from sklearn.decomposition import PCA
 
 from spabit_jax import neighbours as graph
-from spabit_jax.data import section
+from spabit_jax.data import components
+from spabit_jax.data.components import ImageComponents, expression_space
 from spabit_jax.data.genes import select_genes
-from spabit_jax.data.locations import Locations, with_locations
-from spabit_jax.data.section import expression_space, image_components, image_features, make_section
+from spabit_jax.data.section import image_model, make_section, make_section_and_frame
 from spabit_jax.data.split import split_spots
 from spabit_jax.readers import read_section
 
@@ -50,20 +50,21 @@ def test_image_features_as_the_reference_takes_them(tiny_config):
     x[:, 2] = 4.0  # constant
     xy = np.zeros((31, 2))
     tiny_config.data.image_transform = "reference"
-    projected = image_features(xy, x, tiny_config)
+    model, projected = image_model(xy, x, tiny_config)
     assert projected.shape == (31, 12)
     sd = x.std(axis=0)
     expected = (x - x.mean(axis=0)) / np.where(sd > 0, sd, 1)
     gaussian = np.random.default_rng(0).standard_normal((7, 12)) / np.sqrt(7)
     np.testing.assert_allclose(projected, expected @ gaussian, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(model.at(xy[:5], x[:5]), projected[:5])
     fits = np.random.default_rng(1).normal(size=(31, 12)).astype(np.float32)
-    np.testing.assert_array_equal(image_features(xy, fits, tiny_config), fits)
-    assert not image_features(xy, None, tiny_config).any()
+    np.testing.assert_array_equal(image_model(xy, fits, tiny_config)[1], fits)
+    assert not image_model(xy, None, tiny_config)[1].any()
 
 
 @pytest.mark.parametrize("chunk", [16384, 13])
 def test_image_components_hold_the_spot_and_its_surroundings(monkeypatch, chunk):
-    monkeypatch.setattr(section, "CHUNK", chunk)
+    monkeypatch.setattr(components, "CHUNK", chunk)
     monkeypatch.setattr(graph, "CHUNK", chunk)
     rng = np.random.default_rng(0)
     xy = np.stack(np.meshgrid(np.arange(9.0), np.arange(8.0)), -1).reshape(-1, 2)
@@ -76,11 +77,11 @@ def test_image_components_hold_the_spot_and_its_surroundings(monkeypatch, chunk)
         every.append(weight @ standard / weight.sum(axis=1, keepdims=True))
     expected = PCA(5, svd_solver="full").fit_transform(np.concatenate(every, axis=1))
     expected /= expected[:, 0].std()
-    found = image_components(xy, x, 5)
+    model, found = ImageComponents.fit(xy, x, 5)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)  # signs are free
-    assert image_components(xy, None).shape == (72, 0)
-    assert image_components(xy, np.ones((72, 3)), 5).shape == (72, 0)  # an image that says nothing
+    np.testing.assert_allclose(model.at(xy[:9], x[:9]), found[:9], rtol=1e-5, atol=1e-5)
+    assert ImageComponents.fit(xy, np.ones((72, 3)), 5)[1].shape == (72, 0)  # an image that says nothing
 
 
 def test_expression_space_is_that_of_principal_components():
@@ -99,29 +100,27 @@ def test_expression_space_is_that_of_principal_components():
 
 @pytest.mark.parametrize("transform", ["components", "reference"])
 @pytest.mark.parametrize("n_spots", [90, 9])
-def test_new_locations_change_nothing_at_the_spots(simulated, tiny_config, n_spots, transform):
+def test_places_are_taken_as_the_spots_are(simulated, tiny_config, n_spots, transform):
     """Also where there are fewer spots than image features."""
     tiny_config.data.image_transform = transform
     adata = read_section(simulated)[:n_spots].copy()
     rng = np.random.default_rng(0)
     is_train, genes = rng.random(n_spots) < 0.5, list(adata.var_names[:13])
     xy, image = adata.obsm["spatial"], rng.normal(3, 5, (n_spots, 21))
-    alone = make_section(adata, genes, is_train, image, tiny_config)
-
+    section, frame = make_section_and_frame(adata, genes, is_train, image, tiny_config)
     # three spots again, and two places between spots
-    places = Locations(np.arange(5).astype(str), np.concatenate([xy[:3], xy[3:5] + [7, -5]]), np.zeros((5, 2)))
-    seen = np.concatenate([image, image[:3], rng.normal(3, 5, (2, 21))])
-    both = make_section(
-        with_locations(adata, places), genes, np.append(is_train, [False] * 5), seen, tiny_config, n_spots
-    )
-    for name in ("expression", "features", "xy", "is_train", "context"):
-        np.testing.assert_array_equal(getattr(both, name)[:n_spots], getattr(alone, name))
-    again = slice(n_spots, n_spots + 3)
-    np.testing.assert_allclose(both.features[again], alone.features[:3], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(both.xy[again], alone.xy[:3])
+    at = np.concatenate([xy[:3], xy[3:5] + [7, -5]])
+    places = frame.places(at, np.concatenate([image[:3], rng.normal(3, 5, (2, 21))]))
+    np.testing.assert_allclose(places.image[:3], section.image[:3], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(places.xy[:3], section.xy[:3])
     test = np.flatnonzero(~is_train[:3])
-    np.testing.assert_array_equal(both.context[again][test], alone.context[test])
-    assert np.isfinite(both.features).all() and np.isnan(both.expression[n_spots:]).all()
+    np.testing.assert_array_equal(places.context[test], section.context[test])
+    for spot in np.flatnonzero(is_train[:3]):  # a place sees the train spot that lies there
+        assert places.context[spot, 0] == spot and spot not in section.context[spot]
+    assert np.isfinite(places.image).all() and is_train[places.context].all()
+    again = make_section(adata, genes, is_train, image, tiny_config)
+    for name in ("expression", "image", "xy", "is_train", "context"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(section, name))
 
 
 def test_what_does_not_vary_over_the_spots_says_nothing_elsewhere():
@@ -129,5 +128,5 @@ def test_what_does_not_vary_over_the_spots_says_nothing_elsewhere():
     features = np.random.default_rng(0).normal(size=(30, 4))
     features[:, 1] = 2.0
     moved = features[:1] + [0, 9, 0, 0]
-    both = image_components(np.concatenate([xy, xy[:1]]), np.concatenate([features, moved]), 20, n_spots=30)
-    np.testing.assert_allclose(both[30], both[0], atol=1e-4)
+    model, at_spots = ImageComponents.fit(xy, features)
+    np.testing.assert_allclose(model.at(xy[:1], moved), at_spots[:1], atol=1e-4)

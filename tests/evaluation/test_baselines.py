@@ -7,7 +7,8 @@ import pytest
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 
-from spabit_jax.evaluation import baselines
+from spabit_jax.ensemble import ridge
+from spabit_jax.ensemble.ridge import NeighbourRegression
 from spabit_jax.evaluation.baselines import (
     BASELINES,
     FOLDS,
@@ -16,10 +17,8 @@ from spabit_jax.evaluation.baselines import (
     Kriging,
     Mean,
     Nearest,
-    OnNeighbours,
     Ridge,
     Spots,
-    _ridge,
     make_spots,
 )
 from spabit_jax.kriging import process as kriging
@@ -59,7 +58,7 @@ def test_every_baseline_keeps_to_the_interface(fitted, name):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_prediction_does_not_depend_on_which_others_are_asked_for(fitted, name, monkeypatch):
-    monkeypatch.setattr(baselines, "CHUNK", 7)
+    monkeypatch.setattr(ridge, "CHUNK", 7)
     spots, _, train = section()
     asked = np.flatnonzero(~train)
     together = fitted[name].predict(spots.at(asked))
@@ -121,12 +120,13 @@ def test_a_train_spots_neighbours_are_others():
     """Changing one spot's expression changes the inputs of others but not its own."""
     spots, expression, train = section()
     spots, expression = spots.at(train), expression[train]
-    model = OnNeighbours(_ridge, with_xy=False).fit_mean(spots, expression)
-    before = model.inputs(spots, own=True)
+    known = spots.xy, spots.components
+    model = NeighbourRegression().fit(*known, expression)
+    before = model._inputs(*known, own=True)
     model.scores[11] += 100
-    changed = (model.inputs(spots, own=True) != before).any(axis=1)
+    changed = (model._inputs(*known, own=True) != before).any(axis=1)
     assert not changed[11] and changed.sum() >= 4
-    assert (model.inputs(spots) != before)[11].any()  # as a test spot it would see itself
+    assert (model._inputs(*known, own=False) != before)[11].any()  # as a test spot it would see itself
 
 
 def test_neighbours_of_spots_at_one_place():

@@ -20,7 +20,7 @@ SMALL = [
     *("--config=experiments/configs/demo.py", "--config.model.width=16", "--config.model.cross_heads=2"),
     *("--config.model.mlp_width=16", "--config.gat.head_width=4", "--config.train.epochs=4", "--patch_px=48"),
     *("--config.train.chunk_epochs=2", "--config.data.n_genes=23", "--config.model.n_context=4", "--num_seeds=2"),
-    "--config.model.companions=false",  # tested elsewhere, and slow to compile
+    "--config.model.members=spabit",  # tested elsewhere, and slow to compile
 ]
 METHODS = "gene_mean,knn_mean,ridge,kriging"
 

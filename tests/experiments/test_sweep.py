@@ -120,7 +120,7 @@ def get_config():
     config.name = "NAME"
     config.model.width, config.model.cross_heads, config.model.mlp_width, config.gat.head_width = 16, 2, 16, 4
     config.train.epochs, config.train.chunk_epochs, config.data.n_genes, config.model.n_context = 4, 2, 23, 4
-    config.model.companions = False
+    config.model.members = "spabit"
     return config
 """
 
