@@ -28,6 +28,8 @@ def main() -> None:
     check_out(out)
     from spabit_jax.data.genes import check_genes
 
+    if cli.FLAGS.config:
+        cli.run_preset(cli.FLAGS.config)
     predictions, spots = predict(run, asked, cli.FLAGS.weights)
     genes = cli.FLAGS.genes or default_genes(spots)
     check_genes(genes, predictions.var_names, f"not in the panel of {run} (--genes=+NAME of experiments.run adds it)")
@@ -132,5 +134,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("locations", None, "grid:Nx (as in grid:2x), um:N (as in um:16), FILE.csv, or spots.")
     flags.DEFINE_string("out", None, "File to write: NAME.h5ad, or NAME.zarr (SpatialData).")
     flags.DEFINE_list("genes", [], f"Genes to draw (default: the {N_GENES} best predicted, or most variable).")
+    flags.DEFINE_string("config", None, "Preset that defines the run's model, where it is not the library's.")
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     cli.run(main)

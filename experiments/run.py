@@ -23,11 +23,12 @@ def main() -> None:
         raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
     if not cli.FLAGS.out:
         raise InputError("--out is missing: give the folder of the run")
-    from spabit_jax.data.prepared import Inputs
     from spabit_jax.run import distributed
+
+    distributed.join(cli.FLAGS.distributed)  # before anything asks JAX for devices
+    from spabit_jax.data.prepared import Inputs
     from spabit_jax.run.workflow import Workflow
 
-    distributed.join(cli.FLAGS.distributed)
     config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
     encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
     adata, of_related = cli.read_flagged_section(), config.of_related()

@@ -73,14 +73,12 @@ def plan(out: Path) -> list[Job]:
 
 def read_configs() -> dict[str, object]:
     """File of ``--configs`` → what its get_config() returns, validated; InputError for a file that is none."""
-    import runpy
-
     from spabit_jax.config import Config
 
     configs = {}
     for file in cli.FLAGS.configs:
         try:
-            config = runpy.run_path(file)["get_config"]()
+            config = cli.run_preset(file)["get_config"]()
         except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
             raise InputError(f"{file} of --configs: {' '.join(str(error).split())}: {cli.NO_CONFIG}") from error
         if not isinstance(config, Config):

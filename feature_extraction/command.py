@@ -208,6 +208,16 @@ def define_config_flag(default: str = "experiments/configs/default.py") -> None:
         _fail_config(error)
 
 
+def run_preset(path: str) -> dict:
+    """What a preset's file defines, once it is run; InputError if it cannot be."""
+    import runpy
+
+    try:
+        return runpy.run_path(path)
+    except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
+        raise InputError(f"{path}: {' '.join(str(error).split())}: {NO_CONFIG}") from error
+
+
 def preset_path() -> str:
     """Absolute path of the file that ``--config`` names."""
     from ml_collections import config_flags

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
 from spabit_jax.config import Config
@@ -19,6 +20,8 @@ from spabit_jax.ensemble.ridge import NeighbourRegression
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing
 from spabit_jax.kriging.bag import Bag, fit_bag, pack, unpack
+from spabit_jax.kriging.process import Fitted
+from spabit_jax.training.fit import losses_table, save_state
 from spabit_jax.training.network import Trainer
 
 FOLDS = 5
@@ -111,6 +114,17 @@ class FittedNetwork(NamedTuple):
             row[np.searchsorted(train, spots) if len(spots) else slice(None)] = True  # all, where none was held out
         return HeldOut(self.at_spots(train), unseen)
 
+    def save(self, folder: Path) -> None:
+        """So that ``Network.restore`` finds it."""
+        for seed, state in zip(self.seeds, self.states, strict=True):
+            save_state(state, folder / "checkpoints" / f"seed_{seed}")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Losses: columns stage, seed, epoch, train_loss, valid_loss (NaN where there was no validation)."""
+        pairs = zip(self.seeds, self.states, strict=True)
+        return pd.concat([losses_table("spabit", seed, state.losses[: int(state.epoch)]) for seed, state in pairs])
+
     def at_spots(self, spots: np.ndarray) -> Estimate:
         """As ``predict``, at (n,) spots of the section: what the reference does needs to know that they are."""
         return self._stacked(self.trainer.predict, spots)
@@ -138,9 +152,8 @@ class Kriging:
         else:
             fitted = fit_bag(*known, folds, self.n_components)
             if path is not None:
-                with replacing(path) as temporary:
-                    np.savez(temporary, **pack(fitted))
-        return FittedKriging(Bag(fitted, *known), folds)
+                save_fits(fitted, path)
+        return FittedKriging(Bag(fitted, *known), folds, fitted)
 
     def restore(self, section: Section, *, seeds: Sequence[int], folder: Path) -> FittedKriging:
         """What a finished ``fit`` left in the folder; InputError if it is not there."""
@@ -149,11 +162,21 @@ class Kriging:
         return self.fit(section, seeds=seeds, folder=folder)
 
 
+def save_fits(fitted: list[Fitted], path: Path) -> None:
+    with replacing(path) as temporary:
+        np.savez(temporary, **pack(fitted))
+
+
 class FittedKriging(NamedTuple):
-    """Kriging from all train spots, and the folds without which its parameters were found."""
+    """Kriging from all train spots, the folds without which its parameters were found, and what was found."""
 
     bag: Bag
     folds: list[np.ndarray]
+    fits: list[Fitted]
+
+    def save(self, folder: Path) -> None:
+        """So that ``Kriging.restore`` finds it."""
+        save_fits(self.fits, folder / "kriging.npz")
 
     def held_out(self) -> HeldOut:
         mean, variance = self.bag.left_out(self.folds)

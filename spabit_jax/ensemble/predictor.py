@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import runpy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -187,11 +186,11 @@ def _config(run: Path, content: dict) -> Config:
         config = Config.from_dict(content["config"])
     except TypeError as error:
         raise InputError(f"{run / 'config.json'} is of another version of the code ({error}): run again") from error
-    if config.model.name not in MODELS:
-        preset = Path(content["preset"])
-        if not preset.is_file():
-            raise InputError(f"{preset} is gone, which defines the model {config.model.name!r} of {run}: put it back")
-        runpy.run_path(str(preset))  # a preset may define the model that it configures
+    if config.model.name not in MODELS:  # no file that a run folder names is executed
+        raise InputError(
+            f"{run} is of the model {config.model.name!r}, which is not registered: give the preset that defines it "
+            "with --config=FILE, or import it first"
+        )
     return config.validate()
 
 

@@ -19,6 +19,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_json, write_or_match
 from spabit_jax.models import find_model
 from spabit_jax.run import distributed
+from spabit_jax.training.fit import losses_table
 
 STAGES = ("features", "gat", "train", "predict", "evaluate")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
@@ -89,12 +90,12 @@ class Workflow:
         self._note_seconds("companions", time.monotonic() - start)
         states = [] if self.network is None else self.network.states
         tokens = self._read_gene_tokens()
-        losses = [] if tokens is None else [("gat", i, loss) for i, loss in enumerate(tokens["losses"])]
-        losses += [("spabit", seed, s.losses[: int(s.epoch)]) for seed, s in zip(self.seeds, states, strict=False)]
-        with replacing(self.out / "history.csv") as temporary:
-            pd.concat([history_of(*one) for one in losses] or [history_of("", 0, np.empty((0, 2)))]).to_csv(
-                temporary, index=False
-            )
+        history = [] if tokens is None else [losses_table("gat", i, loss) for i, loss in enumerate(tokens["losses"])]
+        if self.network is not None:
+            history.append(self.network.history)
+        if history:
+            with replacing(self.out / "history.csv") as temporary:
+                pd.concat(history).to_csv(temporary, index=False)
         self._note_seconds("train", float(sum(state.seconds for state in states)))
 
     def predict(self) -> None:
@@ -178,10 +179,3 @@ def save_predictions(model: Model, predictions: Path, per_seed: Path, members: P
         np.save(temporary, prediction.per_seed)
     with replacing(predictions) as temporary:
         model.predictions(prediction).write_h5ad(temporary)
-
-
-def history_of(stage: str, seed: int, losses) -> pd.DataFrame:
-    """(epochs, 2) losses as rows of history.csv."""
-    losses = np.asarray(losses)
-    columns = {"stage": stage, "seed": seed, "epoch": np.arange(len(losses))}
-    return pd.DataFrame(columns | {"train_loss": losses[:, 0], "valid_loss": losses[:, 1]})

@@ -247,7 +247,7 @@ def test_noise_ceiling_of_simulated_poisson_counts():
 def test_noise_ceiling_of_normalised_counts():
     """Composition with noise of counts, at depths that say nothing: the correlation with the true composition."""
     rng = np.random.default_rng(0)
-    share = np.exp(rng.normal(0, 0.6, (4000, 5)) + np.log([3, 10, 30, 100, 300]))
+    share = np.exp(rng.normal(0, 0.6, (4000, 5)) + np.log([10, 30, 100, 300, 1000]))
     depth = np.exp(rng.normal(0, 0.3, 4000))
     counts, others = rng.poisson(share * depth[:, None]), rng.poisson(9000 * depth)
     totals = counts.sum(axis=1) + others

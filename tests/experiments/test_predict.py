@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.spatial import KDTree
 
 from experiments import predict
+from feature_extraction import command
 from spabit_jax.config import Config
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.prepared import Inputs
@@ -164,17 +165,18 @@ def test_a_cache_of_other_weights_is_refused(trained, monkeypatch):
         model.features_at(trained.inputs, places(trained.inputs.adata.obsm["spatial"][:2]))
 
 
-def test_a_model_that_a_preset_defines_is_found(copied, tmp_path):
+def test_a_model_that_a_preset_defines_is_found_once_the_user_gives_it(copied, tmp_path):
     run, change = copied
     preset = tmp_path / "mine.py"
     preset.write_text(
         "from spabit_jax.models import MODELS\nfrom spabit_jax.models.spabit import SpaBiT\nMODELS['mine'] = SpaBiT\n"
     )
     change(lambda content: content["config"]["model"].update(name="mine"))
-    change(lambda content: content.update(preset=str(tmp_path / "gone.py")))
-    with pytest.raises(InputError, match=r"gone.py is gone, which defines the model 'mine'"):
+    change(lambda content: content.update(preset=str(preset)))  # is not executed: a folder may be a stranger's
+    with pytest.raises(InputError, match=r"the model 'mine', which is not registered: .* --config=FILE"):
         model.load(run)
-    change(lambda content: content.update(preset=str(preset)))
+    assert "mine" not in model.MODELS
+    command.run_preset(str(preset))
     try:
         assert model.load(run).inputs.config.model.name == "mine"
     finally:
