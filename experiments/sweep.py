@@ -65,7 +65,7 @@ def plan(out: Path) -> list[Job]:
                 raise InputError(f"two runs are {name}: rename a section, or config.name in one of --configs")
             inputs.extract()
             if (out / name / "config.json").exists():
-                identity = inputs.identity(cli.FLAGS.num_seeds)
+                identity = inputs.identity(range(cli.FLAGS.num_seeds))
                 write_or_match(out / name / "config.json", identity, keys=tuple(identity))
             jobs[name] = Job(name, out / name, command(path, patch_px, file, out / name))
     return list(jobs.values())
@@ -166,11 +166,10 @@ def results(run: Path):
     import json
 
     import anndata
-    import numpy as np
     import pandas as pd
 
     from spabit_jax.evaluation.metrics import METRICS, noise_ceiling
-    from spabit_jax.scale import TOTAL, UNLOG, Scale
+    from spabit_jax.predictions import measured_counts, scale_of
 
     metrics = json.loads((run / "metrics.json").read_text())
     protocol, method = metrics["protocol"], metrics["method"]
@@ -189,11 +188,9 @@ def results(run: Path):
         rows.append({**key, **more, **of_member, **scores})
 
     predictions = anndata.read_h5ad(run / "predictions.h5ad")
-    test, info = (predictions.obs["split"] == "test").to_numpy(), predictions.uns["spabit"]
-    scale, totals = Scale(info["scale"], info.get("scale_target")), predictions.obs[TOTAL].to_numpy()[test]
-    amounts = UNLOG[scale.name](predictions.layers["truth"][test].astype(np.float64))
-    counts = amounts if scale.target is None else amounts * totals[:, None] / scale.target
-    ceiling = pd.Series(noise_ceiling(counts, totals, scale), predictions.var_names)
+    test, (counts, totals) = (predictions.obs["split"] == "test").to_numpy(), measured_counts(predictions)
+    ceiling = noise_ceiling(counts[test], totals[test], scale_of(predictions))
+    ceiling = pd.Series(ceiling, predictions.var_names)
     genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
     genes = genes[genes["method"].isin([row["method"] for row in rows])]
     key.pop("method")

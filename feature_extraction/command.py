@@ -6,8 +6,6 @@ Imports neither jax nor torch, so that ``--help`` is fast and the PyTorch side c
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from logging import INFO, Formatter
@@ -16,6 +14,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from spabit_jax.errors import InputError
+from spabit_jax.files import keep_compiled
 
 FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")
@@ -32,7 +31,7 @@ def run(main: Callable[[], None]) -> None:
             if len(argv) > 1:
                 raise InputError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
             if "cache_dir" in FLAGS:
-                _keep_compiled(Path(FLAGS.cache_dir) / "compiled")
+                keep_compiled(Path(FLAGS.cache_dir) / "compiled")
             main()
         except InputError as error:
             _fail(str(error))
@@ -40,15 +39,6 @@ def run(main: Callable[[], None]) -> None:
     for flag in _own_flags():  # --help shows the flags that are key flags of the script, wherever they were defined
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def _keep_compiled(folder: Path) -> None:
-    """What JAX compiles is kept on disk for the next run; its own variables, where the user sets them, come first.
-
-    A folder for each machine: XLA runs programs that were compiled for another CPU, and they may crash.
-    """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.absolute() / platform.node()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _quiet_logging() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from spabit_jax.scale import TOTAL
+from spabit_jax.scale import LOG2, TOTAL, UNLOG, Scale
 
 SPLITS = ("train", "test", "new")
 
@@ -23,6 +23,7 @@ def make_predictions(
     of: AnnData,
     info: dict,
     totals: np.ndarray | None = None,
+    image: np.ndarray | None = None,
 ) -> AnnData:
     """Predictions as every command writes and reads them.
 
@@ -36,10 +37,11 @@ def make_predictions(
       info: what the predictions come from, for ``uns["spabit"]``: method, encoder, scale, weights, …
       totals: (n,) measured counts of all genes, where the places are the section's spots; as the truth, what was
         measured at test spots was used for nothing.
+      image: (n, C) image components of the places, for methods to compare with.
 
     Returns:
       AnnData (n, G): ``X`` the mean, ``layers["sd"]``, ``layers["truth"]``, ``obs["split"]``, ``obsm["spatial"]``,
-      ``uns["spatial"]`` and ``uns["spabit"]``.
+      ``obsm["image_components"]``, ``uns["spatial"]`` and ``uns["spabit"]``.
     """
     obs = obs.copy()
     obs["split"] = pd.Categorical(split, categories=list(SPLITS))
@@ -48,7 +50,24 @@ def make_predictions(
     out = AnnData(
         X=mean.astype(np.float32), obs=obs, var=var.copy(), obsm={"spatial": xy}, layers={"truth": truth, "sd": sd}
     )
+    if image is not None:
+        out.obsm["image_components"] = image
     if "spatial" in of.uns:
         out.uns["spatial"] = of.uns["spatial"]
     out.uns["spabit"] = {**of.uns["spabit"], **info}
     return out
+
+
+def scale_of(predictions: AnnData) -> Scale:
+    """The scale of predictions; log2(count + 1) where they do not say, as before there were others."""
+    info = predictions.uns.get("spabit", {})
+    return Scale(str(info["scale"]), info.get("scale_target")) if "scale" in info else LOG2
+
+
+def measured_counts(predictions: AnnData) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of the panel (n, G) and of all genes (n,), of predictions at a section's spots."""
+    scale, totals = scale_of(predictions), predictions.obs[TOTAL].to_numpy(np.float64)
+    amounts = UNLOG[scale.name](np.asarray(predictions.layers["truth"], np.float64))
+    if scale.target is not None:
+        amounts *= np.maximum(totals, 1)[:, None] / scale.target
+    return np.rint(amounts), totals

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "files", "scale", "config", "neighbours", "predictions"),
+    ("errors", "files", "scale", "config", "presets", "neighbours", "predictions"),
     ("readers", "datasets"),
     ("data",),
     ("models", "kriging", "predictions_spatialdata"),
@@ -17,6 +17,7 @@ FLOORS = (
     ("evaluation",),
     ("downstream",),
     ("run",),
+    ("api",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 OUTSIDE = {"spabit_jax": {"experiments", "torch", "absl.flags"}, "feature_extraction": {"experiments", "jax"}}

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config
-from spabit_jax.data.components import standardised
+from spabit_jax.data.components import ImageComponents, NoImage, standardised
 from spabit_jax.data.genes import select_genes
 from spabit_jax.data.joined import align, join, join_features
 from spabit_jax.data.locations import Locations
@@ -120,6 +120,14 @@ class Inputs:
             warn_of_windows(self.patch_px, adata)
         self._check_related()
 
+    def __repr__(self) -> str:
+        data, widths = self.config.data, " + ".join(f"{width:g}" for width in self.patch_px)
+        return (
+            f"{self.name}: {self.is_train.sum()} train and {len(self.test_spots)} test spots (split {data.split}), "
+            f"{len(self.genes)} genes (panel {data.panel}), {data.scale}\n"
+            f"image features: {self.encoder}, windows of {widths} px; {len(self.related)} related sections"
+        )
+
     def _check_related(self) -> None:
         if self.related and not (self.config.gat.joint and not self.config.faults.array_neighbours):
             raise InputError("--related needs gat.joint on and faults.array_neighbours off, as in default.py")
@@ -162,9 +170,10 @@ class Inputs:
         """Hashes of image and weights; empty without an image."""
         return self.windows[0].made_from() if self.windows else {}
 
-    def identity(self, num_seeds: int) -> dict:
+    def identity(self, seeds: Sequence[int]) -> dict:
         """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
-        return {"inputs": self.describe(), "num_seeds": num_seeds, "config": self.config.to_dict()}
+        drawn = {"num_seeds": len(seeds), "seeds": list(seeds)}
+        return {"inputs": self.describe(), **drawn, "config": self.config.to_dict()}
 
     @cached_property
     def _arrays(self) -> tuple[Section, Frame]:
@@ -194,6 +203,14 @@ class Inputs:
         if self.related and features is not None:
             features = standardised(features, by=self.features())
         return self._arrays[1].places(locations.xy, features)
+
+    def image_components(self) -> np.ndarray:
+        """(N, C) image components of the own spots, whatever the model takes; C is 0 without an image."""
+        section = self.section()
+        xy, features = section.xy[: self.adata.n_obs], self.features()
+        if self.config.data.image_transform == "components":
+            return section.image[: self.adata.n_obs]
+        return NoImage().at(xy) if features is None else ImageComponents.fit(xy, features)[1]
 
     def near(self) -> np.ndarray:
         """(N, 2) coordinates by which neighbours are found."""

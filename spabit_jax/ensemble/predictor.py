@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from feature_extraction import cache
 from spabit_jax.config import Config
-from spabit_jax.data.locations import Locations
+from spabit_jax.data.locations import Locations, find_locations
 from spabit_jax.data.prepared import Inputs, side_by_side
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
@@ -28,12 +29,13 @@ from spabit_jax.ensemble.members import (
     restore_members,
 )
 from spabit_jax.errors import InputError
-from spabit_jax.files import first_difference
+from spabit_jax.files import first_difference, replacing, write_or_match
 from spabit_jax.models import MODELS
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
 from spabit_jax.readers import read_section
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 CHUNK = 4096  # locations predicted at a time
 SAME_PLACE = 1e-3  # of the pitch: a location this near to a spot is the spot's
 
@@ -65,6 +67,44 @@ class Model:
         """Of each member in the prediction."""
         return self.blend.weights
 
+    @property
+    def history(self) -> pd.DataFrame:
+        """Losses of the networks: columns stage, seed, epoch, train_loss, valid_loss."""
+        tables = [member.history for member in self.fitted.values() if hasattr(member, "history")]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def __repr__(self) -> str:
+        info, weights = self.inputs, ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
+        return f"Model of {info.name}: {len(info.genes)} genes, {len(self.seeds)} seeds\nweights: {weights}"
+
+    def predict(self, at: str | Locations | None = None) -> AnnData:
+        """Predictions as an AnnData, as in predictions.h5ad.
+
+        Args:
+          at: None for the section's own spots, a train spot without its own measurement; ``grid:4x``, ``um:16`` or a
+            CSV file; or ``Locations``.
+        """
+        if at is None:
+            return self.predictions(self.predict_spots())
+        return self.predict_at(find_locations(self.inputs.adata, at) if isinstance(at, str) else at)
+
+    def save(self, out: str | Path) -> None:
+        """Writes the model into a run folder, from which ``load`` and ``experiments.predict`` take it.
+
+        Raises:
+          InputError: the folder holds another run; or the model has related sections, which only a run keeps.
+        """
+        out = Path(out)
+        if self.inputs.related:
+            raise InputError("a model with related sections is not saved from memory: use experiments.run --related")
+        write_config(out, self.inputs, self.seeds, kept_in(out, self.inputs))
+        for member in self.fitted.values():
+            if hasattr(member, "save"):
+                member.save(out)
+        if len(self.history):
+            with replacing(out / "history.csv") as temporary:
+                self.history.to_csv(temporary, index=False)
+
     def predict_spots(self) -> Prediction:
         """At the section's own spots, of a train spot without its own measurement."""
         return self.blend.apply(
@@ -85,6 +125,7 @@ class Model:
             of=adata,
             info=provenance(inputs) | {"weights": self.weights},
             totals=inputs.totals,
+            image=inputs.image_components(),
         )
 
     def predict_at(self, locations: Locations, weights: str | None = None) -> AnnData:
@@ -128,6 +169,30 @@ class Model:
         )
 
 
+def write_config(out: Path, inputs: Inputs, seeds: Sequence[int], origin: dict) -> None:
+    """Writes config.json before anything else goes into a run folder; InputError where it holds another run.
+
+    Args:
+      origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
+    """
+    identity = inputs.identity(seeds)
+    versions = {name: version(name) for name in PACKAGES}
+    write_or_match(out / "config.json", {**origin, **identity, "versions": versions}, keys=tuple(identity))
+
+
+def kept_in(out: Path, inputs: Inputs) -> dict:
+    """A section from memory, written into the run folder, and what config.json says of it."""
+    info, adata = inputs.adata.uns["spabit"], inputs.adata
+    path, image = out / "section.h5ad", str(info.get("image_path", ""))
+    if not path.exists():
+        with replacing(path) as temporary:
+            adata.write_h5ad(temporary)
+    section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
+    section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
+    cache_dir = inputs.windows[0].cache_dir if inputs.windows else "cache"
+    return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
+
+
 def fit(inputs: Inputs, seeds: Sequence[int], folder: Path | None = None, gene_tokens: tuple | None = None) -> Model:
     """Fits the members of the configuration; the image features must be in the cache.
 
@@ -164,7 +229,7 @@ def load(run: Path, weights: str | None = None) -> Model:
     content = read_run(run)
     config = _config(run, content)
     check_predicts_anywhere(config)
-    return restore(_inputs(run, content, config, weights), list(range(content["num_seeds"])), run)
+    return restore(_inputs(run, content, config, weights), content.get("seeds") or range(content["num_seeds"]), run)
 
 
 def read_run(run: Path) -> dict:
@@ -203,7 +268,8 @@ def _inputs(run: Path, content: dict, config: Config, weights: str | None) -> In
                content["cache_dir"])
         for path, was in zip(paths, before.get("related", []), strict=True)
     ]  # fmt: skip
-    adata, config = read_section(section["path"], **section["reading"]), of_its_time(config, before)
+    adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
+    config = of_its_time(config, before)
     inputs = Inputs(adata, config, encoder, content["cache_dir"], related)
     inputs.extract(weights)
     now = inputs.describe()

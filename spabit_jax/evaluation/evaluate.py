@@ -8,101 +8,78 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
 from spabit_jax.evaluation.report import MEMBERS, RIVALS, run_blocks, write_report
 from spabit_jax.files import replacing, write_json
-from spabit_jax.scale import total_counts
+from spabit_jax.neighbours import spot_pitch
+from spabit_jax.predictions import measured_counts, scale_of
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
 NO_PART = 0.01  # weight below which a member is not in the numbers
 SCORES = ("pcc", "mse", "mae")
 
 
-def evaluate(
-    out: Path,
-    inputs: Inputs,
-    predictions: AnnData,
-    per_seed: np.ndarray,
-    members: dict[str, np.ndarray],
-    header: dict,
-    seconds: dict,
-) -> dict:
-    """Writes ``genes.csv``, ``metrics.json``, ``figures/`` and ``report.html``, and prints the table.
-
-    Without test spots there is nothing to compare with: of the metrics only the weights are known.
+def evaluate(predictions: AnnData, members: dict[str, np.ndarray] | None = None, per_seed=()) -> pd.DataFrame:
+    """Predictions beside the truth of their test spots, and beside what a user could do without the model.
 
     Args:
-      out: the run folder, with ``history.csv``.
-      inputs: the section that was predicted.
-      predictions: content of predictions.h5ad, N spots.
-      per_seed: (S, N, G) predictions of each seed.
-      members: name → (N, G) predictions of each member alone.
-      header: the parts of metrics.json that describe the run.
-      seconds: of each stage.
+      predictions: content of predictions.h5ad, with test spots.
+      members: name → (N, G) predictions of each member alone, if they are known; spares fitting learned kriging.
+      per_seed: (S, N, G) predictions of each seed, if they are known.
 
     Returns:
-      The content of metrics.json.
+      A row for each gene and method: gene, method, seed (``ensemble``, a number, or "" of a rival), pcc, mse, mae.
+      ``attrs["summary"]`` has what metrics.json says of them: pcc, mse, mae (mean, sd, per_seed), ensemble, members,
+      baselines, ceiling, depth_only; ``attrs["coverage"]`` the share of measurements inside intervals of ``LEVELS``.
+
+    Raises:
+      InputError: there is no test spot.
     """
-    weights = {name: float(predictions.uns["spabit"]["weights"][name]) for name in members}
-    content = {**header, "weights": weights}
-    if len(inputs.test_spots):
-        content |= _scores(out, inputs, predictions, per_seed, members, header)
-    content["seconds"] = seconds
-    _figures(out, predictions, content)
-    write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
-    write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
-    print(summary(content))
-    print(f"written to {out}: metrics.json, genes.csv, predictions.h5ad, report.html, figures/")
-    return content
-
-
-def _scores(out: Path, inputs: Inputs, predictions: AnnData, per_seed, members: dict, header: dict) -> dict:
-    """What metrics.json says of the test spots; writes ``genes.csv`` and the figures that compare with the truth."""
-    test, method = inputs.test_spots, header["method"]
-    truth = predictions.layers["truth"][test]
+    test = np.flatnonzero((predictions.obs["split"] == "test").to_numpy())
+    if not len(test):
+        raise InputError("every spot is a train spot: there is no test spot to evaluate on")
+    truth, method = predictions.layers["truth"][test], predictions.uns["spabit"]["method"]
 
     def score(predicted: np.ndarray) -> pd.DataFrame:
         return metrics.gene_metrics(truth, predicted, predictions.var_names)
 
     seeds = [score(predicted[test]) for predicted in per_seed]
     ensemble = score(predictions.X[test])
-    alone = {name: score(predicted[test]) for name, predicted in members.items()}
-    rivals = {name: score(predicted) for name, predicted in _rivals(inputs, members).items()}
-    rows = [(method, seed, table) for seed, table in zip(header["seeds"], seeds, strict=True)]
+    alone = {name: score(predicted[test]) for name, predicted in (members or {}).items()}
+    rivals = {name: score(predicted) for name, predicted in _rivals(predictions, test, members or {}).items()}
+    rows = [(method, seed, table) for seed, table in enumerate(seeds)]
     rows += [(method, "ensemble", ensemble)]
     rows += [(f"{method}:{name}", "ensemble", table) for name, table in alone.items()]
     rows += [(name, "", table) for name, table in rivals.items()]
-    genes = pd.concat(
-        table.reset_index().assign(method=name, seed=seed, section=header["section"]) for name, seed, table in rows
-    )
-    with replacing(out / "genes.csv") as temporary:
-        genes[["section", "method", "seed", "gene", *SCORES]].to_csv(temporary, index=False)
+    genes = pd.concat(table.reset_index().assign(method=name, seed=seed) for name, seed, table in rows)
 
-    summary = metrics.summarize_seeds([metrics.summarize(table) for table in seeds], metrics.summarize(ensemble))
-    covered = [metrics.coverage(truth, predictions.X[test], predictions.layers["sd"][test], level) for level in LEVELS]
-    summary["ensemble"]["coverage90"] = covered[LEVELS.index(0.9)]
+    of_seeds = [metrics.summarize(table) for table in seeds or [ensemble]]
+    summary = metrics.summarize_seeds(of_seeds, metrics.summarize(ensemble))
+    sd = predictions.layers["sd"][test]
+    covered = {level: metrics.coverage(truth, predictions.X[test], sd, level) for level in LEVELS}
+    summary["ensemble"]["coverage90"] = covered[0.9]
     summary["members"] = {name: _three(table) for name, table in alone.items()}
     summary["baselines"] = {name: _three(table) for name, table in rivals.items()}
-    totals = total_counts(inputs.adata)
-    ceiling = metrics.noise_ceiling(inputs.counts()[test], totals[test], inputs.scale)
+    counts, totals = measured_counts(predictions)
+    ceiling = metrics.noise_ceiling(counts[test], totals[test], scale_of(predictions))
     summary["ceiling"] = _number(np.nanmean(ceiling)) if np.isfinite(ceiling).any() else None
-    train = np.flatnonzero(inputs.is_train)
+    train = np.flatnonzero((predictions.obs["split"] == "train").to_numpy())
     depth = metrics.depth_only(predictions.layers["truth"][train], totals[train], totals[test])
     summary["depth_only"] = _three(score(depth))["pcc"]
-
-    plots.plot_calibration(LEVELS, covered, out / "figures" / "calibration.png")
-    best = max(rivals, key=lambda name: np.nan_to_num(rivals[name]["pcc"].mean(), nan=-2))
-    x, y = rivals[best]["pcc"].to_numpy(), ensemble["pcc"].to_numpy()
-    plots.plot_pcc_scatter(x, y, RIVALS[best], method, out / "figures" / "pcc_scatter.png")
-    return summary
+    genes = genes[["gene", "method", "seed", *SCORES]].reset_index(drop=True)
+    genes.attrs = {"summary": summary, "coverage": covered}
+    return genes
 
 
-def _rivals(inputs: Inputs, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(n, G) at the test spots, by what a user could do without this model; learned kriging is a member's already."""
-    is_train, test = inputs.is_train, inputs.test_spots
-    spots = baselines.make_spots(inputs.adata.obsm["spatial"], inputs.features())
-    given, truth = spots.at(is_train), inputs.truth()[is_train]
+def _rivals(predictions: AnnData, test: np.ndarray, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(n, G) at the test spots, by what a user could do without this model; learned kriging may be a member's."""
+    xy = np.asarray(predictions.obsm["spatial"], np.float64)
+    xy = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
+    image = predictions.obsm.get("image_components")
+    image = np.zeros((len(xy), 0), np.float32) if image is None else np.asarray(image)
+    spots, is_train = baselines.Spots(xy, image, image), (predictions.obs["split"] == "train").to_numpy()
+    given, truth = spots.at(is_train), predictions.layers["truth"][is_train]
     predicted = {}
     for name in RIVALS:
         if name == "kriging_learned" and "kriging" in members:
@@ -110,6 +87,44 @@ def _rivals(inputs: Inputs, members: dict[str, np.ndarray]) -> dict[str, np.ndar
         else:
             predicted[name] = np.maximum(baselines.BASELINES[name]().fit(given, truth).predict(spots.at(test))[0], 0)
     return predicted
+
+
+def write_evaluation(
+    out: Path, predictions: AnnData, members: dict[str, np.ndarray], per_seed: np.ndarray, header: dict, seconds: dict
+) -> dict:
+    """Writes ``genes.csv``, ``metrics.json``, ``figures/`` and ``report.html`` into a run folder.
+
+    Without test spots there is nothing to compare with: of the metrics only the weights are known.
+
+    Args:
+      out: the run folder, with ``history.csv``.
+      predictions, members, per_seed: as ``evaluate`` takes them.
+      header: the parts of metrics.json that describe the run.
+      seconds: of each stage.
+
+    Returns:
+      The content of metrics.json.
+    """
+    weights = {name: float(predictions.uns["spabit"]["weights"][name]) for name in members}
+    content, best = {**header, "weights": weights}, None
+    if header["protocol"]["n_test"]:
+        genes = evaluate(predictions, members, per_seed)
+        content |= genes.attrs["summary"]
+        with replacing(out / "genes.csv") as temporary:
+            genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]].to_csv(
+                temporary, index=False
+            )
+        covered = genes.attrs["coverage"]
+        plots.plot_calibration(list(covered), list(covered.values()), out / "figures" / "calibration.png")
+        best = max(content["baselines"], key=lambda name: content["baselines"][name]["pcc"] or -2)
+        x, y = (genes[genes["method"] == name].query("seed in ('', 'ensemble')") for name in (best, header["method"]))
+        path = out / "figures" / "pcc_scatter.png"
+        plots.plot_pcc_scatter(x["pcc"].to_numpy(), y["pcc"].to_numpy(), RIVALS[best], header["method"], path)
+    content["seconds"] = seconds
+    _figures(out, predictions, content)
+    write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
+    write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
+    return content
 
 
 def summary(content: dict) -> str:

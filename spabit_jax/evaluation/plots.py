@@ -45,6 +45,39 @@ _TEXT = 8.5
 _HOLE = 0.6  # of a ring, as a share of its width
 
 
+def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax: Axes | None = None) -> Axes:
+    """Draws one gene over the faded image, with a colour bar.
+
+    Args:
+      adata: predictions, as ``plot_gene_maps`` takes them.
+      gene: one of them.
+      layer: None for the prediction, ``truth`` or ``sd``.
+      ax: axes to draw into; those of a new figure by default.
+
+    Returns:
+      The axes.
+
+    Raises:
+      InputError: the gene is not among the predictions.
+    """
+    check_genes([gene], adata.var_names, NOT_PREDICTED)
+    values = np.asarray(adata.obs_vector(gene, layer=layer), float)
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(layout="constrained")
+    known = values[np.isfinite(values)]
+    limits = (0.0, float(np.quantile(known, 0.99)) or 1.0) if layer == "sd" else colour_limits(adata, gene)
+    drawn = _draw_places(ax, adata, values, limits, "magma" if layer == "sd" else "viridis")
+    xy = np.asarray(adata.obsm["spatial"], float)
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    margin = 0.03 * (high - low).max() + 1
+    ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(high[1] + margin, low[1] - margin))  # y down
+    ax.set(xticks=[], yticks=[], aspect="equal", title=f"{gene}, {layer or 'predicted'}")
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.8, label="sd of a measurement" if layer == "sd" else _label(adata))
+    return ax
+
+
 def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.PathLike) -> None:
     """Draws a row per gene: given (the train spots) | predicted | measured, on one colour scale, over the faded image.
 

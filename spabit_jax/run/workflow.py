@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,12 @@ from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model, needed
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing, write_json, write_or_match
+from spabit_jax.files import replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import distributed
 from spabit_jax.training.fit import losses_table
 
 STAGES = ("features", "gat", "train", "predict", "evaluate")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 
 
 class Workflow:
@@ -75,7 +73,7 @@ class Workflow:
 
     def train_networks(self) -> None:
         """One network for each seed, into ``checkpoints/seed_i``: what all processes do together."""
-        network = make_members(self.inputs.config, self._gene_tokens()).get("spabit")
+        network = make_members(self.inputs.config, self.gene_tokens()).get("spabit")
         section = self.inputs.section()
         distributed.first_does(self.write_config)
         if network is not None:
@@ -84,7 +82,7 @@ class Workflow:
     def train(self) -> None:
         """The other members, and ``history.csv``, the networks' losses."""
         start = time.monotonic()
-        for name, member in make_members(self.inputs.config, self._gene_tokens()).items():
+        for name, member in make_members(self.inputs.config, self.gene_tokens()).items():
             if name != "spabit":
                 member.fit(self.inputs.section(), seeds=self.seeds, folder=self.out)
         self._note_seconds("companions", time.monotonic() - start)
@@ -104,7 +102,7 @@ class Workflow:
         if all(path.exists() for path in paths):
             self.write_config()
             return
-        model = predictor.restore(self.inputs, self.seeds, self.out, self._gene_tokens())
+        model = predictor.restore(self.inputs, self.seeds, self.out, self.gene_tokens())
         self.write_config()
         start = time.monotonic()
         save_predictions(model, *paths)
@@ -114,7 +112,7 @@ class Workflow:
         """``genes.csv``, ``metrics.json``, figures and report; prints the table."""
         import anndata
 
-        from spabit_jax.evaluation.evaluate import evaluate
+        from spabit_jax.evaluation.evaluate import summary, write_evaluation
 
         predictions = needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
         per_seed = needed(self.out / "predictions_per_seed.npy", "predict", np.load)
@@ -134,15 +132,12 @@ class Workflow:
             "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "companions")),
             "predict": seconds.get("predict", 0.0),
         }
-        evaluate(self.out, inputs, predictions, per_seed, members, header, spent)
+        print(summary(write_evaluation(self.out, predictions, members, per_seed, header, spent)))
+        print(f"written to {self.out}: metrics.json, genes.csv, predictions.h5ad, report.html, figures/")
 
     def write_config(self) -> None:
         """Writes config.json before anything else goes into the folder; InputError where it holds another run."""
-        identity = self.inputs.identity(len(self.seeds))
-        versions = {name: version(name) for name in PACKAGES}
-        write_or_match(
-            self.out / "config.json", {**self.origin, **identity, "versions": versions}, keys=tuple(identity)
-        )
+        predictor.write_config(self.out, self.inputs, self.seeds, self.origin)
 
     def _read_gene_tokens(self):
         if self.inputs.config.gat.joint:
@@ -157,7 +152,8 @@ class Workflow:
             )
         return tokens
 
-    def _gene_tokens(self) -> tuple | None:
+    def gene_tokens(self) -> tuple | None:
+        """Tokens and part of the reference's separate GAT, where it is not part of the model."""
         tokens = self._read_gene_tokens()
         return None if tokens is None else (tokens["tokens"], tokens["part"])
 
