@@ -24,13 +24,13 @@ import pandas as pd
 from absl import flags, logging
 from tqdm import tqdm
 
-from experiments.benchmark_tables import markdown, pivot
 from feature_extraction import command as cli
 from feature_extraction import encoders
 from spabit_jax.config import SPLITS, Config
 from spabit_jax.data.prepared import Inputs
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
+from spabit_jax.evaluation.tables import markdown, pivot
 from spabit_jax.files import replacing, write_or_match
 from spabit_jax.scale import LABELS, SCALES, total_counts
 

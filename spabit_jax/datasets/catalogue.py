@@ -35,7 +35,6 @@ class DataSet:
       format: the reader, a key of ``spabit_jax.readers.FORMATS``; None where what is published is not known to fit one.
       section: what to give to ``--section``, below the folder of the downloads.
       split: of ``config.data.split``, and the train spots that it gives.
-      patch_px: patch width in full-resolution pixels.
       files: address and place, below the folder of the downloads, of each file; archives (.tar.gz, .zip) are unpacked
         where they are put.
       by_hand: what cannot be fetched by program, or is not.
@@ -47,7 +46,6 @@ class DataSet:
     format: str | None
     section: str
     split: str
-    patch_px: int = 224
     files: tuple[tuple[str, str], ...] = ()
     by_hand: str = ""
 
@@ -102,7 +100,6 @@ def _mob(name: str) -> DataSet:
         "st",
         f"{name}.tsv",
         _STAGGERED,
-        patch_px=32,
         files=tuple((f"{_STUTILITY}/{file}", file) for file in files),
     )
 

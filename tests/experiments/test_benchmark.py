@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr
 
-from experiments.benchmark_tables import accuracy_table, comparison_table, markdown
 from spabit_jax.data.split import split_spots
 from spabit_jax.datasets.simulate import simulate_section, write_section
 from spabit_jax.evaluation.metrics import bootstrap_interval, noise_ceiling
+from spabit_jax.evaluation.tables import accuracy_table, comparison_table, markdown
 from spabit_jax.readers import read_section
 from spabit_jax.scale import LOG2, Scale, find_scale, total_counts
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.downstream import Analyses
+from spabit_jax.downstream.analyses import Analyses
 from spabit_jax.downstream.report import downstream_blocks, markdown
 
 

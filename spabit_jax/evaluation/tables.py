@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from spabit_jax.evaluation import metrics
-from spabit_jax.evaluation.baselines import BASELINES
+from spabit_jax.evaluation.baselines import BASELINES, NEED_IMAGE
 from spabit_jax.evaluation.report import markdown_table
 from spabit_jax.scale import LABELS
 
@@ -111,7 +111,10 @@ def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str
 
 
 def _filled(table: pd.DataFrame) -> pd.DataFrame:
-    return table.apply(lambda column: column.fillna(table[STAND_IN])) if STAND_IN in table else table
+    table = table.copy()
+    for method in set(NEED_IMAGE) & set(table) if STAND_IN in table else ():
+        table[method] = table[method].fillna(table[STAND_IN])
+    return table
 
 
 def _cells(values: pd.Series, bold: float | None = None) -> list[str]:
