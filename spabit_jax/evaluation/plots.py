@@ -113,7 +113,7 @@ def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.Path
         title, scored = f"{gene} ({label})", test & np.isfinite(truth)
         if scored.any():
             pcc = gene_metrics(truth[scored, None], predicted[scored, None])["pcc"][0]
-            title += f", PCC {pcc:.2f} over {np.count_nonzero(scored)} test spots"
+            title += f"\nPCC {pcc:.2f}, {np.count_nonzero(scored)} test spots"  # a line each: names can be long
         row[0].set_title(f"{title}\n{row[0].get_title(loc='left')}", loc="left", fontsize=_TEXT)
         _colour_bar(figure, drawn, row, [truth, predicted], _label(adata))
     figure.legend(handles=_legend_of_split(adata), loc="outside lower left", frameon=False, fontsize=_TEXT)

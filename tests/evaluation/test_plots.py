@@ -103,8 +103,8 @@ def test_gene_maps_show_given_predicted_and_measured_on_one_scale(predictions, f
         np.testing.assert_array_equal(shapes(measured)[1].get_array(), truth[split != "new"])
         limits = plots.colour_limits(predictions, gene)
         assert all(places.get_clim() == limits for ax in (given, predicted, measured) for places in shapes(ax))
-        pcc = f"PCC {pearsonr(truth[test], prediction[test]).statistic:.2f} over {test.sum()} test spots"
-        assert title(given) == f"{gene} ({label}), {pcc}\ngiven: {train.sum()} spots"
+        pcc = f"PCC {pearsonr(truth[test], prediction[test]).statistic:.2f}, {test.sum()} test spots"
+        assert title(given) == f"{gene} ({label})\n{pcc}\ngiven: {train.sum()} spots"
         assert (title(predicted), title(measured)) == ("predicted", "measured")
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == [
