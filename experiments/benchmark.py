@@ -24,12 +24,13 @@ import pandas as pd
 from absl import flags, logging
 from tqdm import tqdm
 
-from experiments.benchmark_tables import markdown, pivot
-from experiments.inputs import Inputs
+from feature_extraction import command as cli
 from feature_extraction import encoders
-from spabit_jax import baselines, cli, metrics, plots
 from spabit_jax.config import SPLITS, Config
+from spabit_jax.data.prepared import Inputs
 from spabit_jax.errors import InputError
+from spabit_jax.evaluation import baselines, metrics, plots
+from spabit_jax.evaluation.tables import markdown, pivot
 from spabit_jax.files import replacing, write_or_match
 from spabit_jax.scale import LABELS, SCALES, total_counts
 
@@ -217,18 +218,19 @@ def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarra
 
 def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each, and its members."""
-    from experiments.model import fit_predict
+    from spabit_jax.ensemble.predictor import fit
 
-    predicted, test = fit_predict(inputs, list(range(cli.FLAGS.num_seeds))), inputs.test_spots
+    model, test = fit(inputs, range(cli.FLAGS.num_seeds)), inputs.test_spots
+    predicted = model.predict_spots()
     members = {f"member:{name}": mean[test] for name, mean in predicted.members.items()}
-    members |= {f"weight:{name}": weight for name, weight in predicted.weights.items()}
+    members |= {f"weight:{name}": weight for name, weight in model.weights.items()}
     return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test], members
 
 
 def predict_reference(inputs: Inputs, method: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """As ``predict_model``, sd NaN, and when it would have started had its GAT not been trained for another method."""
-    from experiments import sides
-    from spabit_jax.training.gat import GAT_SEED
+    from experiments.studies import sides
+    from spabit_jax.reference.separate_gat import GAT_SEED
 
     section, config = inputs.section(), copy.deepcopy(inputs.config)
     side = "oracle" if method == "oracle" else "port"

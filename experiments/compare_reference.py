@@ -19,9 +19,10 @@ import pandas as pd
 from absl import flags
 from scipy import stats
 
-from experiments.inputs import Inputs
-from spabit_jax import cli, metrics, plots
+from feature_extraction import command as cli
+from spabit_jax.data.prepared import Inputs
 from spabit_jax.errors import InputError
+from spabit_jax.evaluation import metrics, plots
 from spabit_jax.files import replacing, write_or_match
 
 METRICS = ("pcc", "pcc_defined", "mse", "mae", "n_constant_genes")
@@ -30,7 +31,7 @@ CONFIDENCE = 0.995
 # What the oracle does, whatever the configuration says; the other fields act on both sides.
 FIXED = {
     "model.n_components": 0,
-    "model.companions": False,
+    "model.members": "spabit",
     "gat.joint": False,
     "gat.learning_rate": 1e-4,
     "gat.weight_decay": 5e-4,
@@ -92,8 +93,8 @@ def settings(inputs: Inputs) -> dict:
 def _predictions(inputs: Inputs, folder: Path) -> tuple[dict[str, list[np.ndarray]], dict[str, list[float]]]:
     """For each side lists over the seeds, computed unless they are on disk: predictions (n, G) at the test spots, and
     the seconds that they took."""
-    from experiments import sides
-    from spabit_jax.training.gat import GAT_SEED
+    from experiments.studies import sides
+    from spabit_jax.reference.separate_gat import GAT_SEED
 
     config, per_seed = inputs.config, cli.FLAGS.gat_per_seed
     section = inputs.section()

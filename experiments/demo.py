@@ -2,8 +2,8 @@
 
     python -m experiments.demo --out=runs/demo
 
-Simulates a section with known truth (``spabit_jax/simulate.py``), writes it as a user would have it on disk, and runs
-the real command on it. Half a minute on two CPU cores.
+Simulates a section with known truth (``spabit_jax/datasets/simulate.py``), writes it as a user would have it on disk,
+and runs the real command on it. Half a minute on two CPU cores.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     out = Path(cli.FLAGS.out)
     section = out / "section" / "simulated.h5ad"
     if not section.exists():
-        from spabit_jax.simulate import simulate_section, write_section
+        from spabit_jax.datasets.simulate import simulate_section, write_section
 
         print(f"simulating a section: {section}")
         write_section(*simulate_section(seed=0), section.parent)

@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 from spabit_jax.files import write_json
 
@@ -62,11 +62,11 @@ def import_weights(path: Path, out: Path, config):
     import jax.numpy as jnp
     import orbax.checkpoint as ocp
 
-    from spabit_jax.interop.files import read_torch
-    from spabit_jax.interop.weights import config_from_state_dict, from_torch, kind_of
+    from spabit_jax.reference.separate_gat import gat_optimizer
+    from spabit_jax.reference.torch_files import read_torch
+    from spabit_jax.reference.weights import config_from_state_dict, from_torch, kind_of
     from spabit_jax.training.fit import initial_state
-    from spabit_jax.training.gat import gat_optimizer
-    from spabit_jax.training.spabit import spabit_optimizer
+    from spabit_jax.training.network import spabit_optimizer
 
     weights = read_torch(path)
     try:
@@ -102,10 +102,10 @@ class Processed:
     """
 
     def __init__(self, folder: Path, out: Path, config):
-        from experiments.inputs import transposed_crop
         from feature_extraction import cache, encoders
-        from spabit_jax.interop.files import read_matrix
-        from spabit_jax.windows import window_widths
+        from spabit_jax.data.prepared import transposed_crop
+        from spabit_jax.data.windows import window_widths
+        from spabit_jax.reference.torch_files import read_matrix
 
         self.adata = cli.read_flagged_section()
         transposed = transposed_crop(self.adata, config)

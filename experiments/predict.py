@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 
 N_GENES = 3  # shown, where none are named
@@ -26,13 +26,15 @@ N_GENES = 3  # shown, where none are named
 def main() -> None:
     run, out, asked = Path(_given("run")), Path(_given("out")), _given("locations")
     check_out(out)
-    from spabit_jax.genes import check_genes
+    from spabit_jax.data.genes import check_genes
 
+    if cli.FLAGS.config:
+        cli.run_preset(cli.FLAGS.config)
     predictions, spots = predict(run, asked, cli.FLAGS.weights)
     genes = cli.FLAGS.genes or default_genes(spots)
     check_genes(genes, predictions.var_names, f"not in the panel of {run} (--genes=+NAME of experiments.run adds it)")
     write(predictions, out)
-    from spabit_jax import plots
+    from spabit_jax.evaluation import plots
 
     figure = out.parent / "figures" / f"{out.stem}.png"
     plots.plot_location_maps(predictions, genes, figure, spots if asked != "spots" else None)
@@ -68,15 +70,15 @@ def predict(run: Path, asked: str, weights: str | None = None):
       weights: file of the encoder's weights, where it needs one.
 
     Returns:
-      The predictions, as ``experiments.model.predict_at`` gives them; and those of the run at its spots.
+      The predictions, as ``spabit_jax.ensemble.predictor.predict_at`` gives them; and those of the run at its spots.
 
     Raises:
       InputError: no finished run, its section has changed, or there are no such locations.
     """
     import anndata
 
-    from experiments import model
-    from spabit_jax.locations import find_locations
+    from spabit_jax.data.locations import find_locations
+    from spabit_jax.ensemble import predictor as model
 
     content = model.read_run(run)
     spots = model.needed(run / "predictions.h5ad", "predict", anndata.read_h5ad)
@@ -84,7 +86,7 @@ def predict(run: Path, asked: str, weights: str | None = None):
         predictions = spots
     else:
         trained = model.load(run, weights)
-        predictions = model.predict_at(trained, find_locations(trained.inputs.adata, asked), weights)
+        predictions = trained.predict_at(find_locations(trained.inputs.adata, asked), weights)
     predictions.uns["spabit"] |= {
         "locations": asked,
         "run": str(run.resolve()),
@@ -98,7 +100,7 @@ def default_genes(spots) -> list[str]:
     """The genes that the run predicts best at its test spots; where it has none, those that vary most."""
     import numpy as np
 
-    from spabit_jax.metrics import gene_metrics
+    from spabit_jax.evaluation.metrics import gene_metrics
 
     test = (spots.obs["split"] == "test").to_numpy()
     score = spots.X.std(axis=0)
@@ -115,7 +117,7 @@ def write(predictions, out: Path) -> None:
         with replacing(out) as temporary:
             predictions.write_h5ad(temporary)
         return
-    from spabit_jax.interop.spatialdata import to_spatialdata
+    from spabit_jax.predictions_spatialdata import to_spatialdata
 
     temporary = out.with_name(f".tmp.{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)  # of an earlier call that was killed
@@ -132,5 +134,6 @@ if __name__ == "__main__":
     flags.DEFINE_string("locations", None, "grid:Nx (as in grid:2x), um:N (as in um:16), FILE.csv, or spots.")
     flags.DEFINE_string("out", None, "File to write: NAME.h5ad, or NAME.zarr (SpatialData).")
     flags.DEFINE_list("genes", [], f"Genes to draw (default: the {N_GENES} best predicted, or most variable).")
+    flags.DEFINE_string("config", None, "Preset that defines the run's model, where it is not the library's.")
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     cli.run(main)

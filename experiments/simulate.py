@@ -2,8 +2,8 @@
 
     python -m experiments.simulate --format=visium_hd --spots=100000 --out=data/HD
 
-What is expressed where, and what the image shows of it, is as in ``spabit_jax.simulate``; a spot stands for a bin or a
-cell.
+What is expressed where, and what the image shows of it, is as in
+``spabit_jax.datasets.simulate``; a spot stands for a bin or a cell.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 
 FORMATS = ("h5ad", "visium_hd", "xenium")
@@ -23,7 +23,7 @@ ON_TISSUE = 0.875  # of the spots of a square array, about
 def main() -> None:
     import numpy as np
 
-    from spabit_jax import simulate, simulate_formats
+    from spabit_jax.datasets import simulate, simulate_formats
 
     asked, seed = cli.FLAGS.format, cli.FLAGS.seed
     if not cli.FLAGS.out:

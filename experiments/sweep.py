@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments.sweep_job import Job
-from spabit_jax import cli
+from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 
 EXECUTORS = ("debug", "local", "slurm")
@@ -50,7 +50,7 @@ def plan(out: Path) -> list[Job]:
     Raises:
       InputError: a section or configuration is bad, two have one name, or a folder holds another run.
     """
-    from experiments.inputs import Inputs
+    from spabit_jax.data.prepared import Inputs
     from spabit_jax.files import write_or_match
 
     configs = read_configs()
@@ -65,7 +65,7 @@ def plan(out: Path) -> list[Job]:
                 raise InputError(f"two runs are {name}: rename a section, or config.name in one of --configs")
             inputs.extract()
             if (out / name / "config.json").exists():
-                identity = inputs.identity(cli.FLAGS.num_seeds)
+                identity = inputs.identity(range(cli.FLAGS.num_seeds))
                 write_or_match(out / name / "config.json", identity, keys=tuple(identity))
             jobs[name] = Job(name, out / name, command(path, patch_px, file, out / name))
     return list(jobs.values())
@@ -73,14 +73,12 @@ def plan(out: Path) -> list[Job]:
 
 def read_configs() -> dict[str, object]:
     """File of ``--configs`` → what its get_config() returns, validated; InputError for a file that is none."""
-    import runpy
-
     from spabit_jax.config import Config
 
     configs = {}
     for file in cli.FLAGS.configs:
         try:
-            config = runpy.run_path(file)["get_config"]()
+            config = cli.run_preset(file)["get_config"]()
         except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
             raise InputError(f"{file} of --configs: {' '.join(str(error).split())}: {cli.NO_CONFIG}") from error
         if not isinstance(config, Config):
@@ -168,11 +166,10 @@ def results(run: Path):
     import json
 
     import anndata
-    import numpy as np
     import pandas as pd
 
-    from spabit_jax.metrics import METRICS, noise_ceiling
-    from spabit_jax.scale import TOTAL, UNLOG, Scale
+    from spabit_jax.evaluation.metrics import METRICS, noise_ceiling
+    from spabit_jax.predictions import measured_counts, scale_of
 
     metrics = json.loads((run / "metrics.json").read_text())
     protocol, method = metrics["protocol"], metrics["method"]
@@ -191,11 +188,9 @@ def results(run: Path):
         rows.append({**key, **more, **of_member, **scores})
 
     predictions = anndata.read_h5ad(run / "predictions.h5ad")
-    test, info = (predictions.obs["split"] == "test").to_numpy(), predictions.uns["spabit"]
-    scale, totals = Scale(info["scale"], info.get("scale_target")), predictions.obs[TOTAL].to_numpy()[test]
-    amounts = UNLOG[scale.name](predictions.layers["truth"][test].astype(np.float64))
-    counts = amounts if scale.target is None else amounts * totals[:, None] / scale.target
-    ceiling = pd.Series(noise_ceiling(counts, totals, scale), predictions.var_names)
+    test, (counts, totals) = (predictions.obs["split"] == "test").to_numpy(), measured_counts(predictions)
+    ceiling = noise_ceiling(counts[test], totals[test], scale_of(predictions))
+    ceiling = pd.Series(ceiling, predictions.var_names)
     genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
     genes = genes[genes["method"].isin([row["method"] for row in rows])]
     key.pop("method")

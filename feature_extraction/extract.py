@@ -22,13 +22,13 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from feature_extraction import cache, encoders
+from feature_extraction import command as cli
 from feature_extraction.patches import Patches
-from spabit_jax import cli
 from spabit_jax.config import DataConfig
+from spabit_jax.data.windows import window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
 from spabit_jax.readers.image import open_image
-from spabit_jax.windows import window_widths
 
 DEFAULT_BATCH = {"cpu": 8, "cuda": 256}  # patches per forward pass
 _SAVE_EVERY = 5.0  # seconds between two saves of what is done

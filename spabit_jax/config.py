@@ -68,7 +68,7 @@ class ModelConfig:
     feedforward_width: int = 64  # hidden width of the Transformer's feed-forward part
     residual: bool = True  # predict a mix of the neighbours' expression plus a correction; else expression itself
     n_components: int = 10  # principal components of expression that the model works in; 0: the genes themselves
-    companions: bool = True  # averaged with kriging and ridge regression, weighted by what held-out train spots say
+    members: str = "spabit,kriging,ridge"  # what predicts, names in ensemble.members.MEMBERS; weights by train spots
 
 
 @dataclass
@@ -153,12 +153,12 @@ class Config:
             self,
         )
         _check(
-            not self.model.companions
+            self.model.members == "spabit"
             or not (self.faults.no_validation or self.faults.self_in_gene_token)
             and self.data.image_transform == "components"
             and self.model.n_components > 0,
-            "model.companions",
-            "False with faults.no_validation, faults.self_in_gene_token, data.image_transform=reference or "
+            "model.members",
+            "spabit alone with faults.no_validation, faults.self_in_gene_token, data.image_transform=reference or "
             "model.n_components=0: it needs train spots that the network has not seen, and components",
             self,
         )
@@ -177,7 +177,10 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
         """The configuration that ``to_dict`` gave, also before there were scales; TypeError for unknown fields."""
-        values = values | {"data": {"scale": "log2_count"} | values["data"]}
+        model = dict(values["model"])
+        if "companions" in model:  # as it was before there were other members
+            model["members"] = "spabit,kriging,ridge" if model.pop("companions") else "spabit"
+        values = values | {"data": {"scale": "log2_count"} | values["data"], "model": model}
         parts = {field.name: field.default_factory for field in dataclasses.fields(cls) if field.name != "name"}
         return cls(**{name: parts[name](**part) if name in parts else part for name, part in values.items()})
 

@@ -4,5 +4,5 @@
 class InputError(ValueError):
     """What is wrong, in which file, and what to do about it, in one line.
 
-    Scripts print it and exit with status 2 (see ``spabit_jax.cli``); everything else that is raised is a bug.
+    Scripts print it and exit with status 2 (``feature_extraction.command``); everything else that is raised is a bug.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,3 +98,12 @@ def content_hash(adata) -> str:
     info = adata.uns["spabit"]
     digest.update(f"{info['lattice']} {list(info['array_min'])} {list(info['array_max'])}".encode())
     return digest.hexdigest()
+
+
+def keep_compiled(folder: Path) -> None:
+    """What JAX compiles is kept on disk for the next run; its own variables, where the user sets them, come first.
+
+    A folder for each machine: XLA runs programs that were compiled for another CPU, and they may crash.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.absolute() / platform.node()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -34,7 +34,7 @@ def compile_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory):
     """A small simulated section on disk: path of its .h5ad, with the image beside it."""
-    from spabit_jax.simulate import simulate_section, write_section
+    from spabit_jax.datasets.simulate import simulate_section, write_section
 
     adata, image = simulate_section(seed=1, n_rows=16, n_cols=14, n_genes=60, name="tiny")
     return write_section(adata, image, tmp_path_factory.mktemp("section"))
@@ -55,13 +55,13 @@ def tiny_config():
 
 @pytest.fixture
 def section_data(simulated):
-    """Makes SectionData of the simulated section: ``section_data(config)``; features are noise."""
+    """Makes Section of the simulated section: ``section_data(config)``; features are noise."""
 
     def make(config, features=7):
-        from spabit_jax.genes import select_genes
+        from spabit_jax.data.genes import select_genes
+        from spabit_jax.data.section import make_section
+        from spabit_jax.data.split import split_spots
         from spabit_jax.readers import read_section
-        from spabit_jax.section import make_section
-        from spabit_jax.split import split_spots
 
         adata = read_section(simulated)
         is_train = split_spots(adata, "lattice")

@@ -9,12 +9,12 @@ import pytest
     [
         ("spabit_jax", ["jax", "torch", "numpy"]),
         ("spabit_jax.readers", ["jax", "torch"]),
-        ("spabit_jax.training.spabit", ["torch"]),
+        ("spabit_jax.training.network", ["torch"]),
         ("experiments.run", ["jax", "torch"]),
         ("feature_extraction.extract", ["jax"]),
         ("feature_extraction.encoders", ["jax", "torch"]),
-        ("spabit_jax.interop.files", ["jax", "torch"]),
-        ("experiments.reference_torch", ["jax"]),
+        ("spabit_jax.reference.torch_files", ["jax", "torch"]),
+        ("experiments.studies.reference_torch", ["jax"]),
     ],
 )
 def test_imports_stay_on_their_side(module, forbidden):

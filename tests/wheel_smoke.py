@@ -19,7 +19,7 @@ import spabit_jax
 from feature_extraction.cache import read_cache
 from feature_extraction.extract import extract_section
 from spabit_jax.readers import read_section
-from spabit_jax.simulate import simulate_section, write_section
+from spabit_jax.datasets.simulate import simulate_section, write_section
 
 PACKAGES = (spabit_jax, feature_extraction)
 

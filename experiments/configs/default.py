@@ -7,8 +7,4 @@ ridge regression, with which it is averaged, see all. Expect one to four minutes
 depending on the number of train spots (46 to 740).
 """
 
-from spabit_jax.config import Config
-
-
-def get_config() -> Config:
-    return Config()
+from spabit_jax.presets import default as get_config  # noqa: F401

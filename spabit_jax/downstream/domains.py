@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from spabit_jax.downstream.expression import centred, kinds, scale_of, train_spots
-from spabit_jax.graph import smoothed, spot_pitch
+from spabit_jax.neighbours import smoothed, spot_pitch
 
 N_COMPONENTS = 20
 N_NEIGHBOURS = 15  # in Leiden's graph, as scanpy has it

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_curve
 
-from spabit_jax.plots import _BLUE, _GREY, _ORANGE, _PALETTE, _TEXT, _draw_places, _map_grid, _save, _tidy
+from spabit_jax.evaluation.plots import _BLUE, _GREY, _ORANGE, _PALETTE, _TEXT, _draw_places, _map_grid, _save, _tidy
 
 COLOURS = [*colormaps["tab10"].colors, *colormaps["Set3"].colors]
 

@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy.stats import spearmanr
 
 from spabit_jax.downstream.expression import interpolated, train_spots
-from spabit_jax.graph import morans_i
+from spabit_jax.neighbours import morans_i
 
 TOP = 50  # genes in the overlap
 

@@ -15,8 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from spabit_jax.config import Config
+from spabit_jax.data.graphs import make_graph
 from spabit_jax.models.attention import CrossAttention, TransformerLayer
-from spabit_jax.models.gat import GAT, make_graph
+from spabit_jax.models.graph_attention import GAT
 from spabit_jax.models.layers import MLP, linear
 
 

@@ -47,7 +47,8 @@ def read_section(
     """Reads one section.
 
     Args:
-      path: a folder (SpatialData: NAME.zarr); for legacy ST the counts file ``NAME.tsv[.gz]``; or a .h5ad file.
+      path: a folder (SpatialData: NAME.zarr); for legacy ST the counts file ``NAME.tsv[.gz]``; a .h5ad file; or an
+        AnnData in memory, with what a .h5ad file holds (of the other arguments it takes ``name`` and ``image``).
       format: a key of ``FORMATS``, or ``auto`` to find out.
       image: image file instead of the one that is found. It is taken to be in full-resolution pixels, unless it is
         the ``tissue_hires_image`` or ``tissue_lowres_image`` of a folder with scale factors.
@@ -80,6 +81,8 @@ def read_section(
 
     Spots that would cover the tissue better with x and y exchanged give a warning (``orientation``), never a change.
     """
+    if isinstance(path, AnnData):
+        return _in_memory(path, name or "section", image)
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -104,6 +107,15 @@ def read_section(
         adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
     check_orientation(adata, swap_xy)
     return adata
+
+
+def _in_memory(adata: AnnData, name: str, image) -> AnnData:
+    if image is not None and not Path(image).is_file():
+        raise InputError(f"{image}: no such file")
+    image = None if image is None else Path(image)
+    result = h5ad.from_anndata(adata, Path("the AnnData"), name, image, None, None)
+    check_orientation(result, swapped=False)
+    return result
 
 
 def section_name(path: str | os.PathLike) -> str:

@@ -37,6 +37,14 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
         raise InputError(f"{path}: a folder: give {LOOKS_FOR}")
     with reading(path, "an .h5ad file"):
         adata = anndata.read_h5ad(path)
+    image = image or first_existing(path.parent, *(glob.escape(path.stem) + suffix for suffix in IMAGE_SUFFIXES))
+    return from_anndata(adata, path, name, image, positions, labels)
+
+
+def from_anndata(
+    adata: AnnData, path: Path, name: str, image: Path | None, positions: Path | None, labels: Path | None
+) -> AnnData:
+    """As ``read``, of what a file holds; ``path`` is for error messages."""
     images, scalefactors = _embedded(adata, name, path)
     result = assemble(
         raw_counts(adata, path),
@@ -46,7 +54,7 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
         counts_path=path,
         positions_path=positions or path,
         labels=labels or adata.obs.get("label"),
-        image=image or first_existing(path.parent, *(glob.escape(path.stem) + suffix for suffix in IMAGE_SUFFIXES)),
+        image=image,
         images=images,
         scalefactors=scalefactors,
     )

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from spabit_jax.errors import InputError
-from spabit_jax.graph import spot_pitch
+from spabit_jax.neighbours import spot_pitch
 
 _ROW, _COL = 3**0.5 / 2, 1 / 2  # of the hexagonal lattice, in units of the distance between neighbours
 _NO_LATTICE = 0.3  # of the order of directions from 0 to 1, up to which cells count as lying on no lattice

@@ -8,7 +8,7 @@ from anndata import AnnData
 from scipy.ndimage import distance_transform_edt
 
 from spabit_jax.errors import InputError
-from spabit_jax.graph import spot_pitch
+from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.image import open_image
 
 _LOOK_PX = 600  # of the image that is looked at

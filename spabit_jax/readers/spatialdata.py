@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.graph import spot_pitch
+from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.assemble import assemble
 from spabit_jax.readers.h5ad import raw_counts, spot_table
 from spabit_jax.readers.lattice import cell_squares

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
-from spabit_jax.graph import spot_pitch
+from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.assemble import assemble, make_names_unique
 from spabit_jax.readers.lattice import cell_squares, squares
 from spabit_jax.readers.tables import check_positions, reading

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import pandas as pd
 from absl import logging
 from tqdm import tqdm
 
@@ -141,7 +142,7 @@ def fit_seeds(
             due = time.monotonic() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
             for i in running:
                 if folders[i] is not None and jax.process_index() == 0 and (due or _ended(states[i])):
-                    _save(states[i], folders[i])
+                    save_state(states[i], folders[i])
             last_saved = time.monotonic() if due else last_saved
     return states
 
@@ -159,7 +160,8 @@ def on_this_device(tree):
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
-def _save(state: FitState, folder: Path) -> None:
+def save_state(state: FitState, folder: Path) -> None:
+    """A checkpoint of a state, in place of the last one."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with _checkpoints(folder, max_to_keep=1) as manager:
         manager.save(int(state.epoch), args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)), force=True)
@@ -203,3 +205,10 @@ def _after_chunk(state: FitState, patience: int, seconds: float, title: str) -> 
             logging.info("%s: stopped after epoch %d, best was %d", title, len(losses) - 1, np.nanargmin(losses[:, 1]))
     seconds = jnp.float32(float(state.seconds) + seconds)
     return state._replace(stopped=jnp.asarray(stopped), seconds=seconds)
+
+
+def losses_table(stage: str, seed: int, losses) -> pd.DataFrame:
+    """(epochs, 2) losses as rows of history.csv."""
+    losses = np.asarray(losses)
+    columns = {"stage": stage, "seed": seed, "epoch": np.arange(len(losses))}
+    return pd.DataFrame(columns | {"train_loss": losses[:, 0], "valid_loss": losses[:, 1]})

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from spabit_jax.downstream.spatial import rank_agreement, spatial_genes
-from spabit_jax.graph import knn_graph, morans_i
+from spabit_jax.neighbours import knn_graph, morans_i
 
 
 def test_morans_i_is_that_of_the_formula(predictions):

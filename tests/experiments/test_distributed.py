@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from small_run import command, run
 
-from experiments import processes
 from spabit_jax.errors import InputError
+from spabit_jax.run import distributed as processes
 
 
 def test_two_processes_make_the_run_folder_that_one_makes(finished, simulated, tmp_path):

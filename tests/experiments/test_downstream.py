@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.downstream import Analyses
-from experiments.downstream_blocks import downstream_blocks, markdown
+from spabit_jax.downstream.analyses import Analyses
+from spabit_jax.downstream.report import downstream_blocks, markdown
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ ROWS, GENES = slice(5, 500, 97), slice(3, 300, 71)  # a few predictions
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
     """Of the demo's section, with the preset demo and one seed."""
-    from spabit_jax.simulate import simulate_section, write_section
+    from spabit_jax.datasets.simulate import simulate_section, write_section
 
     folder = tmp_path_factory.mktemp("golden")
     section = write_section(*simulate_section(seed=0), folder)

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import reference_torch
 from experiments.configs import reference
 from experiments.import_reference import import_weights
+from experiments.studies import reference_torch
+from spabit_jax.data.genes import select_genes
+from spabit_jax.data.section import make_section
+from spabit_jax.data.split import split_spots
 from spabit_jax.errors import InputError
-from spabit_jax.genes import select_genes
 from spabit_jax.readers import read_section
-from spabit_jax.section import make_section
-from spabit_jax.split import split_spots
-from spabit_jax.training.gat import gene_tokens
+from spabit_jax.reference.separate_gat import gene_tokens
 
 WIDTH = 2 * 11
 GAT_SIZES = {"heads": 2, "head_width": 5, "out_width": 13, "mlp_width": 17}

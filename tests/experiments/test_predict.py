@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 from scipy.spatial import KDTree
 
-from experiments import model, predict
+from experiments import predict
+from feature_extraction import command
 from spabit_jax.config import Config
+from spabit_jax.data.locations import Locations
+from spabit_jax.data.prepared import Inputs
+from spabit_jax.ensemble import predictor as model
 from spabit_jax.errors import InputError
-from spabit_jax.locations import Locations
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +65,27 @@ def test_a_denser_lattice_from_the_run_folder_alone(finished, tmp_path):
 
 def test_a_location_does_not_depend_on_the_others(trained, monkeypatch):
     xy = trained.inputs.adata.obsm["spatial"][:15] + np.random.default_rng(0).uniform(-20, 20, (15, 2))
-    together = model.predict_at(trained, places(xy[:9]))
+    together = trained.predict_at(places(xy[:9]))
     order = [7, 2, 4]
     monkeypatch.setattr(model, "CHUNK", 4)
-    others = model.predict_at(trained, places(xy[[*order, *range(9, 15)]]))  # nine again: one compilation
+    others = trained.predict_at(places(xy[[*order, *range(9, 15)]]))  # nine again: one compilation
     np.testing.assert_allclose(others.X[:3], together.X[order], atol=1e-4)
     np.testing.assert_allclose(others.layers["sd"][:3], together.layers["sd"][order], atol=1e-4)
     assert np.ptp(together.X, axis=0).max() > 0.05
     assert (together.obs["split"] == "new").all() and np.isnan(together.layers["truth"]).all()
 
 
-def test_test_spots_measurements_reach_no_location(trained, monkeypatch):
+def test_test_spots_measurements_reach_no_location(finished, trained):
     inputs = trained.inputs
     xy = inputs.adata.obsm["spatial"][~inputs.is_train][:9] + 5
-    before = model.predict_at(trained, places(xy))
+    before = trained.predict_at(places(xy))
     changed = inputs.adata.copy()
     x = changed.X.toarray()
     x[~inputs.is_train] += 7
     changed.X = x
-    monkeypatch.setattr(inputs, "adata", changed)
-    after = model.predict_at(trained, places(xy))
+    others = Inputs(changed, inputs.config, inputs.encoder, str(finished[0] / "cache"))
+    assert others.genes == inputs.genes
+    after = model.restore(others, trained.seeds, finished[0] / "run").predict_at(places(xy))
     np.testing.assert_array_equal(after.X, before.X)
     np.testing.assert_array_equal(after.layers["sd"], before.layers["sd"])
 
@@ -113,17 +117,32 @@ def copied(finished, tmp_path):
     return run, change
 
 
-def test_networks_without_companions(copied):
+def test_the_network_alone(copied):
     run, change = copied
-    change(lambda content: content["config"]["model"].update(companions=False))
+    change(lambda content: content["config"]["model"].update(members="spabit"))
     trained = model.load(run)
-    inputs = trained.inputs
-    test = inputs.test_spots[:9]
-    found = model.predict_at(trained, places(inputs.adata.obsm["spatial"][test]))
-    expected = model.finish(model.Trainer(inputs.section(), inputs.config), trained.chosen, trained.seeds, {})
+    test = trained.inputs.test_spots[:9]
+    found = trained.predict_at(places(trained.inputs.adata.obsm["spatial"][test]))
+    expected = trained.predict_spots()
     np.testing.assert_allclose(found.X, expected.mean[test], atol=1e-4)
     np.testing.assert_allclose(found.layers["sd"], expected.sd[test], atol=1e-4)
     assert (found.obs["split"] == "test").all() and found.uns["spabit"]["weights"] == {"spabit": 1}
+
+
+def test_run_folders_from_before_there_were_scales_windows_and_members_are_read(copied):
+    run, change = copied
+    now = json.loads((run / "config.json").read_text())
+
+    def age(content):
+        config = content["config"]
+        config["model"]["companions"] = "kriging" in config["model"].pop("members")
+        del config["data"]["scale"], config["data"]["windows"]
+        content["inputs"]["patch_px"] = content["inputs"]["patch_px"][0]
+
+    change(age)
+    config = model.load(run).inputs.config
+    assert config.data.scale == "log2_count" and config.data.windows == "48px"
+    assert config.model.members == now["config"]["model"]["members"]
 
 
 def test_a_section_that_has_changed_is_refused(copied, simulated, tmp_path):
@@ -138,7 +157,7 @@ def test_a_section_that_has_changed_is_refused(copied, simulated, tmp_path):
 
 
 def test_a_cache_of_other_weights_is_refused(trained, monkeypatch):
-    cached = type(trained.inputs.cached)
+    cached = type(trained.inputs.windows[0])
     made_from = cached.made_from
     hashes = iter(["a", "b"])
     monkeypatch.setattr(cached, "made_from", lambda self: made_from(self) | {"weights_hash": next(hashes)})
@@ -146,17 +165,18 @@ def test_a_cache_of_other_weights_is_refused(trained, monkeypatch):
         model.features_at(trained.inputs, places(trained.inputs.adata.obsm["spatial"][:2]))
 
 
-def test_a_model_that_a_preset_defines_is_found(copied, tmp_path):
+def test_a_model_that_a_preset_defines_is_found_once_the_user_gives_it(copied, tmp_path):
     run, change = copied
     preset = tmp_path / "mine.py"
     preset.write_text(
         "from spabit_jax.models import MODELS\nfrom spabit_jax.models.spabit import SpaBiT\nMODELS['mine'] = SpaBiT\n"
     )
     change(lambda content: content["config"]["model"].update(name="mine"))
-    change(lambda content: content.update(preset=str(tmp_path / "gone.py")))
-    with pytest.raises(InputError, match=r"gone.py is gone, which defines the model 'mine'"):
+    change(lambda content: content.update(preset=str(preset)))  # is not executed: a folder may be a stranger's
+    with pytest.raises(InputError, match=r"the model 'mine', which is not registered: .* --config=FILE"):
         model.load(run)
-    change(lambda content: content.update(preset=str(preset)))
+    assert "mine" not in model.MODELS
+    command.run_preset(str(preset))
     try:
         assert model.load(run).inputs.config.model.name == "mine"
     finally:
@@ -200,7 +220,7 @@ def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default")  # spatialdata's own, and those of its dependencies
 def test_spatialdata_holds_the_same(trained, tmp_path):
     spatialdata = pytest.importorskip("spatialdata")
-    predictions = model.predict_at(trained, places(trained.inputs.adata.obsm["spatial"][:9] + 3))
+    predictions = trained.predict_at(places(trained.inputs.adata.obsm["spatial"][:9] + 3))
     out = tmp_path / "dense.zarr"
     predict.check_out(out)
     predict.write(predictions, out)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import speed, speed_large, speed_sides
+from experiments.studies import speed, speed_large, speed_sides
 
 
 def small():
@@ -34,7 +34,7 @@ def counted(monkeypatch, stage, **changes):
 def test_products_are_those_that_xla_does(monkeypatch):
     """XLA counts the sums over neighbours and what is done value by value too: a few in a hundred."""
     from experiments.configs import reference
-    from spabit_jax.training.spabit import spabit_loss
+    from spabit_jax.training.network import spabit_loss
 
     trainer = speed_sides.port_trainer(small() | {"train": np.arange(42)})
     params = jax.eval_shape(lambda: trainer.initial_state(0).params)
@@ -105,7 +105,7 @@ def test_the_published_table_is_projected(monkeypatch):
 
 def test_the_protocol_is_run(monkeypatch):
     from experiments.configs import reference
-    from spabit_jax.training.spabit import Trainer
+    from spabit_jax.training.network import Trainer
 
     config = reference.get_config()
     config.gat.heads, config.gat.head_width, config.gat.out_width, config.gat.mlp_width = 1, 2, 3, 4

@@ -10,12 +10,12 @@ import pytest
 from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator, griddata
 from scipy.spatial import KDTree
 
-from experiments import superresolution
-from experiments.inputs import Inputs
+from experiments.studies import superresolution
+from spabit_jax.data.locations import is_staggered
+from spabit_jax.data.prepared import Inputs
+from spabit_jax.datasets.simulate import simulate_section
 from spabit_jax.errors import InputError
-from spabit_jax.locations import is_staggered
 from spabit_jax.readers import read_section
-from spabit_jax.simulate import simulate_section
 
 
 def section(array, xy):
@@ -86,11 +86,15 @@ def test_results_and_tables(simulated, tiny_config, tmp_path, monkeypatch):
     """The network and the slow kriging stand in for themselves elsewhere: here they are not trained."""
     fitted = []
 
-    def far_off(inputs, locations):
-        return anndata.AnnData(np.tile(inputs.section().expression.mean(axis=0) + 9, (len(locations.xy), 1)))
+    class FarOff:
+        def __init__(self, inputs, seeds):
+            fitted.append(list(seeds))
+            self.mean = inputs.section().expression.mean(axis=0) + 9
 
-    monkeypatch.setattr(superresolution, "fit", lambda inputs, seeds: fitted.append(seeds) or inputs)
-    monkeypatch.setattr(superresolution, "predict_at", far_off)
+        def predict_at(self, locations):
+            return anndata.AnnData(np.tile(self.mean, (len(locations.xy), 1)))
+
+    monkeypatch.setattr(superresolution, "fit", FarOff)
     monkeypatch.setattr(superresolution, "KRIGINGS", ("kriging",))
     adata = read_section(simulated)
     counts = pd.DataFrame(adata.X.toarray(), columns=adata.var_names)

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.sweep import execute, results
 from experiments.sweep_job import Job
-from spabit_jax.metrics import noise_ceiling
+from spabit_jax.evaluation.metrics import noise_ceiling
 from spabit_jax.scale import TOTAL, Scale
 
 # A run that takes a while, notes in runs.log that it began and ended, and fails where its folder is named so.
@@ -120,7 +120,7 @@ def get_config():
     config.name = "NAME"
     config.model.width, config.model.cross_heads, config.model.mlp_width, config.gat.head_width = 16, 2, 16, 4
     config.train.epochs, config.train.chunk_epochs, config.data.n_genes, config.model.n_context = 4, 2, 23, 4
-    config.model.companions = False
+    config.model.members = "spabit"
     return config
 """
 

@@ -49,7 +49,7 @@ def reference(config, **faults):
     config.faults = Faults(single_key=True, **faults)
     config.model.residual = config.gat.joint = False
     config.data.image_transform = "reference"
-    config.model.n_components, config.model.companions = 0, False
+    config.model.n_components, config.model.members = 0, "spabit"
     return config.validate()
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from flax import nnx
 
-from experiments import reference_torch
 from experiments.configs import reference
+from experiments.studies import reference_torch
 from spabit_jax.config import Config
-from spabit_jax.interop.weights import config_from_state_dict, from_torch, to_torch
-from spabit_jax.models.gat import GATRegressor
+from spabit_jax.models.graph_attention import GATRegressor
 from spabit_jax.models.spabit import SpaBiT
+from spabit_jax.reference.weights import config_from_state_dict, from_torch, to_torch
 
 # Primes; a width that heads must divide is a product of two.
 GAT_SIZES = [

@@ -9,11 +9,11 @@ import pytest
 import scipy.sparse as sp
 from sklearn.neighbors import KDTree
 
-from experiments import reference_torch
-from spabit_jax import metrics
-from spabit_jax.genes import select_genes
-from spabit_jax.graph import impute_from_train, knn_graph
-from spabit_jax.split import split_spots
+from experiments.studies import reference_torch
+from spabit_jax.data.genes import select_genes
+from spabit_jax.data.split import split_spots
+from spabit_jax.evaluation import metrics
+from spabit_jax.neighbours import impute_from_train, knn_graph
 
 
 def test_metrics():

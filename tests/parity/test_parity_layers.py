@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from flax import nnx
 from pairs import GAT_SIZES, SPABIT_SIZES, assert_close, assert_gradients_close, make_pair, random_graph, to_jax
 
-from experiments import reference_torch
-from spabit_jax.models.gat import make_graph
+from experiments.studies import reference_torch
+from spabit_jax.data.graphs import make_graph
 
 TOLERANCE = 1e-10
 

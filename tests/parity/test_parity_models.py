@@ -22,8 +22,8 @@ from pairs import (
     to_jax,
 )
 
-from experiments import reference_torch
-from spabit_jax.models.gat import make_graph
+from experiments.studies import reference_torch
+from spabit_jax.data.graphs import make_graph
 from spabit_jax.models.spabit import Tokens
 
 AS_USERS = {"xla_backend_optimization_level": 3}  # long sums in float32 need vectors, which add up in parts

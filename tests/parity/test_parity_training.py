@@ -9,13 +9,14 @@ import pytest
 import torch
 from pairs import GAT_SIZES, SPABIT_SIZES, assert_close, make_pair, random_graph, state_dict
 
-from experiments import reference_torch
-from spabit_jax.interop.weights import to_torch
-from spabit_jax.models.gat import make_graph
-from spabit_jax.section import SectionData, expression_space
+from experiments.studies import reference_torch
+from spabit_jax.data.components import expression_space
+from spabit_jax.data.graphs import make_graph
+from spabit_jax.data.section import Section
+from spabit_jax.reference.separate_gat import gat_optimizer, make_gat_epoch
+from spabit_jax.reference.weights import to_torch
 from spabit_jax.training.fit import initial_state, make_chunk
-from spabit_jax.training.gat import gat_optimizer, make_gat_epoch
-from spabit_jax.training.spabit import TrainingData, make_spabit_epoch, spabit_optimizer
+from spabit_jax.training.network import TrainingData, make_spabit_epoch, spabit_optimizer
 
 N = 29  # spots
 DTYPES = {np.float64: torch.float64, np.float32: torch.float32}
@@ -72,10 +73,10 @@ def run_spabit(sizes, dtype, epochs: int, batch_size: int):
     y, tokens = expression(n_genes, dtype), expression(n_genes, dtype)[::-1] / 2
     features = rng.standard_normal((N, sizes["width"])).astype(dtype)
     train_spots = np.sort(rng.permutation(N)[:n_train])
-    section = SectionData(
+    section = Section(
         expression=y,
         imputed=y,
-        features=features,
+        image=features,
         xy=np.zeros((N, 2), dtype),
         is_train=np.isin(np.arange(N), train_spots),
         context=np.zeros((N, 0), int),

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 import tifffile
 
+from spabit_jax.data.split import split_spots
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
-from spabit_jax.split import split_spots
 
 
 def assert_bins(adata, visium_hd, size):

@@ -12,7 +12,7 @@ os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={n_de
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from spabit_jax.training.spabit import Trainer  # noqa: E402
+from spabit_jax.training.network import Trainer  # noqa: E402
 
 assert jax.device_count() == int(n_devices)
 section, config, seeds = pickle.loads((folder / "inputs.pickle").read_bytes())

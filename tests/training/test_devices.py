@@ -15,7 +15,7 @@ import pytest
 
 from spabit_jax.training import devices
 from spabit_jax.training.fit import FitState, fit, fit_seeds, initial_state, make_chunk, seed_keys
-from spabit_jax.training.spabit import Trainer
+from spabit_jax.training.network import Trainer
 
 SEEDS = [0, 1, 2]
 

@@ -8,18 +8,18 @@ from scipy.spatial import KDTree
 
 from spabit_jax.config import Faults
 from spabit_jax.errors import InputError
-from spabit_jax.graph import context_spots
+from spabit_jax.neighbours import Context
 from spabit_jax.readers import read_section
+from spabit_jax.reference.separate_gat import gene_tokens
 from spabit_jax.training import fit as fit_module
-from spabit_jax.training.gat import gene_tokens
-from spabit_jax.training.spabit import Trainer, at_most, gather_tokens, make_spabit_epoch, spabit_loss
+from spabit_jax.training.network import Trainer, at_most, gather_tokens, make_spabit_epoch, spabit_loss
 
 
 def reference(config, **faults):
     config.faults = Faults(**(dict.fromkeys(vars(Faults()), True) | faults))
     config.model.residual = config.gat.joint = False
     config.train.neighbour_dropout = config.train.weight_decay = 0.0
-    config.model.n_components, config.model.companions = 0, False
+    config.model.n_components, config.model.members = 0, "spabit"
     config.data.image_transform = "reference"
     return config.validate()
 
@@ -156,7 +156,8 @@ def test_the_reference_mode_uses_the_separate_network(section_data, tiny_config)
     losses = np.asarray(states[0].losses)
     assert losses[-1, 0] < losses[0, 0] and np.isnan(losses[:, 1]).all()
     trainer = Trainer(section, tiny_config, tokens, part)
-    batch = gather_tokens(trainer.data, np.array([4, 9]), tiny_config)
+    spots = np.array([4, 9])
+    batch = gather_tokens(trainer.data, section.places(spots), tiny_config, spots)
     np.testing.assert_array_equal(batch.genes, tokens[0, [4, 9]][:, None])
     state = trainer.fit(seed=0)
     assert int(state.epoch) == tiny_config.train.epochs and state.best_params is None
@@ -167,8 +168,9 @@ def test_hidden_context_spots_are_replaced_by_the_next_nearest(section_data, tin
     section = section_data(tiny_config)
     trainer = Trainer(section, tiny_config)
     spots = trainer.train_spots[:9]
-    plain = np.asarray(gather_tokens(trainer.data, spots, tiny_config).offset)
-    drawn = np.asarray(gather_tokens(trainer.data, spots, tiny_config, jax.random.key(0)).offset)
+    places = section.places(spots)
+    plain = np.asarray(gather_tokens(trainer.data, places, tiny_config).offset)
+    drawn = np.asarray(gather_tokens(trainer.data, places, tiny_config, key=jax.random.key(0)).offset)
     assert plain.shape == drawn.shape
     distance = [np.linalg.norm(a[:, 1:], axis=-1) for a in (plain, drawn)]
     assert distance[1].mean() > distance[0].mean()
@@ -197,7 +199,7 @@ def test_an_epoch_sees_at_most_so_many_spots(section_data, tiny_config):
 
 def test_a_loss_that_is_not_finite_ends_training(section_data, tiny_config):
     section = section_data(tiny_config)
-    broken = section._replace(features=np.full_like(section.features, np.inf))
+    broken = section._replace(image=np.full_like(section.image, np.inf))
     with pytest.raises(FloatingPointError, match="epoch 0"):
         Trainer(broken, tiny_config).fit(seed=0)
 
@@ -253,8 +255,8 @@ def test_a_tile_with_a_halo_gives_the_numbers_of_the_whole_section(simulated, se
     halo = np.linalg.norm(section.xy[section.context[tile]] - section.xy[tile][:, None], axis=-1).max()
     rows = np.flatnonzero(KDTree(section.xy[tile]).query(section.xy)[0] <= halo + 1e-3)
     assert len(tile) < len(rows) < len(section.xy)
-    parts = {name: getattr(section, name)[rows] for name in ("expression", "features", "xy", "is_train")}
-    context = context_spots(near[rows], parts["is_train"], section.context.shape[1])
+    parts = {name: getattr(section, name)[rows] for name in ("expression", "image", "xy", "is_train")}
+    context = Context.of(near[rows], parts["is_train"], section.context.shape[1]).of_spots(near[rows])
     at = np.searchsorted(rows, tile)
     cut = Trainer(section._replace(**parts, context=context), tiny_config)
     monkeypatch.setattr(cut, "space", whole.space)  # components are those of the section

@@ -1,0 +1,252 @@
+"""What every script shares: how it starts, how it fails, and the flags that describe a section.
+
+Imports neither jax nor torch, so that ``--help`` is fast and the PyTorch side can use it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from logging import INFO, Formatter
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from spabit_jax.errors import InputError
+from spabit_jax.files import keep_compiled
+
+FLAGS = flags.FLAGS
+FILES = ("image", "positions", "labels", "alignment")
+READING = ("format", "name", "bin_um", "spot_um", "swap_xy", *FILES)  # flags that are arguments of read_section
+EXTRAS = {"torch": "extract", "timm": "extract", "igraph": "analyses", "gseapy": "analyses", "submitit": "sweeps"}
+NO_CONFIG = "--config names no Python file with a get_config() that returns a spabit_jax.config.Config"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs ``main()`` under absl; bad flags and ``InputError`` give one line on stderr and exit status 2.
+
+    So does a package of ``EXTRAS`` that is not installed.
+    """
+
+    def guarded(argv: Sequence[str]) -> None:
+        _quiet_logging()
+        try:
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
+            if "cache_dir" in FLAGS:
+                keep_compiled(Path(FLAGS.cache_dir) / "compiled")
+            main()
+        except InputError as error:
+            _fail(str(error))
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            _fail(f'{error.name} is not installed: pip install "spabit_jax[{EXTRAS[error.name]}]"')
+
+    for flag in _own_flags():  # --help shows the flags that are key flags of the script, wherever they were defined
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _quiet_logging() -> None:
+    """Our own messages from INFO on, as plain lines; those of libraries from WARNING on."""
+    root = Path(__file__).parents[1]
+    ours = tuple(f"{root / package}/" for package in ("spabit_jax", "feature_extraction", "experiments"))
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(Formatter("%(message)s"))
+    handler.addFilter(lambda record: record.levelno > INFO or record.pathname.startswith(ours))
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        return FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        _fail(f"unknown flag --{error.flagname}; known flags: {', '.join(f'--{flag.name}' for flag in _own_flags())}")
+    except flags.Error as error:
+        _fail(" ".join(str(error).split()))
+    except Exception as error:  # the config file is the user's program: whatever goes wrong in it is bad input
+        _fail_config(error)
+
+
+def _own_flags() -> list[flags.Flag]:
+    by_module = FLAGS.flags_by_module_dict()
+    own = {flag.name: flag for module, own in by_module.items() if not module.startswith("absl") for flag in own}
+    return [own[name] for name in sorted(own)]
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def define_section_flags(several: bool = False) -> None:
+    """Defines the flags that every script taking a section has, or several sections."""
+    flags.DEFINE_string("section", None, "The section: a folder; for legacy ST and .h5ad the file.")
+    flags.DEFINE_string("name", None, "Name of the section; by default the file's stem or the folder's name.")
+    flags.DEFINE_string("format", "auto", "Layout on disk: auto, or a reader's name.")
+    flags.DEFINE_string("image", None, "Image file, instead of the one that is found.")
+    flags.DEFINE_string("positions", None, "Positions file, instead of the one that is found.")
+    flags.DEFINE_string("labels", None, "File with a label for each spot, instead of the one that is found.")
+    flags.DEFINE_integer("bin_um", None, "Visium HD: size of the bins in µm (default 8).")
+    flags.DEFINE_float("spot_um", None, "Xenium: sum cells over squares of this width in µm (default: each cell).")
+    flags.DEFINE_string("alignment", None, "Xenium: file of the 3 x 3 matrix from H&E pixels to Xenium's pixels.")
+    flags.DEFINE_boolean("swap_xy", False, "Exchange x and y of the spots: the positions are transposed.")
+    flags.DEFINE_string("encoder", "stain", "Image encoder; an unknown name lists the known ones.")
+    if several:
+        flags.DEFINE_list("sections", [], "Several sections, instead of --section.")
+    default = "default: as in config.data.windows, in spot diameters"
+    widths = f"Width of the image window in full-resolution pixels, or several as 56+112 ({default})"
+    if several:
+        flags.DEFINE_list("patch_px", None, f"{widths}; one, or one a section.")
+    else:
+        flags.DEFINE_string("patch_px", None, f"{widths}.")
+    flags.DEFINE_string("patch_um", None, "The same in micrometres, instead of --patch_px.")
+    flags.DEFINE_string("cache_dir", "cache", "Folder of the image features.")
+
+
+def read_flagged_section():
+    """Reads the section that the flags describe.
+
+    Returns:
+      AnnData as ``spabit_jax.readers.read_section`` makes it.
+
+    Raises:
+      InputError: no ``--section``, or it cannot be read.
+    """
+    if not FLAGS.section:
+        raise InputError("--section is missing: give the section's folder or file")
+    return _read(FLAGS.section)
+
+
+def read_flagged_sections(shard: int = 0, n_shards: int = 1):
+    """Reads the sections of ``--sections`` (or the one of ``--section``) one after the other.
+
+    Args:
+      shard, n_shards: every ``n_shards``-th section, from the one numbered ``shard``.
+
+    Yields:
+      AnnData as ``spabit_jax.readers.read_section`` makes it, and what ``--patch_px`` says of it, or None.
+
+    Raises:
+      InputError: none is given, one cannot be read, or there are not as many of ``--patch_px`` as sections.
+    """
+    paths = FLAGS.sections or ([FLAGS.section] if FLAGS.section else [])
+    if not paths:
+        raise InputError("--sections is missing: give the sections' folders or files, separated by commas")
+    widths = FLAGS.patch_px or [None]
+    if len(widths) not in (1, len(paths)):
+        raise InputError(f"--patch_px has {len(widths)} values for {len(paths)} sections: give one, or one a section")
+    single = ("name", "image", "positions", "labels", "alignment")
+    if len(paths) > 1 and any(FLAGS[flag].value for flag in single):
+        names = ", ".join(f"--{flag}" for flag in single)
+        raise InputError(f"{names} are for one section: use --section with them")
+    for path, width in list(zip(paths, widths * len(paths), strict=False))[shard::n_shards]:
+        yield _read(path), width
+
+
+def _read(path: str):
+    from spabit_jax.readers import read_section
+
+    return read_section(path, **{name: FLAGS[name].value for name in READING})
+
+
+def read_related_sections():
+    """Reads the sections of ``--related``, one after the other; InputError where one cannot be read."""
+    from spabit_jax.readers import read_section
+
+    for path in FLAGS.related:
+        yield read_section(path, **how_to_read_related())
+
+
+def how_to_read_related() -> dict:
+    """What ``read_section`` is given for ``--related``: what is not of a single section. JSON, for config.json."""
+    return {name: FLAGS[name].value for name in ("bin_um", "spot_um")}
+
+
+def how_to_read() -> dict:
+    """What ``read_section`` was given besides the path, files as absolute paths: JSON, for config.json."""
+    given = {name: FLAGS[name].value for name in READING}
+    return {name: str(Path(v).resolve()) if v and name in FILES else v for name, v in given.items()}
+
+
+def asked_windows(patch_px: str | None, windows: str) -> str:
+    """Image windows as ``config.data.windows`` names them: of ``--patch_px`` or ``--patch_um``, else ``windows``.
+
+    Args:
+      patch_px: what ``--patch_px`` says of a section.
+    """
+    if patch_px is not None and FLAGS.patch_um is not None:
+        raise InputError("give --patch_px or --patch_um, not both")
+    for given, unit in ((patch_px, "px"), (FLAGS.patch_um, "um")):
+        if given is not None:
+            return "+".join(part.strip() + unit for part in given.split("+"))
+    return windows
+
+
+def with_windows(config, patch_px: str | None):
+    """The configuration for a section of which ``--patch_px`` says this: its ``data.windows`` are ``asked_windows``."""
+    windows = asked_windows(patch_px, config.data.windows)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, windows=windows))
+
+
+def define_config_flag(default: str = "experiments/configs/default.py") -> None:
+    """Defines ``--config=FILE``, from the command line the overrides of its fields, and ``--genes``."""
+    from ml_collections import config_flags
+
+    flags.DEFINE_string("genes", None, "+A,B: genes added to the panel, whatever it is.")
+
+    # ml_collections wants the file before its overrides in sys.argv; users should not have to know
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
+    try:
+        help = "Preset; its fields are set as in --config.model.depth=6, and an unknown one lists all."
+        config_flags.DEFINE_config_file("config", default, help)
+    except Exception as error:  # ml_collections looks at the overrides on the command line as it defines them
+        _fail_config(error)
+
+
+def run_preset(path: str) -> dict:
+    """What a preset's file defines, once it is run; InputError if it cannot be."""
+    import runpy
+
+    try:
+        return runpy.run_path(path)
+    except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
+        raise InputError(f"{path}: {' '.join(str(error).split())}: {NO_CONFIG}") from error
+
+
+def preset_path() -> str:
+    """Absolute path of the file that ``--config`` names."""
+    from ml_collections import config_flags
+
+    return str(Path(config_flags.get_config_filename(FLAGS["config"])).resolve())
+
+
+def read_flagged_config():
+    """The validated ``spabit_jax.config.Config`` that ``--config`` and its overrides give; InputError if it is none."""
+    from spabit_jax.config import Config
+
+    if not isinstance(FLAGS.config, Config):
+        raise InputError(NO_CONFIG)
+    if FLAGS.genes is not None:
+        if not FLAGS.genes.startswith("+"):
+            raise InputError(f"--genes={FLAGS.genes}: give +A,B to add genes to the panel; --config.data.panel is it")
+        FLAGS.config.data.panel += FLAGS.genes
+    return FLAGS.config.validate()
+
+
+def _fail_config(error: Exception) -> None:
+    from spabit_jax.config import Config
+
+    if isinstance(error, KeyError):
+        _fail(f"{error.args[0]}; known fields: {', '.join(_field_names(Config()))}")
+    _fail(f"{NO_CONFIG}: {' '.join(str(error).split())}")
+
+
+def _field_names(config, prefix: str = "config") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}.{field.name}"
+        names += _field_names(value, name) if dataclasses.is_dataclass(value) else [name]
+    return names

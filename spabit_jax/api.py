@@ -1,0 +1,141 @@
+"""What users write: the functions of ``import spabit_jax as sj``, each a few lines over the rooms below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from spabit_jax.config import Config
+from spabit_jax.data import locations
+from spabit_jax.data.locations import Locations
+from spabit_jax.data.prepared import Inputs
+from spabit_jax.ensemble import predictor
+from spabit_jax.ensemble.predictor import Model
+from spabit_jax.evaluation import evaluate as evaluation
+from spabit_jax.evaluation.report import run_blocks, write_report
+from spabit_jax.files import keep_compiled
+from spabit_jax.readers import read_section
+from spabit_jax.run.workflow import Workflow
+
+
+def prepare(
+    section: AnnData | str | os.PathLike,
+    config: Config | None = None,
+    *,
+    encoder: str = "stain",
+    cache_dir: str | os.PathLike = "cache",
+    related: Sequence[AnnData | str | os.PathLike] = (),
+) -> Inputs:
+    """A section as a configuration wants it: split, panel, scale, and image features, which are computed or cached.
+
+    Args:
+      section: of ``read_section``, an AnnData of your own, or a path.
+      config: ``Config()`` by default.
+      encoder: of the image; needs PyTorch unless it is ``stain``.
+      cache_dir: folder of image features.
+      related: other sections of the same tissue, from whose train spots is learned too.
+
+    Raises:
+      InputError: whatever does not fit, in one line.
+    """
+    config = Config() if config is None else config.validate()
+    keep_compiled(Path(cache_dir) / "compiled")
+    others = [Inputs(_read(other), config.of_related(), encoder, str(cache_dir)) for other in related]
+    inputs = Inputs(_read(section), config, encoder, str(cache_dir), others)
+    inputs.extract()
+    return inputs
+
+
+def _read(section) -> AnnData:
+    if isinstance(section, AnnData) and "spot_px" in section.uns.get("spabit", {}):
+        return section
+    return read_section(section)
+
+
+def fit(section: Inputs, seeds: int | Sequence[int] = 5, out: str | os.PathLike | None = None) -> Model:
+    """Fits the members of the configuration.
+
+    Args:
+      section: of ``prepare``.
+      seeds: how many networks, or the seed of each.
+      out: run folder, in which an interrupted fit goes on where it was; None keeps all in memory.
+
+    Raises:
+      InputError: ``out`` holds another run.
+    """
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if out is None:
+        return predictor.fit(section, seeds)
+    workflow = Workflow(Path(out), section, seeds, predictor.kept_in(Path(out), section))
+    workflow.run(("gat", "train"))
+    return predictor.restore(section, seeds, Path(out), workflow.gene_tokens())
+
+
+def load(path: str | os.PathLike) -> Model:
+    """The model of a run folder; InputError if it is not there, not finished, or its section has changed."""
+    return predictor.load(Path(path))
+
+
+def grid(section: AnnData | Inputs, times: int) -> Locations:
+    """The section's own lattice, ``times`` as dense along each axis, inside the tissue."""
+    return locations.grid(section.adata if isinstance(section, Inputs) else section, times)
+
+
+def evaluate(predictions: AnnData, model: Model | None = None) -> pd.DataFrame:
+    """Predictions beside the truth of the test spots, by gene and method; ``attrs["summary"]`` has the means.
+
+    Args:
+      predictions: of ``Model.predict()``, at the spots of a section with test spots.
+      model: adds each of its members alone.
+
+    Returns:
+      Columns gene, method, seed, pcc, mse, mae.
+    """
+    if model is None:
+        return evaluation.evaluate(predictions)
+    prediction = model.predict_spots()
+    return evaluation.evaluate(predictions, prediction.members, prediction.per_seed)
+
+
+def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax=None):
+    """Draws a gene over the image; returns the matplotlib axes.
+
+    Args:
+      adata: predictions at spots or new locations.
+      layer: None for the prediction, ``truth`` or ``sd``.
+      ax: axes to draw into; new ones by default.
+
+    Raises:
+      InputError: the gene is not among the predictions.
+    """
+    from spabit_jax.evaluation.plots import plot_gene as draw
+
+    return draw(adata, gene, layer, ax)
+
+
+def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) -> None:
+    """Writes report.html: what was predicted, who predicts, how good it is, and a map of three genes."""
+    import tempfile
+
+    from spabit_jax.evaluation.plots import plot_gene_maps
+
+    info, split = predictions.uns["spabit"], predictions.obs["split"]
+    protocol = {name: info[name] for name in ("panel", "scale")} | {"split": info["split_rule"]}
+    protocol |= {"n_genes": predictions.n_vars, "n_train": int((split == "train").sum())}
+    protocol["n_test"] = int((split == "test").sum())
+    content = {"section": info["name"], "method": info["method"], "encoder": info["encoder"], "protocol": protocol}
+    content |= {"patch_px": list(np.atleast_1d(info["patch_px"])), "seeds": [], **scores.attrs["summary"]}
+    content["weights"] = {name: float(weight) for name, weight in info["weights"].items()}
+    own = scores[(scores["method"] == info["method"]) & (scores["seed"] == "ensemble")]
+    ranked = own.dropna(subset=["pcc"]).sort_values("pcc", ascending=False)["gene"].to_list()
+    with tempfile.TemporaryDirectory() as folder:
+        if ranked:
+            shown = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+            plot_gene_maps(predictions, shown, Path(folder, "figures", "gene_maps.png"))
+        scores.to_csv(Path(folder, "genes.csv"), index=False)
+        write_report(Path(path), f"{info['name']}, {info['method']}", run_blocks(Path(folder), content))

@@ -1,0 +1,144 @@
+"""Gene panels: which genes are predicted, and in which order."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from spabit_jax.errors import InputError
+from spabit_jax.neighbours import morans_i
+from spabit_jax.scale import find_scale, total_counts
+
+NAMED_PANELS = ("informative", "hvg", "train_spots", "reference")
+FEW = 3  # train spots: a gene that fewer have is in no named panel but the reference's
+CANDIDATES = 5  # times the panel's size: genes that most train spots have, among which those that vary are looked for
+NOT_BIOLOGY = re.compile(r"(MT-|MTRNR|RP[LS]\d|MRP[LS]\d)", re.IGNORECASE)  # mitochondrial and ribosomal genes
+
+
+def select_genes(adata: AnnData, panel: str, n_genes: int, is_train: np.ndarray) -> list[str]:
+    """Names of the genes of a panel, in its order.
+
+    Args:
+      adata: (N, all genes) raw counts.
+      panel: ``informative`` (``informative_panel`` of the train spots), ``hvg`` (scanpy's highly variable genes of the
+        train spots, by name), ``train_spots`` (``reference_panel`` of the train spots), ``reference`` (the same rule on
+        all spots, test spots included, as the reference does), or a text file with one gene name a line. ``+A,B`` at
+        the end of any adds genes.
+      n_genes: the panel's size; a file's panel is taken whole.
+      is_train: (N,) bool.
+
+    Raises:
+      InputError: the panel is empty, its file is missing, or the section lacks a gene that is named.
+    """
+    panel, _, added = panel.partition("+") if not Path(panel).is_file() else (panel, "", "")
+    if panel == "reference":
+        genes = reference_panel(adata.X, adata.var_names, n_genes)
+    elif panel == "train_spots":
+        genes = reference_panel(adata.X[is_train], adata.var_names, n_genes)
+    elif panel == "hvg":
+        genes = _highly_variable(adata[is_train], n_genes)
+    elif panel == "informative":
+        genes = informative_panel(adata[is_train], n_genes)
+    else:
+        genes = _from_file(panel, adata)
+    added = [gene.strip() for gene in added.split(",") if gene.strip()]
+    if added:
+        check_genes(added, adata.var_names, f"not measured in section {adata.uns['spabit']['name']}")
+    genes = list(dict.fromkeys([*genes, *added]))
+    if not genes:
+        raise InputError(f"panel {panel!r} has no gene of this section: does it hold any counts?")
+    return genes
+
+
+def check_genes(asked, names, problem: str) -> None:
+    """Raises InputError for the first gene asked for that is not among the names, with those that are like it."""
+    for gene in asked:
+        if gene not in names:
+            upper = {name.upper(): name for name in names}
+            found = get_close_matches(gene.upper(), upper, n=3, cutoff=0.75)
+            like = f"; like it are {', '.join(upper[name] for name in found)}" if found else f", as {names[0]}"
+            raise InputError(f"gene {gene} is {problem}, which has {len(names)} genes{like}")
+
+
+def informative_panel(adata: AnnData, n_genes: int) -> list[str]:
+    """Genes that a map is asked for: half of them those with the most counts, half those that vary most in space.
+
+    Mitochondrial and ribosomal genes are left out. The second half are the genes with the highest Moran's I (of log1p
+    of normalised counts, over the graph of the 6 nearest spots) of the ``CANDIDATES`` times ``n_genes`` that most spots
+    have, ``FEW`` at least: on few spots Moran's I is mostly chance, hence the first half. Sorted by name.
+
+    Args:
+      adata: (n, all genes) raw counts of the train spots.
+    """
+    names = adata.var_names.to_numpy(str)
+    found, sums = (np.asarray(x.sum(axis=0)).ravel() for x in (adata.X > 0, adata.X))
+    kept = np.flatnonzero((found >= min(FEW, adata.n_obs)) & [NOT_BIOLOGY.match(name) is None for name in names])
+    most = kept[np.lexsort((names[kept], -sums[kept]))][: -(-n_genes // 2)]
+    rest = np.setdiff1d(kept, most)
+    rest = rest[np.lexsort((names[rest], -found[rest]))][: CANDIDATES * n_genes]
+    scale = find_scale("log1p_normalised", adata, np.ones(adata.n_obs, bool))
+    expression = scale.expression(adata.X[:, rest].toarray(), total_counts(adata))
+    i = np.nan_to_num(morans_i(expression, np.asarray(adata.obsm["spatial"], np.float64)), nan=-np.inf)
+    spatial = rest[np.lexsort((names[rest], -np.round(i, 6)))[: n_genes - len(most)]]
+    return sorted(names[np.concatenate([most, spatial])].tolist())
+
+
+def reference_panel(counts, names, n_genes: int, n_top: int = 1000) -> list[str]:
+    """The reference's panel rule.
+
+    Genes that sum to 0 are dropped; of counts per 10,000, log1p, the ``n_top`` highest means are intersected with the
+    ``n_top`` highest standard deviations (ddof 1); names are sorted, those that start with MT-, mt-, RP or rp dropped,
+    and the first ``n_genes`` taken, or what there is.
+
+    Args:
+      counts: (N, G) raw counts, sparse or dense.
+      names: (G,) gene names.
+    """
+    counts = sp.csr_matrix(counts, dtype=np.float64)
+    names = np.asarray(names, dtype=str)
+    expressed = np.asarray(counts.sum(axis=0)).ravel() > 0
+    counts, names = counts[:, expressed], names[expressed]
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    logged = (sp.diags(1e4 / np.maximum(total, 1)) @ counts).log1p()
+    n = logged.shape[0]
+    mean = np.asarray(logged.mean(axis=0)).ravel()
+    square = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
+    sd = np.sqrt(np.maximum(square - mean**2, 0) * n / max(n - 1, 1))
+    top = np.intersect1d(names[_largest(mean, n_top)], names[_largest(sd, n_top)])  # sorted
+    return [name for name in top if not name.startswith(("MT-", "mt-", "RP", "rp"))][:n_genes]
+
+
+def _largest(values: np.ndarray, n: int) -> np.ndarray:
+    return np.argsort(-values, kind="stable")[:n]
+
+
+def _highly_variable(adata: AnnData, n_genes: int) -> list[str]:
+    import scanpy as sc
+
+    normalised = AnnData(adata.X.copy(), var=adata.var[[]].copy())
+    normalised = normalised[:, np.asarray(normalised.X.sum(axis=0)).ravel() > 0].copy()
+    sc.pp.normalize_total(normalised, target_sum=1e4)
+    sc.pp.log1p(normalised)
+    chosen = sc.pp.highly_variable_genes(normalised, n_top_genes=min(n_genes, normalised.n_vars), inplace=False)
+    # scanpy cuts at the dispersion of the last gene, so that ties would make the panel larger than asked for
+    return sorted(chosen["dispersions_norm"].set_axis(normalised.var_names).nlargest(n_genes).index)
+
+
+def _from_file(panel: str, adata: AnnData) -> list[str]:
+    path = Path(panel)
+    if not path.is_file():
+        raise InputError(f"unknown panel {panel!r}: give {', '.join(NAMED_PANELS)} or a text file of gene names")
+    try:
+        genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"panel file {path} is no text file: give one gene of the section a line") from error
+    missing = [gene for gene in genes if gene not in adata.var_names]
+    if missing or not genes or len(set(genes)) < len(genes):
+        problem = f"names {missing[0]}, which the section lacks" if missing else "is empty or names a gene twice"
+        raise InputError(f"panel file {path} {problem}: give one gene of the section a line, each once")
+    return genes

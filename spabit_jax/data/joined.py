@@ -1,0 +1,87 @@
+"""Several sections as one: what is learned together from a section and from related ones.
+
+Spots of different sections are too far apart to be neighbours, so that all which works by distance stays within a
+section; components of image and expression, and what the one says of the other, are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import anndata
+import numpy as np
+import pandas as pd
+from absl import logging
+from anndata import AnnData
+from scipy import sparse
+
+from spabit_jax.data.components import standardised
+from spabit_jax.data.section import Section
+from spabit_jax.neighbours import spot_pitch
+from spabit_jax.scale import TOTAL, total_counts
+
+APART = 1000.0  # pitches between two sections: correlation in space, and all weights by distance, are 0 there
+
+
+def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
+    """The spots of all sections in the pixels of the first: the others beside it, scaled to its spot pitch.
+
+    Args:
+      sections: counts in ``X``, ``obsm["spatial"]``; array coordinates are those of each.
+      genes: the panel; a gene that a section has not measured has no counts there.
+
+    Returns:
+      AnnData (N, G): the spots of the first section, then those of the next.
+    """
+    pitch = spot_pitch(np.asarray(sections[0].obsm["spatial"], np.float64))
+    places, counts, right = [], [], 0.0
+    for i, adata in enumerate(sections):
+        xy = np.asarray(adata.obsm["spatial"], np.float64)
+        if i:
+            xy = (xy - xy.min(axis=0)) * pitch / spot_pitch(xy) + [right + APART * pitch, 0]
+        right = xy[:, 0].max()
+        places.append(xy)
+        counts.append(_panel(adata, genes))
+    names = [f"{i}:{name}" if i else name for i, adata in enumerate(sections) for name in adata.obs_names]
+    array = np.concatenate([adata.obs[["array_row", "array_col"]].to_numpy(np.float64) for adata in sections])
+    totals = np.concatenate([total_counts(adata) for adata in sections])
+    return anndata.AnnData(
+        X=sparse.vstack(counts, format="csr"),
+        obs=pd.DataFrame(array, names, ["array_row", "array_col"]).assign(**{TOTAL: totals}),
+        var=pd.DataFrame(index=genes),
+        obsm={"spatial": np.concatenate(places)},
+        uns={"spabit": sections[0].uns["spabit"]},
+    )
+
+
+def _panel(adata: AnnData, genes: list[str]) -> sparse.csr_matrix:
+    column = adata.var_names.get_indexer(genes)
+    if (column < 0).any():
+        name = adata.uns["spabit"]["name"]
+        logging.warning("%d of %d genes are not measured in section %s", (column < 0).sum(), len(genes), name)
+    here = sparse.csr_matrix(adata.X)[:, np.maximum(column, 0)]
+    return here @ sparse.diags((column >= 0).astype(np.float32), format="csr")
+
+
+def join_features(features: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Image features of each section at mean 0 and sd 1 (stains differ), one below the other; None without images."""
+    if features[0] is None:
+        return None
+    return np.concatenate([standardised(part) for part in features])
+
+
+def align(section: Section, sizes: Sequence[int]) -> Section:
+    """Moves the expression of each section's train spots so that every gene has the mean that it has in the first.
+
+    Args:
+      section: N spots.
+      sizes: spots of each section, in order, the first ones of the N.
+    """
+    if len(sizes) == 1:
+        return section
+    expression = section.expression.copy()
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    means = [expression[part[section.is_train[part]]].mean(axis=0) for part in parts]
+    for part, mean in zip(parts[1:], means[1:], strict=True):
+        expression[part] += means[0] - mean
+    return section._replace(expression=expression)

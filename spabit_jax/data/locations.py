@@ -1,0 +1,266 @@
+"""Places where nobody measured: a denser lattice, a grid in µm, or a list; and what of it is tissue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from absl import logging
+from anndata import AnnData
+from jaxtyping import Float
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from scipy.spatial import Delaunay, KDTree
+from skimage import color, filters, morphology
+
+from spabit_jax.errors import InputError
+from spabit_jax.neighbours import spot_pitch
+
+MOST = 2_000_000  # locations in one call
+FURTHEST = 3.0  # pitches from a spot: what is further away has neither neighbours nor surroundings to go by
+TRUSTED = 0.8  # share of the spots that must lie on what is taken for tissue
+SPOT_RADIUS = 0.275  # of the pitch (Visium: 55 µm wide every 100 µm): under a measured spot there is tissue
+MASK_PX = 1000  # longer side of the image in which tissue is looked for
+_SMOOTHING = 0.15  # of the pitch: width of the blur before tissue is told from background
+
+KINDS = "grid:Nx (as in grid:2x), um:N (as in um:16), a CSV file with columns x and y, or spots"
+
+
+class Locations(NamedTuple):
+    """M places on a section."""
+
+    names: np.ndarray  # (M,) str
+    xy: Float[np.ndarray, "M 2"]  # full-resolution pixels
+    array: Float[np.ndarray, "M 2"]  # (row, col), the section's array coordinates continued between its spots
+
+
+def find_locations(adata: AnnData, asked: str) -> Locations:
+    """The locations that ``--locations`` asks for: ``grid:Nx``, ``um:N`` or a CSV file.
+
+    Args:
+      adata: the section, as ``spabit_jax.readers.read_section`` makes it.
+
+    Raises:
+      InputError: another kind, nothing inside the tissue, too many, or a section without what the kind needs.
+    """
+    kind, _, step = asked.partition(":")
+    if kind == "grid" and step.endswith("x") and step[:-1].isdecimal() and int(step[:-1]) > 0:
+        return grid(adata, int(step[:-1]))
+    if kind == "um":
+        try:
+            return micrometres(adata, float(step))
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"--locations={asked}: {step!r} is no distance in µm: give {KINDS}") from error
+    if Path(asked).suffix.lower() == ".csv":
+        return read_locations(adata, Path(asked))
+    raise InputError(f"--locations={asked}: give {KINDS}")
+
+
+def grid(adata: AnnData, times: int) -> Locations:
+    """The section's own lattice, ``times`` as dense along each axis, inside the tissue.
+
+    Spots of a hexagonal or staggered lattice lie where row + column is always even (or odd); the denser lattice is the
+    same one, smaller. It runs through the measured spots, wherever they really lie.
+
+    Raises:
+      InputError: spots that share array coordinates lie on no lattice; they lie on one line; or there are too many.
+    """
+    array = _array(adata)
+    if len(np.unique(array, axis=0)) < len(array):
+        raise InputError(
+            f"{_name(adata)}: several spots share their array coordinates, so there is no lattice to make denser: "
+            "use --locations=um:N or a CSV file"
+        )
+    basis = np.array([[0, 2], [1, 1]] if is_staggered(array) else [[0, 1], [1, 0]]) / times  # rows: steps in (row, col)
+    origin = array[0]
+    low, high = array.min(axis=0) - 2, array.max(axis=0) + 2
+    corners = np.array([low, high, [low[0], high[1]], [high[0], low[1]]])
+    indices = (corners - origin) @ np.linalg.inv(basis)
+    first, last = np.floor(indices.min(axis=0)).astype(int), np.ceil(indices.max(axis=0)).astype(int)
+    _check_number(np.prod((last - first + 1).astype(float)), f"grid:{times}x")
+    i, j = (axis.ravel() for axis in np.mgrid[first[0] : last[0] + 1, first[1] : last[1] + 1])
+    dense = origin + np.stack([i, j], axis=1) @ basis
+    dense = dense[((dense >= low) & (dense <= high)).all(axis=1)]
+    dense = dense[np.lexsort((dense[:, 1], dense[:, 0]))]
+    known = np.asarray(adata.obsm["spatial"], np.float64)
+    xy = continued(array, known, dense)
+    distance, spot = KDTree(known).query(xy)
+    rounded = distance < 1e-6 * spot_pitch(known)
+    xy[rounded] = known[spot[rounded]]  # to the bit: a window of the image may begin at another pixel
+    inside = on_tissue(adata, xy)
+    return _numbered(xy[inside], np.round(dense[inside], 9))
+
+
+def is_staggered(array: np.ndarray) -> bool:
+    """Whether row + column is always even, or always odd, as on hexagonal and staggered lattices: (N, 2) → bool."""
+    return len(array) > 1 and np.ptp(array.sum(axis=1) % 2) == 0
+
+
+def micrometres(adata: AnnData, step: float) -> Locations:
+    """A square grid along the image's axes with ``step`` µm between neighbours, inside the tissue.
+
+    Raises:
+      InputError: the scale of the section is not known, or there are too many.
+    """
+    um_per_px = adata.uns["spabit"].get("um_per_px")
+    if um_per_px is None:
+        raise InputError(f"the scale of {_name(adata)} is not known in µm: use --locations=grid:Nx or a CSV file")
+    if not 0 < step < np.inf:
+        raise InputError(f"--locations=um:{step:g}: a distance above 0 is needed")
+    width, known = step / um_per_px, np.asarray(adata.obsm["spatial"], np.float64)
+    reach = spot_pitch(known)
+    first = np.floor((known.min(axis=0) - reach) / width).astype(int)
+    last = np.ceil((known.max(axis=0) + reach) / width).astype(int)
+    _check_number(np.prod((last - first + 1).astype(float)), f"um:{step:g}")
+    row, col = (axis.ravel() for axis in np.mgrid[first[1] : last[1] + 1, first[0] : last[0] + 1])
+    xy = np.stack([col, row], axis=1) * width
+    xy = xy[on_tissue(adata, xy)]
+    return _numbered(xy, continued(known, _array(adata), xy))
+
+
+def read_locations(adata: AnnData, path: Path) -> Locations:
+    """Locations of a CSV file with columns x, y (full-resolution pixels) and optionally name.
+
+    Raises:
+      InputError: no such file or columns, values that are no numbers, names that occur twice, no rows, or a location
+        further than ``FURTHEST`` pitches from all measured spots.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"name": str})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable CSV file ({' '.join(str(error).split())})") from error
+    if missing := [column for column in ("x", "y") if column not in table]:
+        raise InputError(f"{path}: no column {missing[0]}: x and y (full-resolution pixels) are needed, name may be")
+    xy = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if not len(xy):
+        raise InputError(f"{path}: no location: give one a row")
+    if not np.isfinite(xy).all():
+        row = int(np.flatnonzero(~np.isfinite(xy).all(axis=1))[0])
+        raise InputError(f"{path}: x or y of row {row + 1} is not a number")
+    _check_number(len(xy), path)
+    known = np.asarray(adata.obsm["spatial"], np.float64)
+    distance = KDTree(known).query(xy)[0] / spot_pitch(known)
+    far = int(distance.argmax())
+    if distance[far] > FURTHEST:
+        raise InputError(
+            f"{path}: ({xy[far, 0]:g}, {xy[far, 1]:g}) is {distance[far]:.1f} spot pitches from the nearest spot, more "
+            f"than {FURTHEST:g}: nothing is known there (x is the column, y the row, in full-resolution pixels)"
+        )
+    located = _numbered(xy, continued(known, _array(adata), xy))
+    if "name" not in table:
+        return located
+    if table["name"].isna().any() or table["name"].duplicated().any():
+        raise InputError(f"{path}: a name is missing or occurs twice: give every location its own, or none")
+    return located._replace(names=table["name"].to_numpy(str))
+
+
+def continued(known: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """A map between array coordinates and pixels, given at the spots, continued to other places.
+
+    It is the affine map with the least squared error; what that leaves (spots lie up to a fifth of a pitch off the
+    lattice of legacy ST) is interpolated between the spots, and taken from the nearest one outside their hull.
+
+    Args:
+      known, values: (N, 2) each; ``at``: (M, 2), in the frame of ``known``.
+
+    Returns:
+      (M, 2), in the frame of ``values``; at a spot that spot's value.
+
+    Raises:
+      InputError: the spots lie on one line.
+    """
+    known, values = np.asarray(known, np.float64), np.asarray(values, np.float64)
+    centre = known.mean(axis=0)
+    steps, _, rank, _ = np.linalg.lstsq(known - centre, values - values.mean(axis=0), rcond=1e-9)
+    if rank < 2:
+        raise InputError("the spots lie on one line: there is no lattice to continue")
+    rest = values - values.mean(axis=0) - (known - centre) @ steps
+    found = LinearNDInterpolator(known, rest)(at)
+    outside = np.isnan(found[:, 0])
+    found[outside] = NearestNDInterpolator(known, rest)(at[outside]) if outside.any() else 0
+    return values.mean(axis=0) + (at - centre) @ steps + found
+
+
+def on_tissue(adata: AnnData, xy: np.ndarray) -> np.ndarray:
+    """Which of (M, 2) places lie on tissue: (M,) bool.
+
+    Within a pitch of a measured spot, and on what the image shows as tissue; without an image, or where the spots say
+    that tissue and background cannot be told apart in it, inside the hull of the spots. Under a spot is always tissue.
+    """
+    known = np.asarray(adata.obsm["spatial"], np.float64)
+    pitch = spot_pitch(known)
+    distance = KDTree(known).query(xy)[0] / pitch
+    near, under = distance <= 1 + 1e-6, distance <= SPOT_RADIUS
+    found = thumbnail(adata)
+    if found is not None:
+        image, scale = found
+        every = -(-max(image.shape) // MASK_PX)
+        image, scale = image[::every, ::every], scale / every
+        mask = tissue_mask(image, _SMOOTHING * pitch * scale)
+        share = _look_up(mask, known, scale).mean()
+        if share >= TRUSTED:
+            return near & (under | _look_up(mask, xy, scale))
+        logging.warning(
+            "%s: only %.0f%% of the spots lie on what looks like tissue in the image: the spots' hull is used instead",
+            _name(adata), 100 * share,
+        )  # fmt: skip
+    inside = near.copy()
+    inside[near] = Delaunay(known).find_simplex(xy[near]) >= 0
+    return under | inside
+
+
+def tissue_mask(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Tissue of an H&E image: (h, w, 3) uint8 → (h, w) bool, holes filled.
+
+    Otsu's threshold (1979) on the chroma of the blurred image: slides, bright or grey, have next to none.
+
+    Args:
+      sigma: of the blur, in pixels; tissue and holes smaller than about 10 sigma across are background and tissue.
+    """
+    lab = color.rgb2lab(image)
+    chroma = filters.gaussian(np.hypot(lab[..., 1], lab[..., 2]), max(sigma, 0.5))
+    if np.ptp(chroma) == 0:
+        return np.zeros(chroma.shape, bool)
+    mask = chroma > filters.threshold_otsu(chroma)
+    size = int(np.ceil(np.pi * (5 * max(sigma, 0.5)) ** 2))
+    return morphology.remove_small_holes(morphology.remove_small_objects(mask, max_size=size), max_size=size)
+
+
+def thumbnail(adata: AnnData) -> tuple[np.ndarray, float] | None:
+    """The larger image of ``uns["spatial"]``, (h, w, 3) uint8, and its pixels per full-resolution pixel."""
+    for library in adata.uns.get("spatial", {}).values():
+        for key in ("hires", "lowres"):
+            if key in library.get("images", {}):
+                return library["images"][key], library["scalefactors"][f"tissue_{key}_scalef"]
+    return None
+
+
+def _array(adata: AnnData) -> np.ndarray:
+    return adata.obs[["array_row", "array_col"]].to_numpy(np.float64)
+
+
+def _name(adata: AnnData) -> str:
+    return f"section {adata.uns['spabit']['name']}"
+
+
+def _numbered(xy: np.ndarray, array: np.ndarray) -> Locations:
+    if not len(xy):
+        raise InputError("no location lies on the tissue: ask for more, as in --locations=grid:2x")
+    return Locations(np.array([f"grid_{i}" for i in range(len(xy))]), xy, array)
+
+
+def _check_number(number: float, asked) -> None:
+    if number > MOST:
+        raise InputError(f"--locations={asked}: {number:.3g} locations, at most {MOST:,}: ask for fewer")
+
+
+def _look_up(mask: np.ndarray, xy: np.ndarray, scale: float) -> np.ndarray:
+    """The mask at (M, 2) places in full-resolution pixels; False outside."""
+    col, row = np.floor(xy * scale).astype(int).T
+    inside = (row >= 0) & (row < mask.shape[0]) & (col >= 0) & (col < mask.shape[1])
+    found = np.zeros(len(xy), bool)
+    found[inside] = mask[row[inside], col[inside]]
+    return found

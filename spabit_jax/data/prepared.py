@@ -1,0 +1,243 @@
+"""What every experiment starts from: a section with its split, its gene panel and its image features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+from anndata import AnnData
+
+from feature_extraction import cache, encoders
+from spabit_jax.config import Config
+from spabit_jax.data.components import ImageComponents, NoImage, standardised
+from spabit_jax.data.genes import select_genes
+from spabit_jax.data.joined import align, join, join_features
+from spabit_jax.data.locations import Locations
+from spabit_jax.data.section import Frame, Places, Section, make_section_and_frame, neighbour_coordinates
+from spabit_jax.data.split import split_spots
+from spabit_jax.data.windows import warn_of_windows, window_widths
+from spabit_jax.errors import InputError
+from spabit_jax.files import content_hash
+from spabit_jax.scale import find_scale, total_counts
+
+MIN_TRAIN_SPOTS = 3
+# Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
+ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
+
+
+def transposed_crop(adata: AnnData, config: Config) -> bool:
+    """Whether the fault ``transposed_crop`` is on and has an effect on this section."""
+    return config.faults.transposed_crop and adata.uns["spabit"]["format"] in ROW_FIRST_FORMATS
+
+
+class Cached(NamedTuple):
+    """Image features of one window through the cache: the arguments of ``feature_extraction.cache``.
+
+    ``adata`` needs names, ``obsm["spatial"]`` and ``uns["spabit"]`` only: it may be places without counts.
+    """
+
+    adata: AnnData
+    encoder: str
+    patch_px: float
+    cache_dir: str
+    transposed_crop: bool
+
+    def extract(self, weights: str | None = None) -> None:
+        """Computes them if they are not there, with the weights of a file or those that the encoder finds."""
+        if cache.is_cached(*self):
+            return
+        from feature_extraction.extract import extract_section
+
+        *asked, transposed = self
+        extract_section(*asked, weights=weights, transposed_crop=transposed)
+
+    def read(self) -> np.ndarray:
+        """(N, D)."""
+        return cache.read_cache(*self)
+
+    def made_from(self) -> dict:
+        """Hashes of image and weights; InputError if the cache is missing or damaged."""
+        self.read()
+        npy, _ = cache.cache_paths(
+            self.cache_dir, self.adata.uns["spabit"]["name"], self.encoder, self.patch_px, self.transposed_crop
+        )
+        meta = cache.read_meta(npy)
+        return {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
+
+
+def side_by_side(windows: Sequence[Cached]) -> np.ndarray | None:
+    """(N, D) features of all windows; None where there is none."""
+    if len(windows) < 2:
+        return windows[0].read() if windows else None
+    return np.concatenate([window.read() for window in windows], axis=1)
+
+
+class Inputs:
+    """A section as a configuration wants it.
+
+    Attributes:
+      adata: the section, N spots, all genes.
+      is_train: (N,) bool.
+      genes: the panel, G names.
+      scale: of expression, from the train spots.
+      encoder: of the image, ``none`` where there is no image.
+      patch_px: widths of the image windows in full-resolution pixels.
+      windows: the image features of each; empty without an image.
+      related: the inputs of other sections, from whose train spots is learned too.
+
+    Raises:
+      InputError: the split, the panel, the encoder, a cache that is there already or a related section does not fit.
+    """
+
+    def __init__(self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = ()):
+        self.adata, self.config, self.related = adata, config, list(related)
+        info = adata.uns["spabit"]
+        self.name = info["name"]
+        data = config.data
+        self.is_train = split_spots(adata, data.split, data.train_fraction, data.split_seed)
+        if self.is_train.sum() < MIN_TRAIN_SPOTS:
+            raise InputError(
+                f"section {self.name} has {self.is_train.sum()} train spots under the split {data.split!r}: "
+                f"at least {MIN_TRAIN_SPOTS} are needed"
+            )
+        self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
+        self.scale = find_scale(data.scale, adata, self.is_train)
+        encoders.check_name(encoder)
+        self.encoder = encoder
+        if "image_path" not in info:
+            logging.warning("section %s has no image: running without image features", self.name)
+            self.encoder = "none"
+        self.patch_px = window_widths(data.windows, adata)
+        self.windows = []
+        if self.encoder != "none":
+            transposed = transposed_crop(adata, config)
+            self.windows = [Cached(adata, self.encoder, width, cache_dir, transposed) for width in self.patch_px]
+            for window in self.windows:
+                cache.is_cached(*window)  # refuses a cache that does not match
+            warn_of_windows(self.patch_px, adata)
+        self._check_related()
+
+    def __repr__(self) -> str:
+        data, widths = self.config.data, " + ".join(f"{width:g}" for width in self.patch_px)
+        return (
+            f"{self.name}: {self.is_train.sum()} train and {len(self.test_spots)} test spots (split {data.split}), "
+            f"{len(self.genes)} genes (panel {data.panel}), {data.scale}\n"
+            f"image features: {self.encoder}, windows of {widths} px; {len(self.related)} related sections"
+        )
+
+    def _check_related(self) -> None:
+        if self.related and not (self.config.gat.joint and not self.config.faults.array_neighbours):
+            raise InputError("--related needs gat.joint on and faults.array_neighbours off, as in default.py")
+        names = [self.name, *(other.name for other in self.related)]
+        if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+            raise InputError(f"two of --section and --related are named {twice[0]}: give each section once")
+        for other in self.related:
+            if other.encoder != self.encoder:
+                without = other.name if self.windows else self.name
+                raise InputError(f"section {without} has no image, others have: leave out the one or the others")
+
+    @property
+    def test_spots(self) -> np.ndarray:
+        """(n,) indices."""
+        return np.flatnonzero(~self.is_train)
+
+    def extract(self, weights: str | None = None) -> None:
+        """Image features into the cache, if they are not there."""
+        for inputs in (self, *self.related):
+            for window in inputs.windows:
+                window.extract(weights)
+
+    def features(self) -> np.ndarray | None:
+        """(N, D) image features from the cache; None without an image."""
+        return side_by_side(self.windows)
+
+    def describe(self) -> dict:
+        """What decides on results besides the configuration: JSON; the features must be in the cache."""
+        described = {
+            "counts_and_positions": content_hash(self.adata),
+            "genes": self.genes,
+            "encoder": self.encoder,
+            "patch_px": list(self.patch_px),
+        }
+        if self.related:
+            described["related"] = [{"name": other.name} | other.describe() for other in self.related]
+        return described | self.made_from()
+
+    def made_from(self) -> dict:
+        """Hashes of image and weights; empty without an image."""
+        return self.windows[0].made_from() if self.windows else {}
+
+    def identity(self, seeds: Sequence[int]) -> dict:
+        """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
+        drawn = {"num_seeds": len(seeds), "seeds": list(seeds)}
+        return {"inputs": self.describe(), **drawn, "config": self.config.to_dict()}
+
+    @cached_property
+    def _arrays(self) -> tuple[Section, Frame]:
+        """Own spots, then those of related sections, one below the other; and how new places become arrays."""
+        adata, features, is_train = self.joined()
+        section, frame = make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
+        return align(section, [len(inputs.is_train) for inputs in (self, *self.related)]), frame
+
+    def joined(self) -> tuple[AnnData, np.ndarray | None, np.ndarray]:
+        """Section, image features and train spots, or those of this and all related sections, one below the other."""
+        if not self.related:
+            return self.adata, self.features(), self.is_train
+        parts = (self, *self.related)
+        adata = join([inputs.adata for inputs in parts], self.genes)
+        return adata, join_features([i.features() for i in parts]), np.concatenate([i.is_train for i in parts])
+
+    def section(self) -> Section:
+        """The spots of this configuration: own ones, then those of related sections."""
+        return self._arrays[0]
+
+    def places(self, locations: Locations, features=None) -> Places:
+        """M new places.
+
+        Args:
+          features: (M, D) their image features; None without an image.
+        """
+        if self.related and features is not None:
+            features = standardised(features, by=self.features())
+        return self._arrays[1].places(locations.xy, features)
+
+    def image_components(self) -> np.ndarray:
+        """(N, C) image components of the own spots, whatever the model takes; C is 0 without an image."""
+        section = self.section()
+        xy, features = section.xy[: self.adata.n_obs], self.features()
+        if self.config.data.image_transform == "components":
+            return section.image[: self.adata.n_obs]
+        return NoImage().at(xy) if features is None else ImageComponents.fit(xy, features)[1]
+
+    def near(self) -> np.ndarray:
+        """(N, 2) coordinates by which neighbours are found."""
+        return neighbour_coordinates(self.adata, self.config)
+
+    def truth(self) -> np.ndarray:
+        """(N, G) measured expression of every spot: for metrics, and for nothing before them."""
+        return self.scale.expression(self.counts(), self.totals)
+
+    @property
+    def totals(self) -> np.ndarray:
+        """(N,) counts of all genes: as ``truth``."""
+        return total_counts(self.adata)
+
+    def counts(self) -> np.ndarray:
+        """(N, G) counts of every spot: as ``truth``."""
+        return self.adata[:, self.genes].X.toarray()
+
+    def protocol(self) -> dict:
+        """The protocol as metrics.json has it; ``related``, train spots by section, only where there are some."""
+        protocol = {
+            "split": self.config.data.split,
+            "panel": self.config.data.panel,
+            "scale": self.config.data.scale,
+            "n_genes": len(self.genes),
+            "n_train": int(self.is_train.sum()),
+            "n_test": len(self.test_spots),
+        }
+        related = {other.name: int(other.is_train.sum()) for other in self.related}
+        return protocol | ({"related": related} if related else {})

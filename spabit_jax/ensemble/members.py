@@ -1,0 +1,289 @@
+"""What predicts: SpaBiT, kriging and ridge regression behind one interface, and a user's own.
+
+A member is fitted to the train spots of a section. The fitted one says what it predicts at each train spot as if that
+spot had never been measured, from which the weights of the members are found, and what it predicts anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from spabit_jax.config import Config
+from spabit_jax.data.section import Places, Section
+from spabit_jax.ensemble.ridge import NeighbourRegression
+from spabit_jax.errors import InputError
+from spabit_jax.files import replacing
+from spabit_jax.kriging.bag import Bag, fit_bag, pack, unpack
+from spabit_jax.kriging.process import Fitted
+from spabit_jax.training.fit import losses_table, save_state
+from spabit_jax.training.network import Trainer
+
+FOLDS = 5
+
+
+class Estimate(NamedTuple):
+    """What a member says of the expression at n places."""
+
+    mean: Float[np.ndarray, "S n G"]  # one for each seed; S is 1 where there is no randomness
+    variance: Float[np.ndarray, "n G"] | None  # of a measurement, where the member knows it
+
+
+class HeldOut(NamedTuple):
+    """What a member says of the n train spots of a section, of each as if it had never been measured."""
+
+    estimate: Estimate  # at the train spots, made without the expression of the spot itself
+    unseen: Bool[np.ndarray, "S n"]  # spots that nothing of that seed was fitted to: their errors are honest ones
+
+
+class FittedMember(Protocol):
+    """A member that has learned from the train spots of a section."""
+
+    def held_out(self) -> HeldOut:
+        """At the train spots of its section."""
+        ...
+
+    def predict(self, places: Places) -> Estimate:
+        """At n places of its section; of a place, whatever other places are asked for."""
+        ...
+
+
+class Member(Protocol):
+    """A way to predict."""
+
+    def fit(self, section: Section, *, seeds: Sequence[int], folder: Path | None = None) -> FittedMember:
+        """Learns from the train spots.
+
+        Args:
+          section: the expression of its test spots is NaN.
+          seeds: of what is random; one fit for each, or one for all.
+          folder: what is there of an earlier fit to the same is gone on from, and what is fitted is left there; None
+            keeps it in memory. A member that is slow to fit has a method ``restore`` too, with the same arguments,
+            which takes what is there and raises InputError if that is not finished.
+        """
+        ...
+
+
+def draw_folds(section: Section, seed: int = 0) -> list[np.ndarray]:
+    """Positions among the train spots in random order, in ``FOLDS`` parts."""
+    order = np.random.default_rng(seed).permutation(section.train_spots)
+    return [np.searchsorted(section.train_spots, part) for part in np.array_split(order, min(FOLDS, len(order)))]
+
+
+class Network:
+    """SpaBiT, or whatever ``config.model.name`` names: a network for each seed.
+
+    Args:
+      config: of the run.
+      gene_tokens, part: of the reference's separate GAT (``reference.separate_gat``), where there is one.
+    """
+
+    def __init__(self, config: Config, gene_tokens=None, part=None):
+        self.config, self.gene_tokens, self.part = config, gene_tokens, part
+
+    def fit(self, section: Section, *, seeds: Sequence[int], folder: Path | None = None) -> FittedNetwork:
+        trainer = Trainer(section, self.config, self.gene_tokens, self.part)
+        states = trainer.fit_seeds(list(seeds), None if folder is None else folder / "checkpoints")
+        return FittedNetwork(trainer, list(seeds), states)
+
+    def restore(self, section: Section, *, seeds: Sequence[int], folder: Path) -> FittedNetwork:
+        """What a finished ``fit`` left in the folder; InputError if it is not there or not finished."""
+        trainer = Trainer(section, self.config, self.gene_tokens, self.part)
+        states = [trainer.restore(seed, folder / "checkpoints" / f"seed_{seed}") for seed in seeds]
+        return FittedNetwork(trainer, list(seeds), states)
+
+
+class FittedNetwork(NamedTuple):
+    """S trained networks, and the trainer that applies them."""
+
+    trainer: Trainer
+    seeds: list[int]
+    states: list  # ``training.fit.FitState`` of each
+
+    def held_out(self) -> HeldOut:
+        """Each seed's unseen fifth of the train spots decided nothing about it; all its predictions lack the spot."""
+        trainer, train = self.trainer, self.trainer.train_spots
+        unseen = np.zeros((len(self.seeds), len(train)), bool)
+        for row, seed in zip(unseen, self.seeds, strict=True):
+            spots = trainer.held_out(seed)[1]
+            row[np.searchsorted(train, spots) if len(spots) else slice(None)] = True  # all, where none was held out
+        return HeldOut(self.at_spots(train), unseen)
+
+    def save(self, folder: Path) -> None:
+        """So that ``Network.restore`` finds it."""
+        for seed, state in zip(self.seeds, self.states, strict=True):
+            save_state(state, folder / "checkpoints" / f"seed_{seed}")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Losses: columns stage, seed, epoch, train_loss, valid_loss (NaN where there was no validation)."""
+        pairs = zip(self.seeds, self.states, strict=True)
+        return pd.concat([losses_table("spabit", seed, state.losses[: int(state.epoch)]) for seed, state in pairs])
+
+    def at_spots(self, spots: np.ndarray) -> Estimate:
+        """As ``predict``, at (n,) spots of the section: what the reference does needs to know that they are."""
+        return self._stacked(self.trainer.predict, spots)
+
+    def predict(self, places: Places) -> Estimate:
+        return self._stacked(self.trainer.predict_at, places)
+
+    def _stacked(self, predict, where) -> Estimate:
+        pairs = zip(self.seeds, self.states, strict=True)
+        return Estimate(np.stack([predict(state.chosen, where, seed) for seed, state in pairs]), None)
+
+
+class Kriging:
+    """Gaussian processes over space and image: ``kriging.bag``."""
+
+    def __init__(self, config: Config):
+        self.n_components = config.model.n_components
+
+    def fit(self, section: Section, *, seeds: Sequence[int] = (), folder: Path | None = None) -> FittedKriging:
+        path = None if folder is None else folder / "kriging.npz"
+        train, folds = section.train_spots, draw_folds(section)
+        known = section.xy[train], section.image[train], section.expression[train]
+        if path is not None and path.exists():
+            fitted = unpack(dict(np.load(path)))
+        else:
+            fitted = fit_bag(*known, folds, self.n_components)
+            if path is not None:
+                save_fits(fitted, path)
+        return FittedKriging(Bag(fitted, *known), folds, fitted)
+
+    def restore(self, section: Section, *, seeds: Sequence[int], folder: Path) -> FittedKriging:
+        """What a finished ``fit`` left in the folder; InputError if it is not there."""
+        if not (folder / "kriging.npz").exists():
+            raise InputError(f"{folder / 'kriging.npz'} is missing: run the stage train first (--stages=train)")
+        return self.fit(section, seeds=seeds, folder=folder)
+
+
+def save_fits(fitted: list[Fitted], path: Path) -> None:
+    with replacing(path) as temporary:
+        np.savez(temporary, **pack(fitted))
+
+
+class FittedKriging(NamedTuple):
+    """Kriging from all train spots, the folds without which its parameters were found, and what was found."""
+
+    bag: Bag
+    folds: list[np.ndarray]
+    fits: list[Fitted]
+
+    def save(self, folder: Path) -> None:
+        """So that ``Kriging.restore`` finds it."""
+        save_fits(self.fits, folder / "kriging.npz")
+
+    def held_out(self) -> HeldOut:
+        mean, variance = self.bag.left_out(self.folds)
+        return HeldOut(Estimate(mean[None], variance), np.ones((1, len(mean)), bool))
+
+    def predict(self, places: Places) -> Estimate:
+        mean, variance = self.bag.at(places.xy, places.image)
+        return Estimate(mean[None], variance)
+
+
+class Ridge:
+    """Ridge regression on image components and neighbours' expression: quick, so that nothing of it is kept."""
+
+    def fit(self, section: Section, *, seeds: Sequence[int] = (), folder: Path | None = None) -> FittedRidge:
+        return FittedRidge(section)
+
+
+class FittedRidge:
+    """Ridge regression fitted to all train spots and, for ``held_out``, to those outside each fold."""
+
+    def __init__(self, section: Section):
+        train = section.train_spots
+        self.folds = draw_folds(section)
+        self.known = section.xy[train], section.image[train], section.expression[train]
+        self.whole = NeighbourRegression().fit(*self.known)
+
+    def held_out(self) -> HeldOut:
+        xy, image, expression = self.known
+        mean = np.empty_like(expression)
+        for fold in self.folds:
+            others = np.setdiff1d(np.arange(len(xy)), fold)
+            model = NeighbourRegression().fit(xy[others], image[others], expression[others])
+            model.look_at(xy, expression)
+            mean[fold] = model.predict(xy, image, own=True)[fold]
+        return HeldOut(Estimate(mean[None], None), np.ones((1, len(mean)), bool))
+
+    def predict(self, places: Places) -> Estimate:
+        return Estimate(self.whole.predict(places.xy, places.image)[None], None)
+
+
+MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and a line here
+    "spabit": Network,
+    "kriging": Kriging,
+    "ridge": lambda config: Ridge(),
+}
+
+
+def make_members(config: Config, gene_tokens: tuple | None = None) -> dict[str, Member]:
+    """The members that ``config.model.members`` names; InputError for one that is not known.
+
+    Args:
+      gene_tokens: tokens and part of the reference's separate GAT, for the network.
+    """
+    members = {}
+    for name in config.model.members.split(","):
+        if name not in MEMBERS:
+            raise InputError(f"config.model.members names {name!r}: known members are {', '.join(MEMBERS)}")
+        tokens = gene_tokens if name == "spabit" and gene_tokens is not None else ()
+        members[name] = MEMBERS[name](config, *tokens)
+    return members
+
+
+def fit_members(
+    members: dict[str, Member], section: Section, seeds: Sequence[int], folder: Path | None = None
+) -> dict[str, FittedMember]:
+    """Each member fitted, one after the other: on a CPU two programs with batches of LAPACK calls may block."""
+    return {name: member.fit(section, seeds=seeds, folder=folder) for name, member in members.items()}
+
+
+def restore_members(
+    members: dict[str, Member], section: Section, seeds: Sequence[int], folder: Path
+) -> dict[str, FittedMember]:
+    """What ``fit_members`` left in the folder, or InputError; a member without ``restore`` is quick to fit again."""
+    how = {name: getattr(member, "restore", member.fit) for name, member in members.items()}
+    return {name: restore(section, seeds=seeds, folder=folder) for name, restore in how.items()}
+
+
+def estimate_spots(
+    section: Section, fitted: dict[str, FittedMember], held_out: dict[str, HeldOut], n_spots: int | None = None
+) -> dict[str, Estimate]:
+    """Each member's estimate at the spots of a section, of a train spot without its own expression.
+
+    Args:
+      held_out: what each member's ``held_out`` gave.
+      n_spots: the first so many rows are the section's own, the others those of related sections; all if None.
+    """
+    n = len(section.xy) if n_spots is None else n_spots
+    test, estimates = np.flatnonzero(~section.is_train[:n]), {}
+    for name, member in fitted.items():
+        at_test = None
+        if len(test):  # the reference's network needs to know which spots they are
+            of_spots = getattr(member, "at_spots", None)
+            at_test = of_spots(test) if of_spots else member.predict(section.places(test))
+        estimates[name] = _together(held_out[name].estimate, section.train_spots, at_test, test, n)
+    return estimates
+
+
+def _together(left_out: Estimate, train: np.ndarray, at_test: Estimate | None, test: np.ndarray, n: int) -> Estimate:
+    """One estimate at the first n spots of those at all train spots and at the test spots."""
+    own = train < n  # the others are related sections'
+    mean = np.empty((len(left_out.mean), n, left_out.mean.shape[2]), np.float32)
+    mean[:, train[own]] = left_out.mean[:, own]
+    variance = None if left_out.variance is None else np.empty(mean.shape[1:], np.float32)
+    if variance is not None:
+        variance[train[own]] = left_out.variance[own]
+    if at_test is not None:
+        mean[:, test] = at_test.mean
+        if variance is not None:
+            variance[test] = at_test.variance
+    return Estimate(mean, variance)

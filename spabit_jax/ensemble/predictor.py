@@ -1,0 +1,350 @@
+"""A trained model: made in memory or read from a run folder, and what it predicts, at spots and anywhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.spatial import KDTree
+from tqdm.auto import tqdm
+
+from feature_extraction import cache
+from spabit_jax.config import Config
+from spabit_jax.data.locations import Locations, find_locations
+from spabit_jax.data.prepared import Inputs, side_by_side
+from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
+from spabit_jax.ensemble.members import (
+    FittedMember,
+    HeldOut,
+    estimate_spots,
+    fit_members,
+    make_members,
+    restore_members,
+)
+from spabit_jax.errors import InputError
+from spabit_jax.files import first_difference, replacing, write_or_match
+from spabit_jax.models import MODELS
+from spabit_jax.neighbours import spot_pitch
+from spabit_jax.predictions import make_predictions
+from spabit_jax.readers import read_section
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
+CHUNK = 4096  # locations predicted at a time
+SAME_PLACE = 1e-3  # of the pitch: a location this near to a spot is the spot's
+
+
+class Model:
+    """Fitted members and how they become one prediction.
+
+    Attributes:
+      inputs: the section that they were fitted to.
+      seeds: of the networks.
+      fitted: the members by name.
+    """
+
+    def __init__(self, inputs: Inputs, seeds: Sequence[int], fitted: dict[str, FittedMember]):
+        self.inputs, self.seeds, self.fitted = inputs, list(seeds), fitted
+
+    @cached_property
+    def held_out(self) -> dict[str, HeldOut]:
+        """What each member says at the train spots, as if each had never been measured."""
+        return {name: member.held_out() for name, member in self.fitted.items()}
+
+    @cached_property
+    def blend(self) -> Blend:
+        section = self.inputs.section()
+        return fit_blend(section.expression[section.train_spots], self.held_out)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each member in the prediction."""
+        return self.blend.weights
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Losses of the networks: columns stage, seed, epoch, train_loss, valid_loss."""
+        tables = [member.history for member in self.fitted.values() if hasattr(member, "history")]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def __repr__(self) -> str:
+        info, weights = self.inputs, ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
+        return f"Model of {info.name}: {len(info.genes)} genes, {len(self.seeds)} seeds\nweights: {weights}"
+
+    def predict(self, at: str | Locations | None = None) -> AnnData:
+        """Predictions as an AnnData, as in predictions.h5ad.
+
+        Args:
+          at: None for the section's own spots, a train spot without its own measurement; ``grid:4x``, ``um:16`` or a
+            CSV file; or ``Locations``.
+        """
+        if at is None:
+            return self.predictions(self.predict_spots())
+        return self.predict_at(find_locations(self.inputs.adata, at) if isinstance(at, str) else at)
+
+    def save(self, out: str | Path) -> None:
+        """Writes the model into a run folder, from which ``load`` and ``experiments.predict`` take it.
+
+        Raises:
+          InputError: the folder holds another run; or the model has related sections, which only a run keeps.
+        """
+        out = Path(out)
+        if self.inputs.related:
+            raise InputError("a model with related sections is not saved from memory: use experiments.run --related")
+        write_config(out, self.inputs, self.seeds, kept_in(out, self.inputs))
+        for member in self.fitted.values():
+            if hasattr(member, "save"):
+                member.save(out)
+        if len(self.history):
+            with replacing(out / "history.csv") as temporary:
+                self.history.to_csv(temporary, index=False)
+
+    def predict_spots(self) -> Prediction:
+        """At the section's own spots, of a train spot without its own measurement."""
+        return self.blend.apply(
+            estimate_spots(self.inputs.section(), self.fitted, self.held_out, self.inputs.adata.n_obs)
+        )
+
+    def predictions(self, prediction: Prediction) -> AnnData:
+        """What ``predict_spots`` gave, as the content of predictions.h5ad."""
+        inputs, adata = self.inputs, self.inputs.adata
+        return make_predictions(
+            prediction.mean,
+            prediction.sd,
+            truth=inputs.truth(),
+            split=np.where(inputs.is_train, "train", "test"),
+            obs=adata.obs,
+            var=adata.var.loc[inputs.genes],
+            xy=adata.obsm["spatial"],
+            of=adata,
+            info=provenance(inputs) | {"weights": self.weights},
+            totals=inputs.totals,
+            image=inputs.image_components(),
+        )
+
+    def predict_at(self, locations: Locations, weights: str | None = None) -> AnnData:
+        """Expression at M locations, from all train spots; a location's does not depend on which others are asked for.
+
+        At the place of a train spot, that spot's measurement is among what the prediction is made from.
+
+        Args:
+          locations: where.
+          weights: file of the encoder's weights, where it needs one.
+
+        Returns:
+          AnnData (M, G) as in predictions.h5ad: ``X`` predicted expression, ``layers["sd"]``; ``layers["truth"]`` and
+          ``obs["split"]`` of the measured spot that lies at a location, else NaN and ``new``; ``obs`` array_row and
+          array_col, continued between the spots; ``obsm["spatial"]``; provenance in ``uns["spabit"]``.
+        """
+        inputs, n = self.inputs, len(locations.xy)
+        check_predicts_anywhere(inputs.config)
+        places = inputs.places(locations, features_at(inputs, locations, weights))
+        mean, sd = np.empty((2, n, len(inputs.genes)), np.float32)
+        for start in tqdm(range(0, n, CHUNK), "locations", unit_scale=CHUNK, unit="location", disable=None):
+            rows = slice(start, start + CHUNK)
+            part = type(places)(*(array[rows] for array in places))
+            prediction = self.blend.apply({name: member.predict(part) for name, member in self.fitted.items()})
+            mean[rows], sd[rows] = prediction.mean, prediction.sd
+        known = np.asarray(inputs.adata.obsm["spatial"], np.float64)
+        distance, spot = KDTree(known).query(locations.xy)
+        measured = distance <= SAME_PLACE * spot_pitch(known)
+        truth = np.full(mean.shape, np.nan, np.float32)
+        truth[measured] = inputs.truth()[spot[measured]]
+        return make_predictions(
+            mean,
+            sd,
+            truth=truth,
+            split=np.where(measured, np.where(inputs.is_train, "train", "test")[spot], "new"),
+            obs=pd.DataFrame(locations.array, locations.names, ["array_row", "array_col"]),
+            var=inputs.adata.var.loc[inputs.genes],
+            xy=locations.xy,
+            of=inputs.adata,
+            info=provenance(inputs) | {"train_spots_see_themselves": True, "weights": self.weights},
+        )
+
+
+def write_config(out: Path, inputs: Inputs, seeds: Sequence[int], origin: dict) -> None:
+    """Writes config.json before anything else goes into a run folder; InputError where it holds another run.
+
+    Args:
+      origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
+    """
+    identity = inputs.identity(seeds)
+    versions = {name: version(name) for name in PACKAGES}
+    write_or_match(out / "config.json", {**origin, **identity, "versions": versions}, keys=tuple(identity))
+
+
+def kept_in(out: Path, inputs: Inputs) -> dict:
+    """A section from memory, written into the run folder, and what config.json says of it."""
+    info, adata = inputs.adata.uns["spabit"], inputs.adata
+    path, image = out / "section.h5ad", str(info.get("image_path", ""))
+    if not path.exists():
+        with replacing(path) as temporary:
+            adata.write_h5ad(temporary)
+    section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
+    section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
+    cache_dir = inputs.windows[0].cache_dir if inputs.windows else "cache"
+    return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
+
+
+def fit(inputs: Inputs, seeds: Sequence[int], folder: Path | None = None, gene_tokens: tuple | None = None) -> Model:
+    """Fits the members of the configuration; the image features must be in the cache.
+
+    Args:
+      inputs: the section.
+      seeds: of the networks.
+      folder: of a run, whose earlier fits are gone on from; None keeps all in memory.
+      gene_tokens: of the reference's separate GAT; trained here if None and there is to be one.
+    """
+    section, config = inputs.section(), inputs.config
+    if gene_tokens is None and not config.gat.joint:
+        from spabit_jax.reference.separate_gat import gene_tokens as train_gat
+
+        gene_tokens = train_gat(section, inputs.near(), config)[:2]
+    return Model(inputs, seeds, fit_members(make_members(config, gene_tokens), section, seeds, folder))
+
+
+def restore(inputs: Inputs, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:
+    """What ``fit`` left in a folder; InputError if it is not there or not finished."""
+    members = make_members(inputs.config, gene_tokens)
+    return Model(inputs, seeds, restore_members(members, inputs.section(), seeds, folder))
+
+
+def load(run: Path, weights: str | None = None) -> Model:
+    """The model of a finished run, which predicts anywhere.
+
+    Args:
+      run: the folder.
+      weights: file of the encoder's weights, where image features are not in the cache any more.
+
+    Raises:
+      InputError: no such run, one that is not finished, or one whose section is not what it was.
+    """
+    content = read_run(run)
+    config = _config(run, content)
+    check_predicts_anywhere(config)
+    return restore(_inputs(run, content, config, weights), content.get("seeds") or range(content["num_seeds"]), run)
+
+
+def read_run(run: Path) -> dict:
+    """The content of a run's config.json; InputError if it cannot be used to read the section again."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: --run must be the folder of a run of experiments.run")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): run experiments.run again") from error
+    if "reading" not in content.get("section", {}):
+        raise InputError(f"{path} does not say how its section is read: run experiments.run again, into another --out")
+    return content
+
+
+def _config(run: Path, content: dict) -> Config:
+    try:
+        config = Config.from_dict(content["config"])
+    except TypeError as error:
+        raise InputError(f"{run / 'config.json'} is of another version of the code ({error}): run again") from error
+    if config.model.name not in MODELS:  # no file that a run folder names is executed
+        raise InputError(
+            f"{run} is of the model {config.model.name!r}, which is not registered: give the preset that defines it "
+            "with --config=FILE, or import it first"
+        )
+    return config.validate()
+
+
+def _inputs(run: Path, content: dict, config: Config, weights: str | None) -> Inputs:
+    section, before = content["section"], content["inputs"]
+    encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
+    paths = section.get("related", [])
+    related = [
+        Inputs(read_section(path, **section["reading_related"]), of_its_time(config.of_related(), was), encoder,
+               content["cache_dir"])
+        for path, was in zip(paths, before.get("related", []), strict=True)
+    ]  # fmt: skip
+    adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
+    config = of_its_time(config, before)
+    inputs = Inputs(adata, config, encoder, content["cache_dir"], related)
+    inputs.extract(weights)
+    now = inputs.describe()
+    if now != before:
+        where = first_difference(before, now, "inputs")
+        raise InputError(f"{section['path']} is not what {run} was trained on, {where}: put it back, or run again")
+    return inputs
+
+
+def of_its_time(config: Config, described: dict) -> Config:
+    """The configuration with the windows of ``described``, which in folders from before ``data.windows`` is a number.
+
+    There it becomes the list that it is now, in place.
+    """
+    if isinstance(described["patch_px"], list):
+        return config
+    windows = f"{described['patch_px']:.9g}px"
+    described["patch_px"] = [described["patch_px"]]
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, windows=windows))
+
+
+def check_predicts_anywhere(config: Config) -> None:
+    """Raises InputError for a model that predicts only the spots that it was trained with."""
+    if not config.gat.joint or config.faults.batch_attention:
+        name = "faults.batch_attention is on" if config.gat.joint else "gat.joint is off"
+        raise InputError(
+            f"config.{name}: such a model predicts the section's spots only: use --locations=spots, or the preset "
+            "default.py"
+        )
+
+
+def features_at(inputs: Inputs, locations: Locations, weights: str | None = None) -> np.ndarray | None:
+    """(M, D) image features at the locations, through the cache; None where the run has none.
+
+    Raises:
+      InputError: they cannot be extracted, or come from other weights than those at the spots.
+    """
+    if not inputs.windows:
+        return None
+    digest = cache.hash_coordinates(locations.names, locations.xy)[:12]
+    info = {**inputs.adata.uns["spabit"], "name": f"{inputs.name}_at_{digest}"}
+    places = AnnData(obs=pd.DataFrame(index=locations.names), obsm={"spatial": locations.xy}, uns={"spabit": info})
+    here = [window._replace(adata=places) for window in inputs.windows]
+    for window in here:
+        window.extract(weights)
+    if here[0].made_from() != inputs.made_from():
+        raise InputError(
+            "image features at the locations come from other weights or another image than those at the spots of "
+            f"{inputs.name}: give the run's weights with --weights=FILE, and delete {info['name']}.* in the cache"
+        )
+    return side_by_side(here)
+
+
+def provenance(inputs: Inputs) -> dict:
+    """What predictions come from, for ``uns["spabit"]``."""
+    n_train, n = int(inputs.is_train.sum()), len(inputs.is_train)
+    which = f"{n_train} of {n} spots" if n_train < n else f"all {n} spots"
+    which += f" (split {inputs.config.data.split})"
+    for other in inputs.related:
+        which += f", {int(other.is_train.sum())} of {other.name} (split {other.config.data.split})"
+    return {
+        "method": inputs.config.name,
+        "encoder": inputs.encoder,
+        "scale": inputs.scale.name,
+        **({} if inputs.scale.target is None else {"scale_target": inputs.scale.target}),
+        "panel": inputs.config.data.panel,
+        "patch_px": list(inputs.patch_px) if inputs.windows else [],
+        "split_rule": inputs.config.data.split,
+        "trained_on": which,
+        "train_spots_see_themselves": inputs.config.faults.self_in_gene_token,
+    }
+
+
+def needed(path: Path, stage: str, read):
+    """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is not there."""
+    if not path.exists():
+        raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")
+    return read(path)

@@ -1,0 +1,186 @@
+"""The last stage of a run, where its predictions meet the truth of test spots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from spabit_jax.errors import InputError
+from spabit_jax.evaluation import baselines, metrics, plots
+from spabit_jax.evaluation.report import MEMBERS, RIVALS, run_blocks, write_report
+from spabit_jax.files import replacing, write_json
+from spabit_jax.neighbours import spot_pitch
+from spabit_jax.predictions import measured_counts, scale_of
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
+NO_PART = 0.01  # weight below which a member is not in the numbers
+SCORES = ("pcc", "mse", "mae")
+
+
+def evaluate(predictions: AnnData, members: dict[str, np.ndarray] | None = None, per_seed=()) -> pd.DataFrame:
+    """Predictions beside the truth of their test spots, and beside what a user could do without the model.
+
+    Args:
+      predictions: content of predictions.h5ad, with test spots.
+      members: name → (N, G) predictions of each member alone, if they are known; spares fitting learned kriging.
+      per_seed: (S, N, G) predictions of each seed, if they are known.
+
+    Returns:
+      A row for each gene and method: gene, method, seed (``ensemble``, a number, or "" of a rival), pcc, mse, mae.
+      ``attrs["summary"]`` has what metrics.json says of them: pcc, mse, mae (mean, sd, per_seed), ensemble, members,
+      baselines, ceiling, depth_only; ``attrs["coverage"]`` the share of measurements inside intervals of ``LEVELS``.
+
+    Raises:
+      InputError: there is no test spot.
+    """
+    test = np.flatnonzero((predictions.obs["split"] == "test").to_numpy())
+    if not len(test):
+        raise InputError("every spot is a train spot: there is no test spot to evaluate on")
+    truth, method = predictions.layers["truth"][test], predictions.uns["spabit"]["method"]
+
+    def score(predicted: np.ndarray) -> pd.DataFrame:
+        return metrics.gene_metrics(truth, predicted, predictions.var_names)
+
+    seeds = [score(predicted[test]) for predicted in per_seed]
+    ensemble = score(predictions.X[test])
+    alone = {name: score(predicted[test]) for name, predicted in (members or {}).items()}
+    rivals = {name: score(predicted) for name, predicted in _rivals(predictions, test, members or {}).items()}
+    rows = [(method, seed, table) for seed, table in enumerate(seeds)]
+    rows += [(method, "ensemble", ensemble)]
+    rows += [(f"{method}:{name}", "ensemble", table) for name, table in alone.items()]
+    rows += [(name, "", table) for name, table in rivals.items()]
+    genes = pd.concat(table.reset_index().assign(method=name, seed=seed) for name, seed, table in rows)
+
+    of_seeds = [metrics.summarize(table) for table in seeds or [ensemble]]
+    summary = metrics.summarize_seeds(of_seeds, metrics.summarize(ensemble))
+    sd = predictions.layers["sd"][test]
+    covered = {level: metrics.coverage(truth, predictions.X[test], sd, level) for level in LEVELS}
+    summary["ensemble"]["coverage90"] = covered[0.9]
+    summary["members"] = {name: _three(table) for name, table in alone.items()}
+    summary["baselines"] = {name: _three(table) for name, table in rivals.items()}
+    counts, totals = measured_counts(predictions)
+    ceiling = metrics.noise_ceiling(counts[test], totals[test], scale_of(predictions))
+    summary["ceiling"] = _number(np.nanmean(ceiling)) if np.isfinite(ceiling).any() else None
+    train = np.flatnonzero((predictions.obs["split"] == "train").to_numpy())
+    depth = metrics.depth_only(predictions.layers["truth"][train], totals[train], totals[test])
+    summary["depth_only"] = _three(score(depth))["pcc"]
+    genes = genes[["gene", "method", "seed", *SCORES]].reset_index(drop=True)
+    genes.attrs = {"summary": summary, "coverage": covered}
+    return genes
+
+
+def _rivals(predictions: AnnData, test: np.ndarray, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(n, G) at the test spots, by what a user could do without this model; learned kriging may be a member's."""
+    xy = np.asarray(predictions.obsm["spatial"], np.float64)
+    xy = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
+    image = predictions.obsm.get("image_components")
+    image = np.zeros((len(xy), 0), np.float32) if image is None else np.asarray(image)
+    spots, is_train = baselines.Spots(xy, image, image), (predictions.obs["split"] == "train").to_numpy()
+    given, truth = spots.at(is_train), predictions.layers["truth"][is_train]
+    predicted = {}
+    for name in RIVALS:
+        if name == "kriging_learned" and "kriging" in members:
+            predicted[name] = members["kriging"][test]
+        else:
+            predicted[name] = np.maximum(baselines.BASELINES[name]().fit(given, truth).predict(spots.at(test))[0], 0)
+    return predicted
+
+
+def write_evaluation(
+    out: Path, predictions: AnnData, members: dict[str, np.ndarray], per_seed: np.ndarray, header: dict, seconds: dict
+) -> dict:
+    """Writes ``genes.csv``, ``metrics.json``, ``figures/`` and ``report.html`` into a run folder.
+
+    Without test spots there is nothing to compare with: of the metrics only the weights are known.
+
+    Args:
+      out: the run folder, with ``history.csv``.
+      predictions, members, per_seed: as ``evaluate`` takes them.
+      header: the parts of metrics.json that describe the run.
+      seconds: of each stage.
+
+    Returns:
+      The content of metrics.json.
+    """
+    weights = {name: float(predictions.uns["spabit"]["weights"][name]) for name in members}
+    content, best = {**header, "weights": weights}, None
+    if header["protocol"]["n_test"]:
+        genes = evaluate(predictions, members, per_seed)
+        content |= genes.attrs["summary"]
+        with replacing(out / "genes.csv") as temporary:
+            genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]].to_csv(
+                temporary, index=False
+            )
+        covered = genes.attrs["coverage"]
+        plots.plot_calibration(list(covered), list(covered.values()), out / "figures" / "calibration.png")
+        best = max(content["baselines"], key=lambda name: content["baselines"][name]["pcc"] or -2)
+        x, y = (genes[genes["method"] == name].query("seed in ('', 'ensemble')") for name in (best, header["method"]))
+        path = out / "figures" / "pcc_scatter.png"
+        plots.plot_pcc_scatter(x["pcc"].to_numpy(), y["pcc"].to_numpy(), RIVALS[best], header["method"], path)
+    content["seconds"] = seconds
+    _figures(out, predictions, content)
+    write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
+    write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
+    return content
+
+
+def summary(content: dict) -> str:
+    """The table of a run, as text: the prediction, its members with their weights, its rivals and its bounds."""
+    protocol, weights = content["protocol"], content["weights"]
+    what = f"{protocol['n_genes']} genes (panel {protocol['panel']}), {protocol['scale']}"
+    lines = ["", f"{content['section']}: {protocol['n_train']} train spots, {protocol['n_test']} test spots, {what}"]
+    if protocol["n_test"]:
+        lines.append(f"{'method':<28}{'weight':>8}{'PCC':>8}{'MSE':>8}{'MAE':>8}")
+        rows = [(content["method"], "", content["ensemble"])]
+        rows += [(f"  {MEMBERS.get(n, n)} alone", f"{weights[n]:.3f}", of) for n, of in content["members"].items()]
+        rows += [(RIVALS[name], "", scores) for name, scores in content["baselines"].items()]
+        for name, weight, scores in rows:
+            lines.append(f"{name:<28}{weight:>8}" + "".join(f"{_text(scores[score]):>8}" for score in SCORES))
+        lines.append(f"{'noise ceiling':<28}{'':>8}{_text(content['ceiling']):>8}")
+        lines.append(f"{'depth only':<28}{'':>8}{_text(content['depth_only']):>8}")
+        covered = content["ensemble"]["coverage90"]
+        lines.append(f"90% intervals hold {covered:.1%} of the test measurements")
+    else:
+        shares = ", ".join(f"{MEMBERS.get(name, name)} {weight:.3f}" for name, weight in weights.items())
+        lines.append(f"every spot is a train spot: there is no test spot to evaluate on. Weights: {shares}")
+    for name, weight in weights.items():
+        if weight < NO_PART:
+            lines.append(f"the weight of {MEMBERS.get(name, name)} is {weight:.3f}: it is not in these numbers")
+    return "\n".join(lines)
+
+
+def _three(table: pd.DataFrame) -> dict[str, float | None]:
+    summarized = metrics.summarize(table)
+    return {name: _number(summarized[name]) for name in SCORES}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _figures(out: Path, predictions: AnnData, content: dict) -> None:
+    folder = out / "figures"
+    shown = _shown(out, predictions, content)
+    if shown:
+        plots.plot_gene_maps(predictions, shown, folder / "gene_maps.png")
+    history = pd.read_csv(out / "history.csv") if (out / "history.csv").exists() else ()
+    if len(history):  # an imported network has none
+        plots.plot_history(history, folder / "history.png", content["weights"]["spabit"])
+
+
+def _shown(out: Path, predictions: AnnData, content: dict) -> dict[str, str]:
+    """Label → gene: the best, the median and the worst; without test spots those that are predicted to vary most."""
+    if not content["protocol"]["n_test"]:
+        order = np.argsort(-predictions.X.std(axis=0), kind="stable")
+        return {f"varies most, {i + 1}": predictions.var_names[gene] for i, gene in enumerate(order[:3])}
+    genes = pd.read_csv(out / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
+    own = genes[(genes["method"] == content["method"]) & (genes["seed"] == "ensemble")]
+    ranked = own.dropna(subset=["pcc"]).sort_values("pcc", ascending=False, kind="stable")["gene"].to_list()
+    return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]} if ranked else {}

@@ -1,0 +1,126 @@
+"""The tables of a benchmark, as Markdown."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from spabit_jax.evaluation import metrics
+from spabit_jax.evaluation.baselines import BASELINES, NEED_IMAGE
+from spabit_jax.evaluation.report import markdown_table
+from spabit_jax.scale import LABELS
+
+PIECE = ["section", "split", "scale", "encoder"]
+STAND_IN = "kriging"  # for methods that need an image, in means over sections, on sections that have none
+
+
+def pivot(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Means of a column: a row per (section, split, scale, encoder), a column per method, in the order of the table."""
+    return table.pivot_table(value, PIECE, "method", sort=False, dropna=False).dropna(how="all")
+
+
+def markdown(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
+    """Tables for each split, scale and encoder.
+
+    Args:
+      rows: content of results.csv.
+      genes: content of genes.csv.
+      model: the method that is compared with the best baseline.
+    """
+    rows, genes = (table[table["seed"].isin(["", "ensemble"])] for table in (rows, genes))
+    encoders = [encoder for encoder in rows["encoder"].unique() if encoder != "none"] or ["none"]
+    parts = []
+    for split, scale in itertools.product(rows["split"].unique(), rows["scale"].unique()):
+        for encoder in encoders:
+            r, g = (
+                t[(t["split"] == split) & (t["scale"] == scale) & t["encoder"].isin([encoder, "none"])]
+                for t in (rows, genes)
+            )
+            n_genes = " to ".join(map(str, sorted({r["n_genes"].min(), r["n_genes"].max()})))
+            title = f"{LABELS[scale]}, panel {r['panel'].iloc[0]} ({n_genes} genes), split {split}, encoder {encoder}"
+            parts.append(f"## {title}\n\n{accuracy_table(r, g)}")
+            if model in set(r["method"]) and set(BASELINES) & set(r["method"]):
+                parts.append(comparison_table(r, g, model))
+    return "\n".join(parts)
+
+
+def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
+    """PCC of each section and method, with the noise ceiling; below it means over sections."""
+    methods = list(rows["method"].unique())
+    ceiling = pivot(genes, "ceiling").max(axis=1)  # the same whatever the method
+    sizes = rows.groupby(PIECE, sort=False)[["n_train", "n_test"]].first()
+    depth = rows.groupby(PIECE, sort=False)["depth_only"].first()
+    pcc = pivot(rows, "pcc")[methods]
+    lines = []
+    for label, values in pcc.iterrows():
+        n_train, n_test = sizes.loc[label]
+        bounds = [f"{ceiling[label]:.3f}", f"{depth[label]:.3f}"]
+        lines.append([label[0], f"{n_train} / {n_test}", *bounds, *_cells(values, bold=values.max())])
+    columns = ("pcc", "mse", "coverage90")
+    means = {c: _filled(pivot(rows, c).reindex(columns=methods)).mean(skipna=False) for c in columns}
+    bounds = [f"{ceiling.mean():.3f}", f"{depth.mean():.3f}"]
+    lines.append(["mean PCC", "", *bounds, *_cells(means["pcc"], bold=means["pcc"].max())])
+    lines.append(["mean MSE", "", "", "", *_cells(means["mse"], bold=means["mse"].min())])
+    lines.append(["mean coverage of 90% intervals", "", "", "", *_cells(means["coverage90"])])
+    weights = pivot(rows, "weight").reindex(columns=methods).mean()
+    lines.append(["mean weight in the prediction", "", "", "", *_cells(weights)])
+    head = ["Section", "train / test", "noise ceiling", "depth only", *methods]
+    note = (
+        "Mean over the genes of the Pearson correlation on test spots; of a model, that of its ensemble, and with a "
+        "colon that of one of its members alone. The ceiling is what a perfect prediction would have, by the noise of "
+        "counts. Depth only is no method: it knows the true total count of each test spot, and nothing else of it.\n"
+    )
+    if pcc.isna().to_numpy().any() and STAND_IN in methods:
+        note += f"In the means a method that needs an image takes the value of {STAND_IN} where there is none.\n"
+    return f"{markdown_table(head, lines)}\n{note}"
+
+
+def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
+    """The model against the baseline that is best on each section, known only from the test spots."""
+    lines, differences = [], []
+    keyed = rows.set_index([*PIECE, "method"])
+    for label, section in genes.groupby(PIECE, sort=False):
+        pcc = section.pivot(index="gene", columns="method", values="pcc").dropna(how="all")
+        baselines = [method for method in pcc if method in BASELINES]
+        if not baselines:
+            continue
+        best = pcc[baselines].mean().idxmax()
+        difference = (pcc[model] - pcc[best]).to_numpy()
+        low, high = metrics.bootstrap_interval(difference)
+        p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
+        ours, theirs = keyed.loc[(*label, model)], keyed.loc[(*label, best)]
+        differences.append([difference.mean(), ours["mse"], theirs["mse"], ours["coverage90"], theirs["coverage90"]])
+        lines.append(
+            [label[0], best, f"{difference.mean():+.4f}", f"{low:+.4f} to {high:+.4f}", f"{p:.2g}"]
+            + _numbers(differences[-1][1:])
+        )
+    if not lines:
+        return ""
+    mean = np.mean(differences, axis=0)
+    lines.append(["mean", "", f"{mean[0]:+.4f}", "", "", *_numbers(mean[1:])])
+    head = ["Section", "best baseline", "difference in PCC", "95% interval", "p"]
+    head += [f"MSE, {model}", "MSE, baseline", f"coverage, {model}", "coverage, baseline"]
+    note = (
+        f"{model} minus the baseline with the highest PCC on the section's test spots. Interval: bootstrap over genes; "
+        "p: Wilcoxon signed-rank test, paired over genes. Coverage: share of test values within mean ± 1.645 sd.\n"
+    )
+    return f"{markdown_table(head, lines)}\n{note}"
+
+
+def _filled(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.copy()
+    for method in set(NEED_IMAGE) & set(table) if STAND_IN in table else ():
+        table[method] = table[method].fillna(table[STAND_IN])
+    return table
+
+
+def _cells(values: pd.Series, bold: float | None = None) -> list[str]:
+    cells = ["–" if np.isnan(value) else f"{value:.3f}" for value in values]
+    return [f"**{cell}**" if value == bold else cell for cell, value in zip(cells, values, strict=True)]
+
+
+def _numbers(values) -> list[str]:
+    return [f"{value:.3f}" for value in values]

@@ -1,0 +1,177 @@
+"""A run folder and the stages that fill it. Each reads the files of those before; what is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from spabit_jax.data.prepared import Inputs
+from spabit_jax.ensemble import predictor
+from spabit_jax.ensemble.members import make_members
+from spabit_jax.ensemble.predictor import Model, needed
+from spabit_jax.errors import InputError
+from spabit_jax.files import replacing, write_json
+from spabit_jax.models import find_model
+from spabit_jax.run import distributed
+from spabit_jax.training.fit import losses_table
+
+STAGES = ("features", "gat", "train", "predict", "evaluate")
+
+
+class Workflow:
+    """The stages of one run.
+
+    Args:
+      out: its folder; made when there is something to write.
+      inputs: the section.
+      seeds: of the networks.
+      origin: what config.json says besides of how to do it again: section, command, preset, …
+    """
+
+    def __init__(self, out: Path, inputs: Inputs, seeds: Sequence[int], origin: dict):
+        self.out, self.inputs, self.seeds, self.origin = Path(out), inputs, list(seeds), origin
+        find_model(inputs.config.model.name)  # before anything is written
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out={out} is a file: give a folder")
+        self.network = None  # fitted in this process
+
+    def run(self, stages: Sequence[str] = STAGES) -> None:
+        """Runs stages in their order; of several processes all train, and the first does the rest."""
+        for stage in STAGES:
+            if stage in stages:
+                if stage == "train":
+                    self.train_networks()
+                distributed.first_does(getattr(self, stage))
+
+    def features(self) -> None:
+        """Image features into the cache."""
+        start = time.monotonic()
+        self.inputs.extract()
+        self._note_seconds("features", time.monotonic() - start)
+
+    def gat(self) -> None:
+        """``gene_tokens.npz`` from the reference's separate GAT; nothing where the GAT is part of the model."""
+        from spabit_jax.reference.separate_gat import gene_tokens
+
+        path, config = self.out / "gene_tokens.npz", self.inputs.config
+        if config.gat.joint:
+            return
+        self.write_config()
+        if path.exists():
+            return
+        folder = self.out / "checkpoints" / "gat"
+        tokens, part, states = gene_tokens(self.inputs.section(), self.inputs.near(), config, folder)
+        losses = np.stack([np.asarray(state.losses) for state in states])
+        with replacing(path) as temporary:
+            np.savez(temporary, tokens=tokens, part=part, losses=losses)
+        self._note_seconds("gat", float(sum(state.seconds for state in states)))
+
+    def train_networks(self) -> None:
+        """One network for each seed, into ``checkpoints/seed_i``: what all processes do together."""
+        network = make_members(self.inputs.config, self.gene_tokens()).get("spabit")
+        section = self.inputs.section()
+        distributed.first_does(self.write_config)
+        if network is not None:
+            self.network = network.fit(section, seeds=self.seeds, folder=self.out)
+
+    def train(self) -> None:
+        """The other members, and ``history.csv``, the networks' losses."""
+        start = time.monotonic()
+        for name, member in make_members(self.inputs.config, self.gene_tokens()).items():
+            if name != "spabit":
+                member.fit(self.inputs.section(), seeds=self.seeds, folder=self.out)
+        self._note_seconds("companions", time.monotonic() - start)
+        states = [] if self.network is None else self.network.states
+        tokens = self._read_gene_tokens()
+        history = [] if tokens is None else [losses_table("gat", i, loss) for i, loss in enumerate(tokens["losses"])]
+        if self.network is not None:
+            history.append(self.network.history)
+        if history:
+            with replacing(self.out / "history.csv") as temporary:
+                pd.concat(history).to_csv(temporary, index=False)
+        self._note_seconds("train", float(sum(state.seconds for state in states)))
+
+    def predict(self) -> None:
+        """``predictions.h5ad``, and beside it each seed's predictions and each member's."""
+        paths = [self.out / name for name in ("predictions.h5ad", "predictions_per_seed.npy", "members.npz")]
+        if all(path.exists() for path in paths):
+            self.write_config()
+            return
+        model = predictor.restore(self.inputs, self.seeds, self.out, self.gene_tokens())
+        self.write_config()
+        start = time.monotonic()
+        save_predictions(model, *paths)
+        self._note_seconds("predict", time.monotonic() - start)
+
+    def evaluate(self) -> None:
+        """``genes.csv``, ``metrics.json``, figures and report; prints the table."""
+        import anndata
+
+        from spabit_jax.evaluation.evaluate import summary, write_evaluation
+
+        predictions = needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
+        per_seed = needed(self.out / "predictions_per_seed.npy", "predict", np.load)
+        members = dict(needed(self.out / "members.npz", "predict", np.load))
+        self.write_config()
+        inputs, seconds = self.inputs, self._seconds()
+        header = {
+            "section": inputs.name,
+            "method": inputs.config.name,
+            "encoder": inputs.encoder,
+            "patch_px": list(inputs.patch_px) if inputs.windows else [],
+            "protocol": inputs.protocol(),
+            "seeds": self.seeds,
+        }
+        spent = {
+            "features": seconds.get("features", 0.0),
+            "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "companions")),
+            "predict": seconds.get("predict", 0.0),
+        }
+        print(summary(write_evaluation(self.out, predictions, members, per_seed, header, spent)))
+        print(f"written to {self.out}: metrics.json, genes.csv, predictions.h5ad, report.html, figures/")
+
+    def write_config(self) -> None:
+        """Writes config.json before anything else goes into the folder; InputError where it holds another run."""
+        predictor.write_config(self.out, self.inputs, self.seeds, self.origin)
+
+    def _read_gene_tokens(self):
+        if self.inputs.config.gat.joint:
+            return None
+        path = self.out / "gene_tokens.npz"
+        tokens = needed(path, "gat", np.load)
+        wanted = (self.inputs.adata.n_obs, len(self.inputs.genes))
+        if tokens["tokens"].shape[1:] != wanted:
+            found = tokens["tokens"].shape[1:]
+            raise InputError(
+                f"{path} holds {found} spots and genes, not {wanted}: delete it, or give the panel it is of"
+            )
+        return tokens
+
+    def gene_tokens(self) -> tuple | None:
+        """Tokens and part of the reference's separate GAT, where it is not part of the model."""
+        tokens = self._read_gene_tokens()
+        return None if tokens is None else (tokens["tokens"], tokens["part"])
+
+    def _seconds(self) -> dict:
+        path = self.out / "seconds.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _note_seconds(self, stage: str, seconds: float) -> None:
+        noted = {stage: round(seconds, 3)} | self._seconds()  # a repeated run does nothing
+        write_json(self.out / "seconds.json", noted)
+
+
+def save_predictions(model: Model, predictions: Path, per_seed: Path, members: Path) -> None:
+    """Predicts the section's spots and writes the three files."""
+    prediction = model.predict_spots()
+    with replacing(members) as temporary:
+        np.savez(temporary, **prediction.members)
+    with replacing(per_seed) as temporary:
+        np.save(temporary, prediction.per_seed)
+    with replacing(predictions) as temporary:
+        model.predictions(prediction).write_h5ad(temporary)

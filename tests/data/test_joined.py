@@ -1,0 +1,139 @@
+"""Sections that are learned from together."""
+
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from scipy.spatial.distance import cdist
+
+from spabit_jax.data.joined import APART, align, join, join_features
+from spabit_jax.data.prepared import Inputs
+from spabit_jax.datasets.simulate import simulate_section, write_section
+from spabit_jax.errors import InputError
+from spabit_jax.scale import total_counts
+from tests.experiments import small_run
+
+
+@pytest.fixture(scope="module")
+def sections():
+    return [
+        simulate_section(i, n_rows=8, n_cols=9, n_genes=30, pitch=p, name=f"S{i}") for i, p in ((1, 20.0), (2, 30.0))
+    ]
+
+
+def inputs(sections, config, tmp_path, edit=lambda adata: adata):
+    config.data.n_genes = 13
+    paths = [write_section(*section, tmp_path) for section in sections]
+    made = []
+    for (adata, _), path in reversed(list(zip(sections, paths, strict=True))):
+        adata = adata.copy()
+        adata.uns["spabit"]["image_path"] = str(path.with_suffix(".png"))
+        made.append(Inputs(edit(adata), config, "stain", str(tmp_path / "cache"), made))
+    made[-1].extract()
+    return made[-1]
+
+
+def test_join_keeps_the_first_and_scales_the_others_beside_it(sections):
+    a, b = (adata for adata, _ in sections)
+    genes = [*a.var_names[3:8], "NOWHERE"]
+    joined = join([a, b], genes)
+    n = a.n_obs
+    np.testing.assert_array_equal(joined.obsm["spatial"][:n], a.obsm["spatial"])
+    between = cdist(joined.obsm["spatial"][n:], joined.obsm["spatial"][n:])
+    np.testing.assert_allclose(between, cdist(b.obsm["spatial"], b.obsm["spatial"]) * 20 / 30)
+    assert cdist(joined.obsm["spatial"][:n], joined.obsm["spatial"][n:]).min() >= APART * 20
+    np.testing.assert_array_equal(joined.X[:n, :5].toarray(), a[:, genes[:5]].X.toarray())
+    np.testing.assert_array_equal(joined.X[n:, :5].toarray(), b[:, genes[:5]].X.toarray())
+    assert joined.X[:, 5].nnz == 0
+
+
+def test_features_are_standardised_by_section():
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(3, 2, (20, 4)), rng.normal(-1, 5, (30, 4))]
+    for part in np.split(join_features(parts), [20]):
+        np.testing.assert_allclose([part.mean(), part.std()], [0, 1], atol=1e-6)
+    assert join_features([None, None]) is None
+
+
+def test_sections_keep_to_themselves_and_to_their_train_spots(sections, tiny_config, tmp_path):
+    joint = inputs(sections, tiny_config, tmp_path)
+    other, n = joint.related[0], joint.adata.n_obs
+    section = joint.section()
+    assert len(section.xy) == n + other.adata.n_obs
+    assert (section.context[:n] < n).all() and (section.context[n:] >= n).all()
+    np.testing.assert_array_equal(section.is_train, [*joint.is_train, *other.is_train])
+    alone = Inputs(joint.adata, tiny_config, "stain", str(tmp_path / "cache")).section()
+    np.testing.assert_array_equal(section.expression[:n], alone.expression)
+    train = section.is_train
+    means = [section.expression[:n][train[:n]].mean(axis=0), section.expression[n:][train[n:]].mean(axis=0)]
+    np.testing.assert_allclose(*means, atol=1e-5)
+    alike = joint.scale.expression(other.counts(), total_counts(other.adata))
+    spread = (section.expression[n:][train[n:]].std(axis=0), alike[other.is_train].std(axis=0))
+    panel = [other.genes.index(gene) for gene in joint.genes if gene in other.genes]
+    shared = [joint.genes.index(gene) for gene in joint.genes if gene in other.genes]
+    np.testing.assert_allclose(spread[0][shared], spread[1][panel], rtol=1e-4)
+
+    def noisy(adata):
+        test = ~(other if adata.uns["spabit"]["name"] == other.name else joint).is_train
+        counts = adata.X.toarray()
+        counts[test] += 5
+        adata.X = sparse.csr_matrix(counts)
+        return adata
+
+    changed = inputs(sections, tiny_config, tmp_path, noisy)
+    changed.genes = joint.genes  # the reference's panel is chosen on all spots
+    for before, now in zip(section[:5], changed.section()[:5], strict=True):
+        np.testing.assert_array_equal(before, now)
+
+
+def test_a_gene_that_a_related_section_lacks_is_at_its_mean(sections, tiny_config, tmp_path):
+    joint = inputs(sections, tiny_config, tmp_path)
+    n, gene = joint.adata.n_obs, joint.genes[4]
+    joint.related[0].adata = joint.related[0].adata[:, joint.related[0].adata.var_names != gene]
+    section = joint.section()
+    known, filled = (part[:, 4] for part in np.split(section.expression, [n]))
+    np.testing.assert_allclose(filled[section.is_train[n:]], known[section.is_train[:n]].mean(), rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
+    joint = inputs(sections, tiny_config, tmp_path)
+    again = (joint.adata, tiny_config, "stain", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="two of --section and --related are named S1"):
+        Inputs(*again, [Inputs(*again)])
+    bare = joint.related[0].adata.copy()
+    del bare.uns["spabit"]["image_path"]
+    with pytest.raises(InputError, match="S2 has no image"):
+        Inputs(*again, [Inputs(bare, *again[1:])])
+    tiny_config.gat.joint = False
+    with pytest.raises(InputError, match="gat.joint"):
+        Inputs(*again, joint.related)
+
+
+def test_align_leaves_one_section_as_it_is(section_data, tiny_config):
+    section = section_data(tiny_config)
+    np.testing.assert_array_equal(align(section, [len(section.xy)]).expression, section.expression)
+
+
+def test_commands(sections, tmp_path):
+    first, second = (write_section(*section, tmp_path) for section in sections)
+    result = small_run.run(first, tmp_path, f"--related={second}", "--config.data.related_split=none")
+    assert result.returncode == 0, result.stderr
+    import anndata
+
+    run = tmp_path / "run"
+    found = anndata.read_h5ad(run / "predictions.h5ad")
+    assert found.n_obs == sections[0][0].n_obs and np.isfinite(found.X).all()
+    n_train, n, n_other = (found.obs["split"] == "train").sum(), found.n_obs, sections[1][0].n_obs
+    said = f"{n_train} of {n} spots (split lattice), {n_other} of S2 (split none)"
+    assert found.uns["spabit"]["trained_on"] == said
+    assert f"the model and learned kriging also {n_other} of S2" in (run / "report.html").read_text()
+    test = (found.obs["split"] == "test").to_numpy()
+    places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])
+    places.to_csv(tmp_path / "places.csv", index=False)
+    predict = [small_run.sys.executable, "-m", "experiments.predict", f"--run={run}", f"--out={tmp_path / 'p.h5ad'}"]
+    result = subprocess.run([*predict, f"--locations={tmp_path / 'places.csv'}"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(anndata.read_h5ad(tmp_path / "p.h5ad").X, found.X[test], atol=1e-3)
+    assert small_run.run(first, tmp_path).returncode == 2  # another run in that folder

@@ -1,0 +1,49 @@
+"""Simulated sections in other layouts, through the readers of those layouts."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from skimage.io import imread
+
+from spabit_jax.datasets.simulate import simulate_section
+from spabit_jax.datasets.simulate_formats import write_visium_hd, write_xenium
+from spabit_jax.readers import read_section
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return simulate_section(3, n_rows=9, n_cols=11, n_genes=30, lattice="square", pitch=16.0, name="S")
+
+
+def test_visium_hd_comes_back(simulated, tmp_path):
+    adata, image = simulated
+    found = read_section(write_visium_hd(adata, image, tmp_path / "S"))
+    assert found.uns["spabit"]["format"] == "visium_hd" and found.uns["spabit"]["um_per_px"] == 0.5
+    np.testing.assert_array_equal(found.X.toarray(), adata.X.toarray())
+    np.testing.assert_allclose(found.obsm["spatial"], adata.obsm["spatial"])
+    for name in ("array_row", "array_col"):
+        np.testing.assert_array_equal(found.obs[name], adata.obs[name])
+    np.testing.assert_array_equal(imread(found.uns["spabit"]["image_path"]), image)
+
+
+def test_xenium_comes_back_near_the_spots(simulated, tmp_path):
+    adata, image = simulated
+    found = read_section(write_xenium(adata, image, tmp_path / "S", np.random.default_rng(0)))
+    assert found.uns["spabit"]["format"] == "xenium"
+    np.testing.assert_array_equal(found.X.toarray(), adata.X.toarray())
+    away = np.abs(found.obsm["spatial"] - adata.obsm["spatial"])
+    assert 0.5 < away.max() <= 16 / 3 + 1e-6
+    np.testing.assert_array_equal(imread(found.uns["spabit"]["image_path"]), image)
+
+
+def test_command(tmp_path):
+    command = [sys.executable, "-m", "experiments.simulate", "--format=xenium", "--spots=60"]
+    result = subprocess.run([*command, f"--out={tmp_path / 'X'}"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    found = read_section(result.stdout.split("--section=")[1].strip())
+    assert 40 < found.n_obs < 80
+    for out, message in (("", "--out"), (str(tmp_path / "X"), "not empty")):
+        result = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, timeout=300)
+        assert result.returncode == 2 and message in result.stderr

@@ -1,0 +1,104 @@
+"""The face: what ``import spabit_jax as sj`` gives, on a small section and with a small model."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+import spabit_jax as sj
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = sj.presets.demo()
+    config.data.n_genes, config.model.width, config.model.mlp_width, config.gat.head_width = 12, 16, 16, 4
+    config.train.epochs, config.train.chunk_epochs, config.model.n_context = 6, 3, 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def section(simulated, config, tmp_path_factory):
+    return sj.prepare(simulated, config, cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def model(section):
+    return sj.fit(section, seeds=[3])
+
+
+def test_the_face_names_what_there_is():
+    assert {"read_section", "prepare", "fit", "load", "evaluate", "Config", "__version__"} <= set(dir(sj))
+    for name in sj.__all__:
+        assert getattr(sj, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        sj.fitt  # noqa: B018
+
+
+def test_objects_say_in_a_few_lines_what_they_are(section, model):
+    assert "12 genes (panel informative)" in repr(section) and len(repr(section).splitlines()) == 2
+    assert repr(model).startswith("Model of tiny: 12 genes, 1 seeds") and len(repr(model)) < 200
+    assert sum(model.weights.values()) == pytest.approx(1, abs=0.5)
+    assert list(model.history) == ["stage", "seed", "epoch", "train_loss", "valid_loss"]
+    assert set(model.history["seed"]) == {3} and len(model.history) == 6
+
+
+def test_a_model_from_memory_is_saved_and_loaded_whole(model, tmp_path):
+    model.save(str(tmp_path / "run"))
+    again = sj.load(str(tmp_path / "run"))
+    np.testing.assert_array_equal(again.predict().X, model.predict().X)
+    assert again.weights == model.weights
+    dense = again.predict("grid:2x")
+    np.testing.assert_array_equal(dense.X, model.predict(sj.grid(model.inputs, 2)).X)
+
+
+def test_scores_follow_from_predictions_alone(model, tmp_path):
+    predictions = model.predict()
+    scores = sj.evaluate(predictions)
+    assert isinstance(scores, pd.DataFrame) and set(scores["method"]) == {
+        "demo", "knn_mean", "ridge_neighbours", "kriging", "kriging_learned"
+    }  # fmt: skip
+    test = (predictions.obs["split"] == "test").to_numpy()
+    error = (predictions.X - predictions.layers["truth"])[test] ** 2
+    assert scores.attrs["summary"]["ensemble"]["mse"] == pytest.approx(error.mean(), rel=1e-5)
+    more = sj.evaluate(predictions, model).attrs["summary"]
+    assert set(more["members"]) == {"spabit", "kriging", "ridge"}
+    assert more["baselines"]["kriging_learned"] == more["members"]["kriging"]
+    assert more["ceiling"] == scores.attrs["summary"]["ceiling"]
+
+
+def test_plots_return_axes_and_draw_into_those_given(model):
+    from matplotlib import pyplot
+
+    predictions = model.predict()
+    _, (left, right) = pyplot.subplots(1, 2)
+    gene = predictions.var_names[0]
+    assert sj.plot_gene(predictions, gene, ax=right) is right and right.get_title() == f"{gene}, predicted"
+    assert not left.collections and right.collections
+    bottom, top = right.get_ylim()
+    assert bottom > top
+    with pytest.raises(sj.InputError, match="NOPE is not among these predictions"):
+        sj.plot_gene(predictions, "NOPE")
+    pyplot.close("all")
+
+
+def test_an_anndata_of_ones_own_is_a_section(section, config, tmp_path):
+    from anndata import AnnData
+
+    adata = section.adata
+    mine = AnnData(adata.X.copy(), obs=adata.obs[[]].copy(), var=adata.var[[]].copy())
+    mine.obsm["spatial"] = adata.obsm["spatial"]
+    found = sj.prepare(sj.read_section(mine, name="mine"), config, cache_dir=tmp_path)
+    assert found.name == "mine" and found.encoder == "none" and found.adata.n_obs == adata.n_obs
+    with pytest.raises(sj.InputError, match="raw counts are needed"):
+        mine.X = mine.X * 0.5
+        sj.read_section(mine)
+
+
+@pytest.mark.parametrize("path", ["nowhere", "nowhere/at/all.h5ad"])
+def test_a_wrong_path_is_one_line(path):
+    with pytest.raises(sj.InputError, match="no such file or folder"):
+        sj.prepare(path)
+    with pytest.raises(sj.InputError, match="no such file"):
+        sj.load(path)
