@@ -1,18 +1,32 @@
 PYTHON ?= python3
-VENV := .venv/bin
+# What runs the demo and builds the wheel: the environment that is there, by default the full one.
+ENV := $(if $(wildcard .venv/.installed),.venv,$(if $(wildcard .venv-light/.installed),.venv-light,.venv))
 
-.PHONY: env demo test
+.PHONY: env env-light demo test test-quick wheel
 
 env: .venv/.installed
 
-.venv/.installed: requirements.txt
-	$(PYTHON) -m venv .venv
-	$(VENV)/pip install --quiet --disable-pip-version-check -r requirements.txt
+env-light: .venv-light/.installed  # without PyTorch: no neural image encoders
+
+.venv/.installed: requirements.txt requirements-light.txt
+.venv-light/.installed: requirements-light.txt
+
+%/.installed:
+	$(PYTHON) -m venv $*
+	$*/bin/pip install --quiet --disable-pip-version-check -r $<
+	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 test: env
-	$(VENV)/ruff check .
-	$(VENV)/python -m pytest -n 2
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest -n 2
 
-demo: env
-	$(VENV)/python -m experiments.demo --out=runs/demo
+test-quick: env
+	.venv/bin/python -m pytest -n 2 -m "not slow"
+
+demo: $(ENV)/.installed
+	$(ENV)/bin/python -m experiments.demo --out=runs/demo
+
+wheel: $(ENV)/.installed
+	rm -rf dist
+	$(ENV)/bin/python -m build --no-isolation

@@ -19,11 +19,15 @@ from spabit_jax.files import keep_compiled
 FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")
 READING = ("format", "name", "bin_um", "spot_um", "swap_xy", *FILES)  # flags that are arguments of read_section
+EXTRAS = {"torch": "extract", "timm": "extract", "igraph": "analyses", "gseapy": "analyses", "submitit": "sweeps"}
 NO_CONFIG = "--config names no Python file with a get_config() that returns a spabit_jax.config.Config"
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs ``main()`` under absl; bad flags and ``InputError`` give one line on stderr and exit status 2."""
+    """Runs ``main()`` under absl; bad flags and ``InputError`` give one line on stderr and exit status 2.
+
+    So does a package of ``EXTRAS`` that is not installed.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         _quiet_logging()
@@ -35,6 +39,10 @@ def run(main: Callable[[], None]) -> None:
             main()
         except InputError as error:
             _fail(str(error))
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            _fail(f'{error.name} is not installed: pip install "spabit_jax[{EXTRAS[error.name]}]"')
 
     for flag in _own_flags():  # --help shows the flags that are key flags of the script, wherever they were defined
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -101,6 +101,22 @@ def check_name(name: str) -> None:
         raise InputError(f"--encoder={name} is unknown; known encoders: {known}")
 
 
+def need_torch(asked: str, instead: str) -> None:
+    """Raises InputError, saying what to install, where the packages of neural encoders are missing.
+
+    Args:
+      asked: what needs them.
+      instead: what does not.
+    """
+    for package in ("torch", "timm", "huggingface_hub"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise InputError(
+                f'{asked} needs PyTorch ({error}): pip install "spabit_jax[extract]", or {instead}'
+            ) from error
+
+
 def load(name: str, weights: str | None = None, login: str | None = None, autocast: bool | None = None) -> Embedder:
     """Loads an encoder.
 
@@ -112,7 +128,7 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
         CPU with instructions for it.
 
     Raises:
-      InputError: unknown encoder; weights that cannot be had, or that are another architecture's.
+      InputError: unknown encoder; no PyTorch; weights that cannot be had, or that are another architecture's.
     """
     check_name(name)
     if name == "stain":
@@ -123,12 +139,13 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
         )
     if weights and not Path(weights).is_file():
         raise InputError(f"{weights}: no such weights file")
+    need_torch(f"--encoder={name}", "use --encoder=stain")
 
     import torch
 
     if name == "conch" and importlib.util.find_spec("conch") is None:
         source = "git+https://github.com/mahmoodlab/CONCH.git"
-        raise InputError(f"--encoder=conch needs its package: .venv/bin/pip install {source}")
+        raise InputError(f"--encoder=conch needs its package: pip install {source}")
     encoder = ENCODERS.get(name) or _timm_encoder(name, login)
     path = weights or _download(encoder, login)
     model = _conch(path) if name == "conch" else build(encoder)

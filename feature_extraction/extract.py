@@ -199,6 +199,7 @@ def batches(patches: Patches, start: int, batch_size: int, workers: int) -> Iter
                     ahead = thread.submit(cut, first)
                 yield batch
         return
+    encoders.need_torch(f"--num_workers={workers}", "leave it out")
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
