@@ -2,11 +2,13 @@
 
     cd OTHER_FOLDER && ENVIRONMENT/bin/python CHECKOUT/tests/wheel_smoke.py
 
-Writes a simulated section and its stain features into the current folder.
+Writes simulated sections, their stain features, and what the README's Python makes of one into the current folder.
 """
 
 import importlib
+import os
 import pkgutil
+import re
 import sys
 from importlib.metadata import files, version
 from importlib.util import find_spec
@@ -18,8 +20,8 @@ import feature_extraction
 import spabit_jax
 from feature_extraction.cache import read_cache
 from feature_extraction.extract import extract_section
-from spabit_jax.readers import read_section
 from spabit_jax.datasets.simulate import simulate_section, write_section
+from spabit_jax.readers import read_section
 
 PACKAGES = (spabit_jax, feature_extraction)
 
@@ -38,4 +40,13 @@ section = read_section(path)
 extract_section(section, "stain", 32, "cache")
 features = read_cache(section, "stain", 32, "cache")
 assert features.shape == (section.n_obs, 42) and np.isfinite(features).all()
+
+sys.path.append(str(Path(__file__).parent))
+from test_readme import ROOT, write_legacy_section  # noqa: E402
+
+os.environ["MPLBACKEND"] = "Agg"
+write_legacy_section(Path("data"))
+(code,) = re.findall(r"### In Python\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+exec(code)
+assert Path("dense.png").stat().st_size > 10_000 and Path("report.html").exists()
 print(f"spabit_jax {version('spabit_jax')} from its wheel: {section.n_obs} spots, {features.shape[1]} stain features")
