@@ -18,8 +18,8 @@ import feature_extraction
 import spabit_jax
 from feature_extraction.cache import read_cache
 from feature_extraction.extract import extract_section
-from spabit_jax.readers import read_section
 from spabit_jax.datasets.simulate import simulate_section, write_section
+from spabit_jax.readers import read_section
 
 PACKAGES = (spabit_jax, feature_extraction)
 
