@@ -5,10 +5,39 @@ command line as ``--config.model.depth=6``. Annotations are not postponed here: 
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from spabit_jax.errors import InputError
 from spabit_jax.scale import SCALES
+
+CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
+SPLITS = ("lattice", "random", "block", "none")
+IMAGE_TRANSFORMS = ("components", "reference")
+
+
+class Rule(NamedTuple):
+    """What a value must be."""
+
+    wanted: str  # in words
+    holds: Callable[[Any], bool]
+
+
+POSITIVE = Rule("positive", lambda value: value > 0)
+NOT_NEGATIVE = Rule("0 or more", lambda value: value >= 0)
+AT_LEAST_2 = Rule("at least 2", lambda value: value >= 2)
+SHARE = Rule("between 0 and 1", lambda value: 0 < value < 1)
+PROBABILITY = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def one_of(names: tuple[str, ...]) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def _that(default, rule: Rule):
+    """A field with a rule, which stands with it."""
+    return field(default=default, metadata={"rule": rule})
 
 
 @dataclass
@@ -26,62 +55,72 @@ class Faults:
 
 @dataclass
 class DataConfig:
-    scale: str = "log1p_normalised"  # of expression: log1p_normalised, or log2_count as in the reference
+    # of expression: log1p_normalised, or log2_count as in the reference
+    scale: str = _that("log1p_normalised", one_of(SCALES))
     panel: str = "informative"  # genes: informative, hvg, train_spots, reference or a file, one a line; +A,B adds
-    n_genes: int = 500  # size of the panel (a file's panel is taken whole)
+    n_genes: int = _that(500, POSITIVE)  # size of the panel (a file's panel is taken whole)
     windows: str = "0.75d+1.5d+3d"  # widths of the image windows, side by side: d (spot diameters), px or um
-    split: str = "lattice"  # lattice, random, block, or none (every spot is a train spot)
-    related_split: str = "same"  # of related sections: same, or another split; none gives all their spots
-    train_fraction: float = 0.25  # share of train spots in a random or block split
-    split_seed: int = 0  # seed of a random or block split
-    image_transform: str = "components"  # components, or reference: raw where the width fits, else projected to it
-    image_components: int = 20  # principal components of the image features around each spot, with components
+    split: str = _that("lattice", one_of(SPLITS))  # lattice, random, block, or none (every spot is a train spot)
+    # of related sections: same, or another split; none gives all their spots
+    related_split: str = _that("same", one_of(("same", *SPLITS)))
+    train_fraction: float = _that(0.25, SHARE)  # share of train spots in a random or block split
+    split_seed: int = _that(0, NOT_NEGATIVE)  # seed of a random or block split
+    # components, or reference: raw where the width fits, else projected to it
+    image_transform: str = _that("components", one_of(IMAGE_TRANSFORMS))
+    # principal components of the image features around each spot, with components
+    image_components: int = _that(20, POSITIVE)
 
 
 @dataclass
 class GATConfig:
     joint: bool = True  # trained within the model on each spot's neighbours; else the reference's separate regressor
-    n_neighbours: int = 6  # neighbours of a spot or token in the GAT's graph, and in imputed expression
-    heads: int = 4  # attention heads of the first layer
-    head_width: int = 16  # width of each head
-    out_width: int = 64  # width of the second layer
-    mlp_width: int = 2048  # hidden width of the separate regressor's output network
-    dropout: float = 0.1  # on its inputs, hidden values and attention weights
-    epochs: int = 3000  # of the separate regressor
-    learning_rate: float = 1e-4  # of the separate regressor
-    weight_decay: float = 5e-4  # of the separate regressor, L2 added to the gradient
-    folds: int = 5  # cross-fitting of the separate regressor when train spots' tokens must not contain their target
+    # neighbours of a spot or token in the GAT's graph, and in imputed expression
+    n_neighbours: int = _that(6, POSITIVE)
+    heads: int = _that(4, POSITIVE)  # attention heads of the first layer
+    head_width: int = _that(16, POSITIVE)  # width of each head
+    out_width: int = _that(64, POSITIVE)  # width of the second layer
+    mlp_width: int = _that(2048, POSITIVE)  # hidden width of the separate regressor's output network
+    dropout: float = _that(0.1, PROBABILITY)  # on its inputs, hidden values and attention weights
+    epochs: int = _that(3000, POSITIVE)  # of the separate regressor
+    learning_rate: float = _that(1e-4, POSITIVE)  # of the separate regressor
+    weight_decay: float = _that(5e-4, NOT_NEGATIVE)  # of the separate regressor, L2 added to the gradient
+    # cross-fitting of the separate regressor when train spots' tokens must not contain their target
+    folds: int = _that(5, AT_LEAST_2)
 
 
 @dataclass
 class ModelConfig:
     name: str = "spabit"  # a name in spabit_jax.models.MODELS
-    n_context: int = 16  # nearest train spots that a spot sees (none where single_key is on)
-    width: int = 64  # width of all tokens
-    mlp_width: int = 256  # hidden width of the gene embedding and of the head
-    cross_attention: str = "both"  # both, or one: image_to_gene (image queries) or gene_to_image (gene queries)
-    cross_heads: int = 4  # heads of the cross-attentions
-    cross_dropout: float = 0.1  # on the cross-attentions' weights
-    depth: int = 1  # Transformer layers
-    heads: int = 4  # heads of the Transformer
-    head_width: int = 16  # width of each
-    feedforward_width: int = 64  # hidden width of the Transformer's feed-forward part
+    n_context: int = _that(16, POSITIVE)  # nearest train spots that a spot sees (none where single_key is on)
+    width: int = _that(64, POSITIVE)  # width of all tokens
+    mlp_width: int = _that(256, POSITIVE)  # hidden width of the gene embedding and of the head
+    # both, or one: image_to_gene (image queries) or gene_to_image (gene queries)
+    cross_attention: str = _that("both", one_of(CROSS_ATTENTIONS))
+    cross_heads: int = _that(4, POSITIVE)  # heads of the cross-attentions
+    cross_dropout: float = _that(0.1, PROBABILITY)  # on the cross-attentions' weights
+    depth: int = _that(1, NOT_NEGATIVE)  # Transformer layers
+    heads: int = _that(4, POSITIVE)  # heads of the Transformer
+    head_width: int = _that(16, POSITIVE)  # width of each
+    feedforward_width: int = _that(64, POSITIVE)  # hidden width of the Transformer's feed-forward part
     residual: bool = True  # predict a mix of the neighbours' expression plus a correction; else expression itself
-    n_components: int = 10  # principal components of expression that the model works in; 0: the genes themselves
+    # principal components of expression that the model works in; 0: the genes themselves
+    n_components: int = _that(10, NOT_NEGATIVE)
     members: str = "spabit,kriging,ridge"  # what predicts, names in ensemble.members.MEMBERS; weights by train spots
 
 
 @dataclass
 class TrainConfig:
-    epochs: int = 200  # at most
-    epoch_spots: int = 2048  # train spots in an epoch, drawn at random where there are more; 0: all
-    batch_size: int = 128  # spots a step; the last batch of an epoch is short
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2  # decoupled (AdamW); the reference has none
-    neighbour_dropout: float = 0.5  # probability with which a training step hides each context spot
-    validation_fraction: float = 0.1  # of train spots: they decide when to stop; not with no_validation
-    patience: int = 40  # epochs without improvement before training stops, looked at every chunk_epochs
-    chunk_epochs: int = 10  # epochs run between checkpoints, in one call
+    epochs: int = _that(200, POSITIVE)  # at most
+    # train spots in an epoch, drawn at random where there are more; 0: all
+    epoch_spots: int = _that(2048, NOT_NEGATIVE)
+    batch_size: int = _that(128, POSITIVE)  # spots a step; the last batch of an epoch is short
+    learning_rate: float = _that(1e-3, POSITIVE)
+    weight_decay: float = _that(1e-2, NOT_NEGATIVE)  # decoupled (AdamW); the reference has none
+    neighbour_dropout: float = _that(0.5, PROBABILITY)  # probability with which a training step hides each context spot
+    validation_fraction: float = _that(0.1, SHARE)  # of train spots: they decide when to stop; not with no_validation
+    # epochs without improvement before training stops, looked at every chunk_epochs
+    patience: int = _that(40, POSITIVE)
+    chunk_epochs: int = _that(10, POSITIVE)  # epochs run between checkpoints, in one call
 
 
 @dataclass
@@ -95,73 +134,13 @@ class Config:
 
     def validate(self) -> "Config":
         """Returns itself; raises InputError naming the first field whose value makes no sense."""
-        positive = {
-            "data": ["n_genes", "image_components"],
-            "gat": ["n_neighbours", "heads", "head_width", "out_width", "mlp_width", "epochs", "learning_rate"],
-            "model": ["n_context", "width", "mlp_width", "cross_heads", "heads", "head_width", "feedforward_width"],
-            "train": ["epochs", "batch_size", "learning_rate", "patience", "chunk_epochs"],
-        }
-        for part, names in positive.items():
-            for name in names:
-                _check(getattr(getattr(self, part), name) > 0, f"{part}.{name}", "positive", self)
-        not_negative = {
-            "data": ["split_seed"],
-            "gat": ["weight_decay"],
-            "model": ["depth", "n_components"],
-            "train": ["epoch_spots", "weight_decay"],
-        }
-        for name in (f"{part}.{name}" for part, names in not_negative.items() for name in names):
-            _check(_get(self, name) >= 0, name, "0 or more", self)
-        for name in ("data.train_fraction", "train.validation_fraction"):
-            _check(0 < _get(self, name) < 1, name, "between 0 and 1", self)
-        for name in ("gat.dropout", "model.cross_dropout", "train.neighbour_dropout"):
-            _check(0 <= _get(self, name) < 1, name, "at least 0 and below 1", self)
-        _check(self.gat.folds >= 2, "gat.folds", "at least 2", self)
-        _check(self.data.scale in SCALES, "data.scale", f"one of {', '.join(SCALES)}", self)
-        _check(self.data.split in SPLITS, "data.split", f"one of {', '.join(SPLITS)}", self)
-        splits = ("same", *SPLITS)
-        _check(self.data.related_split in splits, "data.related_split", f"one of {', '.join(splits)}", self)
-        _check(
-            self.data.image_transform in IMAGE_TRANSFORMS,
-            "data.image_transform",
-            f"one of {', '.join(IMAGE_TRANSFORMS)}",
-            self,
-        )
-        _check(
-            self.model.cross_attention in CROSS_ATTENTIONS,
-            "model.cross_attention",
-            f"one of {', '.join(CROSS_ATTENTIONS)}",
-            self,
-        )
-        _check(self.model.width % self.model.cross_heads == 0, "model.width", "a multiple of model.cross_heads", self)
-        _check(
-            not (self.model.residual and self.faults.single_key),
-            "model.residual",
-            "False where faults.single_key is on: there are no neighbours to mix",
-            self,
-        )
-        _check(
-            not (self.gat.joint and self.faults.single_key),
-            "gat.joint",
-            "False where faults.single_key is on: there are no neighbours to attend to",
-            self,
-        )
-        _check(
-            not (self.model.n_components and self.faults.relu_output),
-            "model.n_components",
-            "0 where faults.relu_output is on: components are negative too",
-            self,
-        )
-        _check(
-            self.model.members == "spabit"
-            or not (self.faults.no_validation or self.faults.self_in_gene_token)
-            and self.data.image_transform == "components"
-            and self.model.n_components > 0,
-            "model.members",
-            "spabit alone with faults.no_validation, faults.self_in_gene_token, data.image_transform=reference or "
-            "model.n_components=0: it needs train spots that the network has not seen, and components",
-            self,
-        )
+        for part in (of_config.name for of_config in dataclasses.fields(self) if of_config.name != "name"):
+            for of_part in dataclasses.fields(getattr(self, part)):
+                rule, name = of_part.metadata.get("rule"), f"{part}.{of_part.name}"
+                if rule is not None:
+                    _check(rule.holds(_get(self, name)), name, rule.wanted, self)
+        for name, holds, wanted in TOGETHER:
+            _check(holds(self), name, wanted, self)
         return self
 
     def of_related(self) -> "Config":
@@ -185,9 +164,34 @@ class Config:
         return cls(**{name: parts[name](**part) if name in parts else part for name, part in values.items()})
 
 
-CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
-SPLITS = ("lattice", "random", "block", "none")
-IMAGE_TRANSFORMS = ("components", "reference")
+# Rules of several fields: the field that is named, whether a configuration holds it, and what it must be.
+TOGETHER = (
+    ("model.width", lambda c: c.model.width % c.model.cross_heads == 0, "a multiple of model.cross_heads"),
+    (
+        "model.residual",
+        lambda c: not (c.model.residual and c.faults.single_key),
+        "False where faults.single_key is on: there are no neighbours to mix",
+    ),
+    (
+        "gat.joint",
+        lambda c: not (c.gat.joint and c.faults.single_key),
+        "False where faults.single_key is on: there are no neighbours to attend to",
+    ),
+    (
+        "model.n_components",
+        lambda c: not (c.model.n_components and c.faults.relu_output),
+        "0 where faults.relu_output is on: components are negative too",
+    ),
+    (
+        "model.members",
+        lambda c: c.model.members == "spabit"
+        or not (c.faults.no_validation or c.faults.self_in_gene_token)
+        and c.data.image_transform == "components"
+        and c.model.n_components > 0,
+        "spabit alone with faults.no_validation, faults.self_in_gene_token, data.image_transform=reference or "
+        "model.n_components=0: it needs train spots that the network has not seen, and components",
+    ),
+)
 
 
 def _get(config: Config, name: str):

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from anndata import AnnData
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 LABELS = {"log2_count": "log2(count + 1)", "log1p_normalised": "log1p(normalised count)"}
 SCALES = tuple(LABELS)

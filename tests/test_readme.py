@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from PIL import Image
 
 from spabit_jax.datasets.simulate import simulate_section
@@ -14,6 +15,7 @@ from spabit_jax.datasets.simulate import simulate_section
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_ten_lines_of_python(tmp_path):
     (code,) = re.findall(r"### In Python\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) == 9

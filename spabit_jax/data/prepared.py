@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -14,14 +14,15 @@ from feature_extraction import cache, encoders
 from spabit_jax.config import Config
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
 from spabit_jax.data.genes import select_genes
-from spabit_jax.data.joined import align, join, join_features
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.section import Frame, Places, Section, make_section_and_frame, neighbour_coordinates
 from spabit_jax.data.split import split_spots
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
 from spabit_jax.scale import find_scale, total_counts
+
+if TYPE_CHECKING:  # what brings JAX is imported when arrays are made: bad input is said before
+    from spabit_jax.data.section import Frame, Places, Section
 
 MIN_TRAIN_SPOTS = 3
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
@@ -178,6 +179,9 @@ class Inputs:
     @cached_property
     def _arrays(self) -> tuple[Section, Frame]:
         """Own spots, then those of related sections, one below the other; and how new places become arrays."""
+        from spabit_jax.data.joined import align
+        from spabit_jax.data.section import make_section_and_frame
+
         adata, features, is_train = self.joined()
         section, frame = make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
         return align(section, [len(inputs.is_train) for inputs in (self, *self.related)]), frame
@@ -186,6 +190,8 @@ class Inputs:
         """Section, image features and train spots, or those of this and all related sections, one below the other."""
         if not self.related:
             return self.adata, self.features(), self.is_train
+        from spabit_jax.data.joined import join, join_features
+
         parts = (self, *self.related)
         adata = join([inputs.adata for inputs in parts], self.genes)
         return adata, join_features([i.features() for i in parts]), np.concatenate([i.is_train for i in parts])
@@ -214,6 +220,8 @@ class Inputs:
 
     def near(self) -> np.ndarray:
         """(N, 2) coordinates by which neighbours are found."""
+        from spabit_jax.data.section import neighbour_coordinates
+
         return neighbour_coordinates(self.adata, self.config)
 
     def truth(self) -> np.ndarray:

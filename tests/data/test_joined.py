@@ -116,6 +116,7 @@ def test_align_leaves_one_section_as_it_is(section_data, tiny_config):
     np.testing.assert_array_equal(align(section, [len(section.xy)]).expression, section.expression)
 
 
+@pytest.mark.slow
 def test_commands(sections, tmp_path):
     first, second = (write_section(*section, tmp_path) for section in sections)
     result = small_run.run(first, tmp_path, f"--related={second}", "--config.data.related_split=none")

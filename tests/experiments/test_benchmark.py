@@ -125,6 +125,7 @@ def test_other_inputs_in_the_same_folder_are_refused(finished, simulated):
         assert result.returncode == 2 and message in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_splits_and_the_references(simulated, tmp_path):
     tiny = "mlp_width=16 model.depth=1 model.heads=2 model.head_width=4 model.feedforward_width=8 gat.heads=2"
     tiny = f"model.{tiny} model.width=16 gat.head_width=4 gat.out_width=8 gat.mlp_width=8 data.n_genes=23"
@@ -143,6 +144,7 @@ def test_splits_and_the_references(simulated, tmp_path):
     assert "split random, encoder stain" in result.stdout and "split block, encoder stain" in result.stdout
 
 
+@pytest.mark.slow
 def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_path):
     """The mean of a gene is the section's own; what the image says is learned from all sections of the group."""
     more = write_section(*simulate_section(seed=2, n_rows=12, n_cols=11, n_genes=60, name="more"), tmp_path)

@@ -80,6 +80,7 @@ def test_the_command_writes_its_tables_and_refuses_what_the_oracle_does_not_do(s
     assert refused.returncode == 2 and "faults.relu_output" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_ablation_goes_on_where_it_was(simulated, tmp_path):
     result = run("ablate", simulated, tmp_path, "--variants=reference,without GAT", "--num_seeds=1")
     assert result.returncode == 0, result.stderr

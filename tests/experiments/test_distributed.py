@@ -13,6 +13,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.run import distributed as processes
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_folder_that_one_makes(finished, simulated, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))

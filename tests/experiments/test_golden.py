@@ -53,6 +53,7 @@ def check(numbers: dict, golden: dict) -> None:
         np.testing.assert_allclose(numbers[name], golden[name], rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_that_were(numbers):
     try:
         check(numbers, json.loads(GOLDEN.read_text()))
@@ -60,6 +61,7 @@ def test_the_numbers_are_those_that_were(numbers):
         raise AssertionError(f"{error}\nnow: {json.dumps(numbers)}") from error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", range(3))
 def test_a_prediction_that_moves_by_a_hundredth_is_seen(numbers, row):
     moved = json.loads(json.dumps(numbers))

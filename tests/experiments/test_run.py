@@ -87,8 +87,9 @@ def test_what_the_numbers_mean_is_said(finished):
     assert info["scale"] == "log1p_normalised" and info["scale_target"] > 0
 
 
+@pytest.mark.slow
 def test_help_lists_every_flag():
-    for module in ("run", "benchmark", "predict", "downstream", "compare_reference", "sweep", "simulate", "download"):
+    for module in ("run", "benchmark", "predict", "sweep", "simulate"):
         command = [sys.executable, "-m", f"experiments.{module}"]
         shown = subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
         unknown = subprocess.run([*command, "--no_such_flag"], capture_output=True, text=True).stderr
@@ -147,6 +148,7 @@ def test_another_configuration_in_the_same_folder_is_refused(finished, simulated
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_killed_in_training_and_started_again_it_gives_the_same_metrics(finished, simulated, tmp_path):
     eager = (
         "import runpy, spabit_jax.training.fit as fit; fit.SECONDS_BETWEEN_CHECKPOINTS = 0; "
@@ -171,6 +173,7 @@ def test_killed_in_training_and_started_again_it_gives_the_same_metrics(finished
     assert metrics(tmp_path) == metrics(finished[0])
 
 
+@pytest.mark.slow
 def test_test_spots_reach_nothing_before_the_metrics(finished, simulated, tmp_path):
     """With the counts of test spots shuffled, the predictions are the same to the bit."""
     out = finished[0] / "run"
@@ -191,6 +194,7 @@ def test_test_spots_reach_nothing_before_the_metrics(finished, simulated, tmp_pa
     assert metrics(tmp_path)["ensemble"]["pcc"] != metrics(finished[0])["ensemble"]["pcc"]
 
 
+@pytest.mark.slow
 def test_a_section_without_an_image_runs_with_one_warning(simulated, tmp_path):
     (tmp_path / "bare.h5ad").write_bytes(simulated.read_bytes())
     adata = anndata.read_h5ad(tmp_path / "bare.h5ad")
@@ -202,6 +206,7 @@ def test_a_section_without_an_image_runs_with_one_warning(simulated, tmp_path):
     assert metrics(tmp_path)["encoder"] == "none"
 
 
+@pytest.mark.slow
 def test_every_spot_can_be_a_train_spot(simulated, tmp_path):
     result = run(simulated, tmp_path, "--config.data.split=none", "--num_seeds=1", "--config.train.epochs=4")
     assert result.returncode == 0, result.stderr

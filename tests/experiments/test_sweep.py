@@ -140,6 +140,7 @@ def sweep(folder, section, configs, *flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command_in_this_process(simulated, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(CONFIG.replace("NAME", "small"))

@@ -121,6 +121,7 @@ def test_prediction_depends_on_the_batch():
         assert_close(batched[:3], expected, 1e-10)
 
 
+@pytest.mark.slow
 def test_full_size():
     """The published sizes, in float32 at the highest matmul precision."""
     n, n_genes = 101, 307

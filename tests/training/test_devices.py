@@ -129,6 +129,7 @@ def test_the_estimate_of_memory_knows_the_state_and_the_batch(section_data, tiny
     assert 8 * section.expression.shape[1] * 4 < kept[1] - kept[0] == (kept[2] - kept[1]) / 2
 
 
+@pytest.mark.slow
 def test_four_devices_two_and_one_give_the_same(section_data, tiny_config, tmp_path):
     """Three seeds on 2 x 2 devices, each batch (one, of an odd size) divided too; a seed was begun on one device."""
     tiny_config.train.batch_size, tiny_config.train.epochs = 64, 6
