@@ -29,6 +29,7 @@ FORMATS = {
     "visium": visium,
 }
 
+LONGEST_NAME = 150  # bytes: a file's name has 255, and more is put behind it
 _NOT_A_NAME = re.compile(r"outs|binned_outputs|square_\d+um")
 
 
@@ -94,8 +95,11 @@ def read_section(
         if file is not None and not file.is_file():
             raise InputError(f"{file}: no such file")
     name = name or section_name(path)
-    if "/" in name:
-        raise InputError(f"{name!r} cannot be the name of a section: leave the slash out")
+    if "/" in name or "\0" in name or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
+            f"{LONGEST_NAME} letters"
+        )
     format = _find_out(path) if format == "auto" else format
     options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment}
     options = {option: value for option, value in options.items() if value is not None}

@@ -26,7 +26,8 @@ def test_path_and_format(visium, tmp_path):
     message = error(visium.write(), format="merfish")
     assert "merfish" in message and "visium" in message and "h5ad" in message
     assert "no such file" in error(visium.folder, image=tmp_path / "no.png")
-    assert "slash" in error(visium.folder, name="a/b")
+    for name in ("a/b", "..", ".", " ", "x" * 240, "a\0b"):
+        assert "slash" in error(visium.folder, name=name)
     for format in ("visium", "reference"):
         assert "no counts" in error(tmp_path / "empty", format=format)
     for format in ("st", "h5ad"):
