@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spabit_jax.neighbours import Context, impute_from_train, knn_graph, spot_pitch
+from spabit_jax.neighbours import Context, impute_from_train, knn_graph, morans_i, spot_pitch
 
 
 def test_graph_of_four_spots_by_hand():
@@ -77,3 +77,18 @@ def test_context_of_few_spots():
     xy = np.array([[0, 0], [1, 0], [5, 0]], float)
     np.testing.assert_array_equal(Context.of(xy, np.ones(3, bool), 9).of_spots(xy), [[1, 2], [0, 2], [1, 0]])
     assert spot_pitch(xy) == pytest.approx(1)
+
+
+def test_morans_i_is_scanpys():
+    from scanpy.metrics import morans_i as reference
+    from scipy import sparse
+
+    rng = np.random.default_rng(0)
+    xy, values = rng.uniform(0, 9, (60, 2)), rng.normal(size=(60, 4))
+    values[:, 1] += 3 * xy[:, 0]
+    values[:, 3] = 2.0
+    senders, receivers = knn_graph(xy, 6)
+    graph = sparse.csr_matrix((np.ones(len(senders)), (receivers, senders)), shape=(60, 60))
+    found = morans_i(values, xy)
+    np.testing.assert_allclose(found[:3], reference(graph, np.ascontiguousarray(values[:, :3].T)), rtol=1e-9)
+    assert found[1] > 0.5 > abs(found[0]) and np.isnan(found[3])
