@@ -107,6 +107,8 @@ def _shares(weights: dict[str, float]) -> str:
     named = [f"{MEMBERS.get(name, name)} {weight:.0%}" for name, weight in weights.items()]
     text = f"The prediction is {named[0].rsplit(' ', 1)[0]}'s alone."
     if len(named) > 1:
+        if (rest := 1 - sum(weights.values())) > 0.005:
+            named.append(f"each gene's mean {rest:.0%}")
         text = f"The prediction is a weighted mean: {', '.join(named)}; the weights were found on held-out train spots."
         if weights.get("spabit", 1) < 0.01:
             text += " SpaBiT is not in these numbers."

@@ -77,6 +77,8 @@ def test_the_report_says_who_predicts(run):
     folder, metrics = run
     lead = page(folder, metrics).text.partition("How good is it?")[0]
     assert "SpaBiT 0%, learned kriging 90%, ridge regression 10%" in lead and "SpaBiT is not in these numbers" in lead
+    metrics["weights"]["kriging"] = 0.7
+    assert "learned kriging 70%, ridge regression 10%, each gene's mean 20%" in page(folder, metrics).text
     metrics["weights"]["spabit"] = 0.3
     assert "not in these numbers" not in page(folder, metrics).text
     metrics["weights"], metrics["members"] = {"spabit": 1.0}, {"spabit": metrics["members"]["spabit"]}
