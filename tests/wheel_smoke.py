@@ -42,11 +42,11 @@ features = read_cache(section, "stain", 32, "cache")
 assert features.shape == (section.n_obs, 42) and np.isfinite(features).all()
 
 sys.path.append(str(Path(__file__).parent))
-from test_readme import ROOT, write_legacy_section  # noqa: E402
+from legacy_section import write_legacy_section  # noqa: E402
 
 os.environ["MPLBACKEND"] = "Agg"
 write_legacy_section(Path("data"))
-(code,) = re.findall(r"### In Python\n+```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+(code,) = re.findall(r"### In Python\n+```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
 exec(code)
 assert Path("dense.png").stat().st_size > 10_000 and Path("report.html").exists()
 print(f"spabit_jax {version('spabit_jax')} from its wheel: {section.n_obs} spots, {features.shape[1]} stain features")
