@@ -46,7 +46,8 @@ from legacy_section import write_legacy_section  # noqa: E402
 
 os.environ["MPLBACKEND"] = "Agg"
 write_legacy_section(Path("data"))
-(code,) = re.findall(r"### In Python\n+```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+readme = (Path(__file__).parents[1] / "README.md").read_text()
+(code,) = re.findall(r"### In Python\n+```python\n(.*?)```", readme, re.DOTALL)
 exec(code)
 assert Path("dense.png").stat().st_size > 10_000 and Path("report.html").exists()
 print(f"spabit_jax {version('spabit_jax')} from its wheel: {section.n_obs} spots, {features.shape[1]} stain features")
