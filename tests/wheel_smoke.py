@@ -48,6 +48,6 @@ os.environ["MPLBACKEND"] = "Agg"
 write_legacy_section(Path("data"))
 readme = (Path(__file__).parents[1] / "README.md").read_text()
 (code,) = re.findall(r"### In Python\n+```python\n(.*?)```", readme, re.DOTALL)
-exec(code)
+exec(code, {})
 assert Path("dense.png").stat().st_size > 10_000 and Path("report.html").exists()
 print(f"spabit_jax {version('spabit_jax')} from its wheel: {section.n_obs} spots, {features.shape[1]} stain features")
