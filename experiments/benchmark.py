@@ -119,7 +119,7 @@ def pieces(sections: dict, groups: list, splits: list, scales: list, asked_encod
 
             def make(name: str, related=(), of_related: bool = False, split=split, scale=scale, encoder=encoder):
                 adata, config = sections[name]
-                config = dataclasses.replace(config, data=dataclasses.replace(config.data, split=split, scale=scale))
+                config = config.with_data(split=split, scale=scale)
                 config = config.of_related() if of_related else config
                 inputs = Inputs(adata, config, encoder, cli.FLAGS.cache_dir, related)
                 inputs.extract()

@@ -70,7 +70,7 @@ def predict(run: Path, asked: str, weights: str | None = None):
       weights: file of the encoder's weights, where it needs one.
 
     Returns:
-      The predictions, as ``spabit_jax.ensemble.predictor.predict_at`` gives them; and those of the run at its spots.
+      The predictions, as ``ensemble.predictor.Model.predict_at`` gives them; and those of the run at its spots.
 
     Raises:
       InputError: no finished run, its section has changed, or there are no such locations.
@@ -78,14 +78,15 @@ def predict(run: Path, asked: str, weights: str | None = None):
     import anndata
 
     from spabit_jax.data.locations import find_locations
-    from spabit_jax.ensemble import predictor as model
+    from spabit_jax.ensemble.predictor import load
+    from spabit_jax.ensemble.run_folder import needed, read_run
 
-    content = model.read_run(run)
-    spots = model.needed(run / "predictions.h5ad", "predict", anndata.read_h5ad)
+    content = read_run(run)
+    spots = needed(run / "predictions.h5ad", "predict", anndata.read_h5ad)
     if asked == "spots":
         predictions = spots
     else:
-        trained = model.load(run, weights)
+        trained = load(run, weights)
         predictions = trained.predict_at(find_locations(trained.inputs.adata, asked), weights)
     predictions.uns["spabit"] |= {
         "locations": asked,

@@ -14,8 +14,7 @@ from absl import flags
 
 from feature_extraction import command as cli
 from spabit_jax.errors import InputError
-
-STAGES = ("features", "gat", "train", "predict", "evaluate")
+from spabit_jax.run import STAGES
 
 
 def main() -> None:

@@ -187,8 +187,7 @@ def asked_windows(patch_px: str | None, windows: str) -> str:
 
 def with_windows(config, patch_px: str | None):
     """The configuration for a section of which ``--patch_px`` says this: its ``data.windows`` are ``asked_windows``."""
-    windows = asked_windows(patch_px, config.data.windows)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, windows=windows))
+    return config.with_data(windows=asked_windows(patch_px, config.data.windows))
 
 
 def define_config_flag(default: str = "experiments/configs/default.py") -> None:
@@ -227,13 +226,14 @@ def read_flagged_config():
     """The validated ``spabit_jax.config.Config`` that ``--config`` and its overrides give; InputError if it is none."""
     from spabit_jax.config import Config
 
-    if not isinstance(FLAGS.config, Config):
+    config = FLAGS.config
+    if not isinstance(config, Config):
         raise InputError(NO_CONFIG)
     if FLAGS.genes is not None:
         if not FLAGS.genes.startswith("+"):
             raise InputError(f"--genes={FLAGS.genes}: give +A,B to add genes to the panel; --config.data.panel is it")
-        FLAGS.config.data.panel += FLAGS.genes
-    return FLAGS.config.validate()
+        config = config.with_data(panel=config.data.panel + FLAGS.genes)
+    return config.validate()
 
 
 def _fail_config(error: Exception) -> None:

@@ -17,7 +17,8 @@ _FACE = {
     "Config": "config",
     "InputError": "errors",
     "presets": "presets",
-    **dict.fromkeys(("prepare", "fit", "load", "grid", "evaluate", "plot_gene", "report"), "api"),
+    **dict.fromkeys(("prepare", "fit", "load", "grid", "evaluate", "report"), "api"),
+    "plot_gene": "evaluation.plots",
 }
 __all__ = ["__version__", *_FACE]
 

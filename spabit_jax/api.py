@@ -16,6 +16,7 @@ from spabit_jax.data.locations import Locations
 from spabit_jax.data.prepared import Inputs
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.predictor import Model
+from spabit_jax.ensemble.run_folder import kept_in
 from spabit_jax.evaluation import evaluate as evaluation
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import keep_compiled
@@ -71,7 +72,7 @@ def fit(section: Inputs, seeds: int | Sequence[int] = 5, out: str | os.PathLike 
     seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if out is None:
         return predictor.fit(section, seeds)
-    workflow = Workflow(Path(out), section, seeds, predictor.kept_in(Path(out), section))
+    workflow = Workflow(Path(out), section, seeds, kept_in(Path(out), section))
     workflow.run(("gat", "train"))
     return predictor.restore(section, seeds, Path(out), workflow.gene_tokens())
 
@@ -99,23 +100,8 @@ def evaluate(predictions: AnnData, model: Model | None = None) -> pd.DataFrame:
     if model is None:
         return evaluation.evaluate(predictions)
     prediction = model.predict_spots()
-    return evaluation.evaluate(predictions, prediction.members, prediction.per_seed)
-
-
-def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax=None):
-    """Draws a gene over the image; returns the matplotlib axes.
-
-    Args:
-      adata: predictions at spots or new locations.
-      layer: None for the prediction, ``truth`` or ``sd``.
-      ax: axes to draw into; new ones by default.
-
-    Raises:
-      InputError: the gene is not among the predictions.
-    """
-    from spabit_jax.evaluation.plots import plot_gene as draw
-
-    return draw(adata, gene, layer, ax)
+    by_seed = zip(model.seeds, prediction.per_seed, strict=False)  # one alone where no member has seeds
+    return evaluation.evaluate(predictions, prediction.members, dict(by_seed))
 
 
 def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) -> None:
@@ -131,11 +117,8 @@ def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) 
     content = {"section": info["name"], "method": info["method"], "encoder": info["encoder"], "protocol": protocol}
     content |= {"patch_px": list(np.atleast_1d(info["patch_px"])), "seeds": [], **scores.attrs["summary"]}
     content["weights"] = {name: float(weight) for name, weight in info["weights"].items()}
-    own = scores[(scores["method"] == info["method"]) & (scores["seed"] == "ensemble")]
-    ranked = own.dropna(subset=["pcc"]).sort_values("pcc", ascending=False)["gene"].to_list()
     with tempfile.TemporaryDirectory() as folder:
-        if ranked:
-            shown = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+        if shown := evaluation.genes_to_show(predictions, scores):
             plot_gene_maps(predictions, shown, Path(folder, "figures", "gene_maps.png"))
         scores.to_csv(Path(folder, "genes.csv"), index=False)
         write_report(Path(path), f"{info['name']}, {info['method']}", run_blocks(Path(folder), content))

@@ -145,9 +145,11 @@ class Config:
 
     def of_related(self) -> "Config":
         """The configuration for related sections, whose split may be another one."""
-        if self.data.related_split == "same":
-            return self
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, split=self.data.related_split))
+        return self if self.data.related_split == "same" else self.with_data(split=self.data.related_split)
+
+    def with_data(self, **changes) -> "Config":
+        """This configuration with other values of fields of ``data``."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, **changes))
 
     def to_dict(self) -> dict:
         """The configuration as nested dicts of plain values."""

@@ -1,5 +1,8 @@
 """The face: what ``import spabit_jax as sj`` gives, on a small section and with a small model."""
 
+import json
+
+import anndata
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -39,7 +42,8 @@ def test_the_face_names_what_there_is():
 def test_objects_say_in_a_few_lines_what_they_are(section, model):
     assert "12 genes (panel informative)" in repr(section) and len(repr(section).splitlines()) == 2
     assert repr(model).startswith("Model of tiny: 12 genes, 1 seeds") and len(repr(model)) < 200
-    assert sum(model.weights.values()) == pytest.approx(1, abs=0.5)
+    assert list(model.weights) == ["spabit", "kriging", "ridge"] and min(model.weights.values()) >= 0
+    assert all(f"{name} {weight:.3f}" in repr(model) for name, weight in model.weights.items())
     assert list(model.history) == ["stage", "seed", "epoch", "train_loss", "valid_loss"]
     assert set(model.history["seed"]) == {3} and len(model.history) == 6
 
@@ -62,10 +66,29 @@ def test_scores_follow_from_predictions_alone(model, tmp_path):
     test = (predictions.obs["split"] == "test").to_numpy()
     error = (predictions.X - predictions.layers["truth"])[test] ** 2
     assert scores.attrs["summary"]["ensemble"]["mse"] == pytest.approx(error.mean(), rel=1e-5)
-    more = sj.evaluate(predictions, model).attrs["summary"]
+    scores_of_parts = sj.evaluate(predictions, model)
+    assert set(scores_of_parts["seed"]) == {3, "ensemble", ""}
+    more = scores_of_parts.attrs["summary"]
     assert set(more["members"]) == {"spabit", "kriging", "ridge"}
     assert more["baselines"]["kriging_learned"] == more["members"]["kriging"]
     assert more["ceiling"] == scores.attrs["summary"]["ceiling"]
+
+
+def test_a_run_without_the_network_says_nothing_of_it(simulated, config, tmp_path):
+    from spabit_jax.ensemble.run_folder import kept_in
+    from spabit_jax.run.workflow import Workflow
+
+    config = sj.Config.from_dict(config.to_dict())
+    config.model.members = "kriging,ridge"
+    inputs, out = sj.prepare(simulated, config, cache_dir=tmp_path), tmp_path / "run"
+    Workflow(out, inputs, [0, 1], kept_in(out, inputs)).run()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert set(metrics["members"]) == set(metrics["weights"]) == {"kriging", "ridge"}
+    assert "SpaBiT alone" not in (out / "report.html").read_text() and not (out / "history.csv").exists()
+    again = sj.load(out)
+    np.testing.assert_array_equal(again.predict().X, anndata.read_h5ad(out / "predictions.h5ad").X)
+    sj.report(again.predict(), sj.evaluate(again.predict(), again), tmp_path / "report.html")
+    assert "learned kriging" in (tmp_path / "report.html").read_text()
 
 
 def test_plots_return_axes_and_draw_into_those_given(model):

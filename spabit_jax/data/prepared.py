@@ -76,6 +76,19 @@ def side_by_side(windows: Sequence[Cached]) -> np.ndarray | None:
     return np.concatenate([window.read() for window in windows], axis=1)
 
 
+def made_from(windows: Sequence[Cached]) -> dict:
+    """Hashes of image and weights; empty without an image. InputError where the windows were made with others each."""
+    found = [window.made_from() for window in windows]
+    if any(other != found[0] for other in found):
+        window = windows[0]
+        name = window.adata.uns["spabit"]["name"]
+        raise InputError(
+            f"the image features of {name} in {window.cache_dir} come from several versions of the weights of "
+            f"{window.encoder}: delete {name}.* there"
+        )
+    return found[0] if found else {}
+
+
 class Inputs:
     """A section as a configuration wants it.
 
@@ -165,11 +178,7 @@ class Inputs:
         }
         if self.related:
             described["related"] = [{"name": other.name} | other.describe() for other in self.related]
-        return described | self.made_from()
-
-    def made_from(self) -> dict:
-        """Hashes of image and weights; empty without an image."""
-        return self.windows[0].made_from() if self.windows else {}
+        return described | made_from(self.windows)
 
     def identity(self, seeds: Sequence[int]) -> dict:
         """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
@@ -212,10 +221,10 @@ class Inputs:
 
     def image_components(self) -> np.ndarray:
         """(N, C) image components of the own spots, whatever the model takes; C is 0 without an image."""
-        section = self.section()
-        xy, features = section.xy[: self.adata.n_obs], self.features()
+        section, n = self.section(), self.adata.n_obs
         if self.config.data.image_transform == "components":
-            return section.image[: self.adata.n_obs]
+            return section.image[:n]
+        xy, features = section.xy[:n], self.features()
         return NoImage().at(xy) if features is None else ImageComponents.fit(xy, features)[1]
 
     def near(self) -> np.ndarray:

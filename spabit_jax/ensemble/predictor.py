@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,7 @@ from tqdm.auto import tqdm
 from feature_extraction import cache
 from spabit_jax.config import Config
 from spabit_jax.data.locations import Locations, find_locations
-from spabit_jax.data.prepared import Inputs, side_by_side
+from spabit_jax.data.prepared import Inputs, made_from, side_by_side
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
     FittedMember,
@@ -28,14 +25,12 @@ from spabit_jax.ensemble.members import (
     make_members,
     restore_members,
 )
+from spabit_jax.ensemble.run_folder import kept_in, read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import InputError
-from spabit_jax.files import first_difference, replacing, write_or_match
-from spabit_jax.models import MODELS
+from spabit_jax.files import replacing
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
-from spabit_jax.readers import read_section
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 CHUNK = 4096  # locations predicted at a time
 SAME_PLACE = 1e-3  # of the pitch: a location this near to a spot is the spot's
 
@@ -148,7 +143,7 @@ class Model:
         mean, sd = np.empty((2, n, len(inputs.genes)), np.float32)
         for start in tqdm(range(0, n, CHUNK), "locations", unit_scale=CHUNK, unit="location", disable=None):
             rows = slice(start, start + CHUNK)
-            part = type(places)(*(array[rows] for array in places))
+            part = places._make(array[rows] for array in places)
             prediction = self.blend.apply({name: member.predict(part) for name, member in self.fitted.items()})
             mean[rows], sd[rows] = prediction.mean, prediction.sd
         known = np.asarray(inputs.adata.obsm["spatial"], np.float64)
@@ -167,30 +162,6 @@ class Model:
             of=inputs.adata,
             info=provenance(inputs) | {"train_spots_see_themselves": True, "weights": self.weights},
         )
-
-
-def write_config(out: Path, inputs: Inputs, seeds: Sequence[int], origin: dict) -> None:
-    """Writes config.json before anything else goes into a run folder; InputError where it holds another run.
-
-    Args:
-      origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
-    """
-    identity = inputs.identity(seeds)
-    versions = {name: version(name) for name in PACKAGES}
-    write_or_match(out / "config.json", {**origin, **identity, "versions": versions}, keys=tuple(identity))
-
-
-def kept_in(out: Path, inputs: Inputs) -> dict:
-    """A section from memory, written into the run folder, and what config.json says of it."""
-    info, adata = inputs.adata.uns["spabit"], inputs.adata
-    path, image = out / "section.h5ad", str(info.get("image_path", ""))
-    if not path.exists():
-        with replacing(path) as temporary:
-            adata.write_h5ad(temporary)
-    section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
-    section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
-    cache_dir = inputs.windows[0].cache_dir if inputs.windows else "cache"
-    return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
 
 
 def fit(inputs: Inputs, seeds: Sequence[int], folder: Path | None = None, gene_tokens: tuple | None = None) -> Model:
@@ -227,68 +198,10 @@ def load(run: Path, weights: str | None = None) -> Model:
       InputError: no such run, one that is not finished, or one whose section is not what it was.
     """
     content = read_run(run)
-    config = _config(run, content)
+    config = read_config(run, content)
     check_predicts_anywhere(config)
-    return restore(_inputs(run, content, config, weights), content.get("seeds") or range(content["num_seeds"]), run)
-
-
-def read_run(run: Path) -> dict:
-    """The content of a run's config.json; InputError if it cannot be used to read the section again."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: --run must be the folder of a run of experiments.run")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): run experiments.run again") from error
-    if "reading" not in content.get("section", {}):
-        raise InputError(f"{path} does not say how its section is read: run experiments.run again, into another --out")
-    return content
-
-
-def _config(run: Path, content: dict) -> Config:
-    try:
-        config = Config.from_dict(content["config"])
-    except TypeError as error:
-        raise InputError(f"{run / 'config.json'} is of another version of the code ({error}): run again") from error
-    if config.model.name not in MODELS:  # no file that a run folder names is executed
-        raise InputError(
-            f"{run} is of the model {config.model.name!r}, which is not registered: give the preset that defines it "
-            "with --config=FILE, or import it first"
-        )
-    return config.validate()
-
-
-def _inputs(run: Path, content: dict, config: Config, weights: str | None) -> Inputs:
-    section, before = content["section"], content["inputs"]
-    encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
-    paths = section.get("related", [])
-    related = [
-        Inputs(read_section(path, **section["reading_related"]), of_its_time(config.of_related(), was), encoder,
-               content["cache_dir"])
-        for path, was in zip(paths, before.get("related", []), strict=True)
-    ]  # fmt: skip
-    adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
-    config = of_its_time(config, before)
-    inputs = Inputs(adata, config, encoder, content["cache_dir"], related)
-    inputs.extract(weights)
-    now = inputs.describe()
-    if now != before:
-        where = first_difference(before, now, "inputs")
-        raise InputError(f"{section['path']} is not what {run} was trained on, {where}: put it back, or run again")
-    return inputs
-
-
-def of_its_time(config: Config, described: dict) -> Config:
-    """The configuration with the windows of ``described``, which in folders from before ``data.windows`` is a number.
-
-    There it becomes the list that it is now, in place.
-    """
-    if isinstance(described["patch_px"], list):
-        return config
-    windows = f"{described['patch_px']:.9g}px"
-    described["patch_px"] = [described["patch_px"]]
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, windows=windows))
+    seeds = content.get("seeds") or range(content["num_seeds"])
+    return restore(read_inputs(run, content, config, weights), seeds, run)
 
 
 def check_predicts_anywhere(config: Config) -> None:
@@ -315,7 +228,7 @@ def features_at(inputs: Inputs, locations: Locations, weights: str | None = None
     here = [window._replace(adata=places) for window in inputs.windows]
     for window in here:
         window.extract(weights)
-    if here[0].made_from() != inputs.made_from():
+    if made_from(here) != made_from(inputs.windows):
         raise InputError(
             "image features at the locations come from other weights or another image than those at the spots of "
             f"{inputs.name}: give the run's weights with --weights=FILE, and delete {info['name']}.* in the cache"
@@ -341,10 +254,3 @@ def provenance(inputs: Inputs) -> dict:
         "trained_on": which,
         "train_spots_see_themselves": inputs.config.faults.self_in_gene_token,
     }
-
-
-def needed(path: Path, stage: str, read):
-    """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is not there."""
-    if not path.exists():
-        raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")
-    return read(path)

@@ -44,12 +44,17 @@ def make_spots(xy: np.ndarray, features) -> Spots:
       xy: (N, 2) full-resolution pixels.
       features: (N, D) image features as extracted, or None without an image.
     """
-    xy = np.asarray(xy, np.float64)
-    xy = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
+    xy = in_pitches(xy)
     if features is None:
         nothing = NoImage().at(xy)
         return Spots(xy, nothing, nothing)
     return Spots(xy, standardised(features), ImageComponents.fit(xy, features)[1])
+
+
+def in_pitches(xy: np.ndarray) -> np.ndarray:
+    """(N, 2) places around their mean, in units of the spot pitch, as float32."""
+    xy = np.asarray(xy, np.float64)
+    return ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
 
 
 class Baseline(Protocol):
@@ -200,7 +205,7 @@ class Kriging:
 
 
 class LearnedKriging:
-    """``models.kriging_bag``: kernels over space and image, learned; the mean of five processes."""
+    """``kriging.bag``: kernels over space and image, learned; the mean of five processes."""
 
     def __init__(self, with_image: bool = True):
         self.with_image = with_image

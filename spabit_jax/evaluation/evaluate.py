@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +11,25 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
-from spabit_jax.evaluation.report import MEMBERS, RIVALS, run_blocks, write_report
+from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, run_blocks, write_report
 from spabit_jax.files import replacing, write_json
-from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import measured_counts, scale_of
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
-NO_PART = 0.01  # weight below which a member is not in the numbers
 SCORES = ("pcc", "mse", "mae")
 
 
-def evaluate(predictions: AnnData, members: dict[str, np.ndarray] | None = None, per_seed=()) -> pd.DataFrame:
+def evaluate(
+    predictions: AnnData,
+    members: Mapping[str, np.ndarray] | None = None,
+    per_seed: Mapping[int, np.ndarray] | None = None,
+) -> pd.DataFrame:
     """Predictions beside the truth of their test spots, and beside what a user could do without the model.
 
     Args:
       predictions: content of predictions.h5ad, with test spots.
       members: name → (N, G) predictions of each member alone, if they are known; spares fitting learned kriging.
-      per_seed: (S, N, G) predictions of each seed, if they are known.
+      per_seed: seed → (N, G) predictions of that seed, if they are known.
 
     Returns:
       A row for each gene and method: gene, method, seed (``ensemble``, a number, or "" of a rival), pcc, mse, mae.
@@ -44,17 +47,18 @@ def evaluate(predictions: AnnData, members: dict[str, np.ndarray] | None = None,
     def score(predicted: np.ndarray) -> pd.DataFrame:
         return metrics.gene_metrics(truth, predicted, predictions.var_names)
 
-    seeds = [score(predicted[test]) for predicted in per_seed]
+    members = members or {}
+    seeds = {seed: score(predicted[test]) for seed, predicted in (per_seed or {}).items()}
     ensemble = score(predictions.X[test])
-    alone = {name: score(predicted[test]) for name, predicted in (members or {}).items()}
-    rivals = {name: score(predicted) for name, predicted in _rivals(predictions, test, members or {}).items()}
-    rows = [(method, seed, table) for seed, table in enumerate(seeds)]
+    alone = {name: score(predicted[test]) for name, predicted in members.items()}
+    rivals = {name: score(predicted) for name, predicted in _rivals(predictions, test, members).items()}
+    rows = [(method, seed, table) for seed, table in seeds.items()]
     rows += [(method, "ensemble", ensemble)]
     rows += [(f"{method}:{name}", "ensemble", table) for name, table in alone.items()]
     rows += [(name, "", table) for name, table in rivals.items()]
     genes = pd.concat(table.reset_index().assign(method=name, seed=seed) for name, seed, table in rows)
 
-    of_seeds = [metrics.summarize(table) for table in seeds or [ensemble]]
+    of_seeds = [metrics.summarize(table) for table in seeds.values() or [ensemble]]
     summary = metrics.summarize_seeds(of_seeds, metrics.summarize(ensemble))
     sd = predictions.layers["sd"][test]
     covered = {level: metrics.coverage(truth, predictions.X[test], sd, level) for level in LEVELS}
@@ -72,13 +76,11 @@ def evaluate(predictions: AnnData, members: dict[str, np.ndarray] | None = None,
     return genes
 
 
-def _rivals(predictions: AnnData, test: np.ndarray, members: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _rivals(predictions: AnnData, test: np.ndarray, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(n, G) at the test spots, by what a user could do without this model; learned kriging may be a member's."""
-    xy = np.asarray(predictions.obsm["spatial"], np.float64)
-    xy = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
-    image = predictions.obsm.get("image_components")
-    image = np.zeros((len(xy), 0), np.float32) if image is None else np.asarray(image)
-    spots, is_train = baselines.Spots(xy, image, image), (predictions.obs["split"] == "train").to_numpy()
+    nothing, is_train = np.zeros((len(predictions), 0), np.float32), (predictions.obs["split"] == "train").to_numpy()
+    components = np.asarray(predictions.obsm.get("image_components", nothing))
+    spots = baselines.Spots(baselines.in_pitches(predictions.obsm["spatial"]), nothing, components)
     given, truth = spots.at(is_train), predictions.layers["truth"][is_train]
     predicted = {}
     for name in RIVALS:
@@ -98,7 +100,8 @@ def write_evaluation(
 
     Args:
       out: the run folder, with ``history.csv``.
-      predictions, members, per_seed: as ``evaluate`` takes them.
+      predictions, members: as ``evaluate`` takes them.
+      per_seed: (S, N, G) predictions of each seed.
       header: the parts of metrics.json that describe the run.
       seconds: of each stage.
 
@@ -106,9 +109,10 @@ def write_evaluation(
       The content of metrics.json.
     """
     weights = {name: float(predictions.uns["spabit"]["weights"][name]) for name in members}
-    content, best = {**header, "weights": weights}, None
+    content, genes = {**header, "weights": weights}, None
     if header["protocol"]["n_test"]:
-        genes = evaluate(predictions, members, per_seed)
+        by_seed = zip(header["seeds"], per_seed, strict=False)  # one alone where no member has seeds
+        genes = evaluate(predictions, members, dict(by_seed))
         content |= genes.attrs["summary"]
         with replacing(out / "genes.csv") as temporary:
             genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]].to_csv(
@@ -121,7 +125,12 @@ def write_evaluation(
         path = out / "figures" / "pcc_scatter.png"
         plots.plot_pcc_scatter(x["pcc"].to_numpy(), y["pcc"].to_numpy(), RIVALS[best], header["method"], path)
     content["seconds"] = seconds
-    _figures(out, predictions, content)
+    if shown := genes_to_show(predictions, genes):
+        plots.plot_gene_maps(predictions, shown, out / "figures" / "gene_maps.png")
+    if (out / "history.csv").exists():
+        history = pd.read_csv(out / "history.csv")
+        if len(history):  # an imported network has none
+            plots.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
     write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
     write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
     return content
@@ -165,22 +174,15 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _figures(out: Path, predictions: AnnData, content: dict) -> None:
-    folder = out / "figures"
-    shown = _shown(out, predictions, content)
-    if shown:
-        plots.plot_gene_maps(predictions, shown, folder / "gene_maps.png")
-    history = pd.read_csv(out / "history.csv") if (out / "history.csv").exists() else ()
-    if len(history):  # an imported network has none
-        plots.plot_history(history, folder / "history.png", content["weights"]["spabit"])
+def genes_to_show(predictions: AnnData, scores: pd.DataFrame | None) -> dict[str, str]:
+    """Label → gene: the best, the median and the worst; without scores those that are predicted to vary most.
 
-
-def _shown(out: Path, predictions: AnnData, content: dict) -> dict[str, str]:
-    """Label → gene: the best, the median and the worst; without test spots those that are predicted to vary most."""
-    if not content["protocol"]["n_test"]:
+    Args:
+      scores: of ``evaluate``, or None without test spots.
+    """
+    if scores is None:
         order = np.argsort(-predictions.X.std(axis=0), kind="stable")
         return {f"varies most, {i + 1}": predictions.var_names[gene] for i, gene in enumerate(order[:3])}
-    genes = pd.read_csv(out / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
-    own = genes[(genes["method"] == content["method"]) & (genes["seed"] == "ensemble")]
+    own = scores[(scores["method"] == predictions.uns["spabit"]["method"]) & (scores["seed"] == "ensemble")]
     ranked = own.dropna(subset=["pcc"]).sort_values("pcc", ascending=False, kind="stable")["gene"].to_list()
     return {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]} if ranked else {}

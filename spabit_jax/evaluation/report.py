@@ -63,9 +63,8 @@ FIGURES = {  # file: heading and what to see
         "for that purpose (valid) no longer falls. Its part in the prediction is its weight, above.",
     ),
 }
-
-
 LEVEL = 0.01  # share by which two methods must differ to be told apart
+NO_PART = 0.01  # weight below which a member is not in the numbers
 BOUNDS = {"noise ceiling": "ceiling", "depth only": "depth_only"}
 
 
@@ -110,7 +109,7 @@ def _shares(weights: dict[str, float]) -> str:
         if (rest := 1 - sum(weights.values())) > 0.005:
             named.append(f"each gene's mean {rest:.0%}")
         text = f"The prediction is a weighted mean: {', '.join(named)}; the weights were found on held-out train spots."
-        if weights.get("spabit", 1) < 0.01:
+        if weights.get("spabit", 1) < NO_PART:
             text += " SpaBiT is not in these numbers."
     return text
 
@@ -145,9 +144,8 @@ def _summary(metrics: dict) -> str:
         text += "better" + (f" by {ratio - 1:.1%}. " if ratio else ". ")
     else:
         text += "no better, and the simple method is the one to use. "
-    alone = metrics["members"]["spabit"]["pcc"]
-    if len(metrics["members"]) > 1:
-        text += f"SpaBiT alone has {alone:.3f}. "
+    if len(metrics["members"]) > 1 and "spabit" in metrics["members"]:
+        text += f"SpaBiT alone has {metrics['members']['spabit']['pcc']:.3f}. "
     if metrics["ceiling"] is not None:
         text += f"Measurements are noisy: a perfect prediction would have about {metrics['ceiling']:.2f}. "
     if metrics["depth_only"] is not None:

@@ -92,7 +92,7 @@ def read_section(
     files = (image, positions, labels, alignment)
     image, positions, labels, alignment = files = [None if file is None else Path(file) for file in files]
     for file in files:
-        if file is not None and not file.is_file():
+        if file is not None and not (file.is_file() or (file == image and file.exists())):  # OME-Zarr is a folder
             raise InputError(f"{file}: no such file")
     name = name or section_name(path)
     if "/" in name or "\0" in name or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
@@ -114,7 +114,7 @@ def read_section(
 
 
 def _in_memory(adata: AnnData, name: str, image) -> AnnData:
-    if image is not None and not Path(image).is_file():
+    if image is not None and not Path(image).exists():
         raise InputError(f"{image}: no such file")
     image = None if image is None else Path(image)
     result = h5ad.from_anndata(adata, Path("the AnnData"), name, image, None, None)

@@ -19,6 +19,8 @@ from spabit_jax.readers.tables import check_positions, read_positions_10x, readi
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = 'a file NAME.h5ad with obsm["spatial"]'
+# What a section that read_section() made knows of the files that it was read from, and its .h5ad alone does not tell.
+OF_ITS_FILES = ("format", "lattice", "array_min", "array_max", "um_per_px", "spot_px")
 
 
 def matches(path: Path) -> bool:
@@ -46,6 +48,8 @@ def from_anndata(
 ) -> AnnData:
     """As ``read``, of what a file holds; ``path`` is for error messages."""
     images, scalefactors = _embedded(adata, name, path)
+    known = adata.uns.get("spabit", {}) if positions is None else {}
+    same_image = image is not None and str(image.resolve()) == known.get("image_path")
     result = assemble(
         raw_counts(adata, path),
         _positions(adata, path) if positions is None else read_positions_10x(positions),
@@ -55,12 +59,11 @@ def from_anndata(
         positions_path=positions or path,
         labels=labels or adata.obs.get("label"),
         image=image,
+        image_scale=known.get("image_scale", 1.0) if same_image else 1.0,
         images=images,
         scalefactors=scalefactors,
     )
-    # A section that read_section() made knows of spots off the tissue, which its file no longer holds.
-    known = adata.uns.get("spabit", {})
-    result.uns["spabit"] |= {key: known[key] for key in ("array_min", "array_max", "um_per_px") if key in known}
+    result.uns["spabit"] |= {key: known[key] for key in OF_ITS_FILES if key in known}
     return result
 
 

@@ -13,14 +13,13 @@ import pandas as pd
 from spabit_jax.data.prepared import Inputs
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
-from spabit_jax.ensemble.predictor import Model, needed
+from spabit_jax.ensemble.predictor import Model
+from spabit_jax.ensemble.run_folder import needed, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_json
 from spabit_jax.models import find_model
-from spabit_jax.run import distributed
+from spabit_jax.run import STAGES, distributed
 from spabit_jax.training.fit import losses_table
-
-STAGES = ("features", "gat", "train", "predict", "evaluate")
 
 
 class Workflow:
@@ -137,7 +136,7 @@ class Workflow:
 
     def write_config(self) -> None:
         """Writes config.json before anything else goes into the folder; InputError where it holds another run."""
-        predictor.write_config(self.out, self.inputs, self.seeds, self.origin)
+        write_config(self.out, self.inputs, self.seeds, self.origin)
 
     def _read_gene_tokens(self):
         if self.inputs.config.gat.joint:

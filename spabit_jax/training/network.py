@@ -39,7 +39,7 @@ class TrainingData(NamedTuple):
     section: Section
     space: Space  # the model's inputs and outputs are scores in it
     gene_tokens: Any  # (P, N, G) and
-    part: Any  # (N,) of ``training.gat.gene_tokens``; both None where the GAT is trained within the model
+    part: Any  # (N,) of ``reference.separate_gat.gene_tokens``; both None where the GAT is trained within the model
     fit_spots: Any  # (n,) spots whose expression is a target
     valid_spots: Any  # (m,) train spots held out for early stopping; (0,) without
 

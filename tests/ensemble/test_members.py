@@ -133,9 +133,6 @@ def test_kriging_without_an_image_or_test_spots(section_data, tiny_config):
 class Middle:
     """A member of one's own: the mean of each gene everywhere."""
 
-    def __init__(self, config):
-        pass
-
     def fit(self, section, *, seeds, folder=None):
         self.known = section.expression[section.train_spots]
         return self
@@ -150,7 +147,7 @@ class Middle:
 
 
 def test_a_member_of_ones_own_is_one_class_and_one_line(section, tiny_config, monkeypatch):
-    monkeypatch.setitem(MEMBERS, "middle", Middle)
+    monkeypatch.setitem(MEMBERS, "middle", lambda config: Middle())
     tiny_config.model.members = "middle,ridge"
     fitted = fit_members(make_members(tiny_config), section, seeds=[0])
     assert list(fitted) == ["middle", "ridge"]

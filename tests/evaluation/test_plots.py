@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.stats import pearsonr
 
 from spabit_jax.evaluation import plots
+from spabit_jax.evaluation.draw import colour_limits
 from spabit_jax.scale import LABELS
 
 PITCH, SPOT_PX = 30.0, 16.0
@@ -101,7 +102,7 @@ def test_gene_maps_show_given_predicted_and_measured_on_one_scale(predictions, f
         np.testing.assert_array_equal(shapes(predicted)[1].get_array(), prediction[~train])
         np.testing.assert_array_equal(shapes(predicted)[1].get_offsets(), xy[~train])
         np.testing.assert_array_equal(shapes(measured)[1].get_array(), truth[split != "new"])
-        limits = plots.colour_limits(predictions, gene)
+        limits = colour_limits(predictions, gene)
         assert all(places.get_clim() == limits for ax in (given, predicted, measured) for places in shapes(ax))
         pcc = f"PCC {pearsonr(truth[test], prediction[test]).statistic:.2f}, {test.sum()} test spots"
         assert title(given) == f"{gene} ({label})\n{pcc}\ngiven: {train.sum()} spots"
@@ -164,21 +165,21 @@ def test_colours_of_a_gene_are_the_same_in_all_figures_of_a_run(predictions, fig
     plots.plot_location_maps(new, ["C", "B"], "unused.png", spots=predictions)
     plots.plot_location_maps(new, ["B"], "unused.png")
     of_genes, of_places, alone = (maps(figure) for figure in figures)
-    limits = plots.colour_limits(predictions, "B")
+    limits = colour_limits(predictions, "B")
     assert shapes(of_genes[0])[1].get_clim() == limits
     assert all(shapes(ax)[1].get_clim() == limits for ax in of_places[5:8])
-    assert shapes(alone[0])[1].get_clim() == plots.colour_limits(new, "B") != limits
+    assert shapes(alone[0])[1].get_clim() == colour_limits(new, "B") != limits
 
 
 def test_colour_limits_hold_what_was_measured_and_predicted(predictions):
-    low, high = plots.colour_limits(predictions, "A")
+    low, high = colour_limits(predictions, "A")
     values = np.concatenate([predictions.obs_vector("A"), predictions.obs_vector("A", layer="truth")])
     values = values[np.isfinite(values)]
     assert 0 <= low < high and np.mean((values >= low) & (values <= high)) >= 0.97
     predictions.X[:] = predictions.layers["truth"][:] = 0
-    assert plots.colour_limits(predictions, "A") == (0, 1)
+    assert colour_limits(predictions, "A") == (0, 1)
     predictions.X[3] = 5  # at less than a hundredth of the places
-    assert plots.colour_limits(predictions, "A") == (0, 5)
+    assert colour_limits(predictions, "A") == (0, 5)
 
 
 def test_bars_are_pointed_where_values_lie_beyond_the_colours(predictions, figures):

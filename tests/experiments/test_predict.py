@@ -158,11 +158,14 @@ def test_a_section_that_has_changed_is_refused(copied, simulated, tmp_path):
 
 def test_a_cache_of_other_weights_is_refused(trained, monkeypatch):
     cached = type(trained.inputs.windows[0])
-    made_from = cached.made_from
-    hashes = iter(["a", "b"])
-    monkeypatch.setattr(cached, "made_from", lambda self: made_from(self) | {"weights_hash": next(hashes)})
-    with pytest.raises(InputError, match="other weights"):
-        model.features_at(trained.inputs, places(trained.inputs.adata.obsm["spatial"][:2]))
+    made_from, there = cached.made_from, places(trained.inputs.adata.obsm["spatial"][:2])
+    for weights_of, problem in (
+        (lambda window: window.adata.uns["spabit"]["name"], "other weights or another image than those at the spots"),
+        (lambda window: window.patch_px, "tiny in .* come from several versions of the weights of stain"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=problem):
+            patch.setattr(cached, "made_from", lambda self, of=weights_of: made_from(self) | {"weights_hash": of(self)})
+            model.features_at(trained.inputs, there)
 
 
 def test_a_model_that_a_preset_defines_is_found_once_the_user_gives_it(copied, tmp_path):

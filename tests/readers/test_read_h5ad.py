@@ -61,3 +61,18 @@ def test_h5ad_images_of_scanpy_become_uint8(tmp_path):
     np.testing.assert_array_equal(library["images"]["hires"], pixels)
     assert library["images"]["hires"].dtype == np.uint8
     assert library["scalefactors"] == {"tissue_hires_scalef": 0.5, "spot_diameter_fullres": 3.0}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_h5ad_of_a_section_says_all_that_its_files_said(visium, tmp_path, full):
+    visium.write()
+    if full:
+        visium.image("image.png")
+    adata = read_section(visium.folder)
+    assert adata.uns["spabit"]["image_scale"] == (1 if full else 0.5)
+    adata.write_h5ad(tmp_path / "kept.h5ad")
+    again = read_section(tmp_path / "kept.h5ad", image=adata.uns["spabit"]["image_path"], name="S1")
+    for key in set(adata.uns["spabit"]) - {"positions_path"}:
+        assert np.array_equal(again.uns["spabit"][key], adata.uns["spabit"][key]), key
+    other = visium.image("other.png")
+    assert read_section(tmp_path / "kept.h5ad", image=other).uns["spabit"]["image_scale"] == 1

@@ -1,0 +1,117 @@
+"""What a run folder says of its run: config.json, and the section and the inputs that it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from spabit_jax.config import Config
+from spabit_jax.data.prepared import Inputs
+from spabit_jax.errors import InputError
+from spabit_jax.files import first_difference, replacing, write_or_match
+from spabit_jax.models import MODELS
+from spabit_jax.readers import read_section
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
+
+
+def write_config(out: Path, inputs: Inputs, seeds: Sequence[int], origin: dict) -> None:
+    """Writes config.json before anything else goes into a run folder; InputError where it holds another run.
+
+    Args:
+      origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
+    """
+    identity = inputs.identity(seeds)
+    versions = {name: version(name) for name in PACKAGES}
+    write_or_match(out / "config.json", {**origin, **identity, "versions": versions}, keys=tuple(identity))
+
+
+def kept_in(out: Path, inputs: Inputs) -> dict:
+    """A section from memory, written into the run folder, and what config.json says of it."""
+    info, adata = inputs.adata.uns["spabit"], inputs.adata
+    path, image = out / "section.h5ad", str(info.get("image_path", ""))
+    if not path.exists():
+        with replacing(path) as temporary:
+            adata.write_h5ad(temporary)
+    section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
+    section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
+    cache_dir = inputs.windows[0].cache_dir if inputs.windows else "cache"
+    return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
+
+
+def read_run(run: Path) -> dict:
+    """The content of a run's config.json; InputError if it cannot be used to read the section again."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: --run must be the folder of a run of experiments.run")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): run experiments.run again") from error
+    if "reading" not in content.get("section", {}):
+        raise InputError(f"{path} does not say how its section is read: run experiments.run again, into another --out")
+    return content
+
+
+def read_config(run: Path, content: dict) -> Config:
+    """The configuration in what ``read_run`` gave; InputError if this code does not know it."""
+    try:
+        config = Config.from_dict(content["config"])
+    except TypeError as error:
+        raise InputError(f"{run / 'config.json'} is of another version of the code ({error}): run again") from error
+    if config.model.name not in MODELS:  # no file that a run folder names is executed
+        raise InputError(
+            f"{run} is of the model {config.model.name!r}, which is not registered: give the preset that defines it "
+            "with --config=FILE, or import it first"
+        )
+    return config.validate()
+
+
+def read_inputs(run: Path, content: dict, config: Config, weights: str | None = None) -> Inputs:
+    """The inputs that the run was made from, with their image features.
+
+    Args:
+      content, config: of ``read_run`` and ``read_config``.
+      weights: file of the encoder's weights, where image features are not in the cache any more.
+
+    Raises:
+      InputError: they are not what they were.
+    """
+    section, before = content["section"], content["inputs"]
+    encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
+    paths = section.get("related", [])
+    related = [
+        Inputs(read_section(path, **section["reading_related"]), _of_its_time(config.of_related(), was), encoder,
+               content["cache_dir"])
+        for path, was in zip(paths, before.get("related", []), strict=True)
+    ]  # fmt: skip
+    adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
+    config = _of_its_time(config, before)
+    inputs = Inputs(adata, config, encoder, content["cache_dir"], related)
+    inputs.extract(weights)
+    now = inputs.describe()
+    if now != before:
+        where = first_difference(before, now, "inputs")
+        raise InputError(f"{section['path']} is not what {run} was trained on, {where}: put it back, or run again")
+    return inputs
+
+
+def _of_its_time(config: Config, described: dict) -> Config:
+    """The configuration with the windows of ``described``, which in folders from before ``data.windows`` is a number.
+
+    There it becomes the list that it is now, in place.
+    """
+    if isinstance(described["patch_px"], list):
+        return config
+    windows = f"{described['patch_px']:.9g}px"
+    described["patch_px"] = [described["patch_px"]]
+    return config.with_data(windows=windows)
+
+
+def needed(path: Path, stage: str, read):
+    """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is not there."""
+    if not path.exists():
+        raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")
+    return read(path)
