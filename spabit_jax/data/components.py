@@ -16,8 +16,8 @@ CHUNK = 16384  # rows of image features that are held in memory at a time
 class Space(NamedTuple):
     """What a model predicts in: expression = mean + scores @ loadings; P scores."""
 
-    mean: Float[np.ndarray, "G"]
-    loadings: Float[np.ndarray, "P G"] | Float[np.ndarray, "G"]  # orthogonal rows; (G,) where scores are genes
+    mean: Float[np.ndarray, " G"]
+    loadings: Float[np.ndarray, "P G"] | Float[np.ndarray, " G"]  # orthogonal rows; (G,) where scores are genes
 
     def encode(self, expression):
         """(..., G) → (..., P)."""

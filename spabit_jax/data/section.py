@@ -34,7 +34,7 @@ class Section(NamedTuple):
     expression: Float[np.ndarray, "N G"]  # on the scale of ``config.data.scale``; NaN at test spots
     image: Float[np.ndarray, "N C"]  # image components; C is 0 without an image
     xy: Float[np.ndarray, "N 2"]  # in units of the spot pitch, from the section's centre
-    is_train: Bool[np.ndarray, "N"]
+    is_train: Bool[np.ndarray, " N"]
     context: Int[np.ndarray, "N K"]  # nearest train spots of each spot, nearest first, never itself
     imputed: Float[np.ndarray, "N G"] | None  # of the separate GAT: expression, at test spots imputed from train spots
     graph: GraphsTuple | None  # of the separate GAT: N nodes without features

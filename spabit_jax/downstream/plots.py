@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_curve
 
-from spabit_jax.evaluation.plots import _BLUE, _GREY, _ORANGE, _PALETTE, _TEXT, _draw_places, _map_grid, _save, _tidy
+from spabit_jax.evaluation.draw import BLUE, GREY, ORANGE, PALETTE, TEXT, draw_places, map_grid, save, tidy
 
 COLOURS = [*colormaps["tab10"].colors, *colormaps["Set3"].colors]
 
@@ -57,16 +57,16 @@ def plot_domains(
     figure, axes = _two_columns(predictions, len(maps))
     for ax, (title, values) in zip(axes, maps.items(), strict=True):
         shown = np.where(values < 0, np.nan, values)
-        _draw_places(ax, predictions, shown, (-0.5, n - 0.5), ListedColormap([_colour(i) for i in range(n)]))
-        ax.set_title(title, loc="left", fontsize=_TEXT)
-    style = {"frameon": False, "fontsize": _TEXT, "handletextpad": 0.1, "columnspacing": 0.8, "borderaxespad": 0.2}
+        draw_places(ax, predictions, shown, (-0.5, n - 0.5), ListedColormap([_colour(i) for i in range(n)]))
+        ax.set_title(title, loc="left", fontsize=TEXT)
+    style = {"frameon": False, "fontsize": TEXT, "handletextpad": 0.1, "columnspacing": 0.8, "borderaxespad": 0.2}
     if names:
         handles = _dots(dict(enumerate(names)))
         axes[0].legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.05, 0), ncols=2, **style)
     found = np.unique(np.concatenate(list(domains.values())))
     of_domains = _dots({i: f"domain {i + 1}" for i in found if i >= 0})
     figure.legend(handles=of_domains, loc="outside lower center", ncols=4, **style)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_probability(
@@ -76,12 +76,12 @@ def plot_probability(
     figure, axes = _two_columns(predictions, 2)
     maps = {"annotation: 1 tumour, 0 other": is_tumour, "predicted, at spots not measured": probability}
     for ax, (title, values) in zip(axes, maps.items(), strict=True):
-        drawn = _draw_places(ax, predictions, values, (0, 1))
-        ax.set_title(title, loc="left", fontsize=_TEXT)
+        drawn = draw_places(ax, predictions, values, (0, 1))
+        ax.set_title(title, loc="left", fontsize=TEXT)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=14, pad=0.02)
-    bar.set_label("probability of tumour", fontsize=_TEXT)
-    bar.ax.tick_params(labelsize=_TEXT)
-    _save(figure, path)
+    bar.set_label("probability of tumour", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT)
+    save(figure, path)
 
 
 def plot_roc(is_tumour: np.ndarray, found: Mapping[str, np.ndarray], aurocs: Mapping[str, float], path) -> None:
@@ -95,15 +95,15 @@ def plot_roc(is_tumour: np.ndarray, found: Mapping[str, np.ndarray], aurocs: Map
     """
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     ax = figure.subplots()
-    ax.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
-    for (name, probability), colour in zip(found.items(), _PALETTE, strict=False):
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    for (name, probability), colour in zip(found.items(), PALETTE, strict=False):
         scored = np.isfinite(probability) & np.isfinite(is_tumour)
         wrong, right, _ = roc_curve(is_tumour[scored], probability[scored])
         ax.plot(wrong, right, color=colour, label=f"{name}: {aurocs[name]:.3f}")
     ax.set(xlabel="share of other spots called tumour", ylabel="share of tumour spots found", aspect="equal")
     ax.legend(loc="lower right", frameon=False, fontsize=8.5, title="AUROC", alignment="left")
-    _tidy(ax)
-    _save(figure, path)
+    tidy(ax)
+    save(figure, path)
 
 
 def plot_enrichment(table: pd.DataFrame, path: str | os.PathLike, n: int = 12) -> None:
@@ -121,10 +121,10 @@ def plot_enrichment(table: pd.DataFrame, path: str | os.PathLike, n: int = 12) -
     ax.barh(np.arange(len(shown)), -np.log10(np.maximum(shown["fdr"].to_numpy(float), 1e-300)), color=colours)
     labels = [f"{row.gene_set[:32]} ({row.group})" for row in shown.itertuples()]
     ax.set_yticks(np.arange(len(shown)), labels, fontsize=9)
-    ax.axvline(-np.log10(0.05), color=_GREY, linewidth=1, linestyle="--")
+    ax.axvline(-np.log10(0.05), color=GREY, linewidth=1, linestyle="--")
     ax.set(xlabel="-log10 of the false discovery rate (dashed: 5%)")
-    _tidy(ax)
-    _save(figure, path)
+    tidy(ax)
+    save(figure, path)
 
 
 def plot_spatial_genes(table: pd.DataFrame, path: str | os.PathLike) -> None:
@@ -137,19 +137,19 @@ def plot_spatial_genes(table: pd.DataFrame, path: str | os.PathLike) -> None:
     """
     ranks = table[["truth", "measured", "with_noise"]].dropna().rank(ascending=False)
     figure = Figure(figsize=(5.4, 3.2), layout="constrained")
-    panels = (("measured", "train spots alone", _BLUE), ("with_noise", "predicted, with noise", _ORANGE))
+    panels = (("measured", "train spots alone", BLUE), ("with_noise", "predicted, with noise", ORANGE))
     for ax, (column, title, colour) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         ax.scatter(ranks["truth"], ranks[column], s=12, color=colour, alpha=0.5, linewidth=0)
         ax.set(title=title, xlabel="rank as measured", aspect="equal")
         ax.label_outer()
-        _tidy(ax)
+        tidy(ax)
     figure.axes[0].set_ylabel("rank by Moran's I")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _two_columns(predictions: AnnData, n: int) -> tuple[Figure, list[Axes]]:
     """A figure with ``n`` maps, two in a row."""
-    figure, axes = _map_grid(predictions, np.asarray(predictions.obsm["spatial"], float), -(-n // 2), 2)
+    figure, axes = map_grid(predictions, np.asarray(predictions.obsm["spatial"], float), -(-n // 2), 2)
     for ax in axes.flat[n:]:
         ax.set_visible(False)
     return figure, list(axes.flat[:n])

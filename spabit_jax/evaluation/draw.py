@@ -7,6 +7,7 @@ touch and do not overlap. Spots are discs, those of legacy ST on its square latt
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,11 +19,17 @@ from matplotlib.path import Path as Outline
 from matplotlib.transforms import AffineDeltaTransform
 from scipy.spatial import KDTree
 
+from spabit_jax.files import replacing
 from spabit_jax.neighbours import spot_pitch
 
 SQUARE_FORMATS = ("visium", "visium_hd", "xenium", "spatialdata")  # visium with a square lattice: DBiT-seq and its like
 WIDTH = 5.4  # inches: text of TEXT points is still read on a phone
 TEXT = 8.5
+DPI = 200
+# Okabe and Ito: told apart by the colour-blind
+BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+PALETTE = (ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW, "black")
+GREY = "0.45"
 _HOLE = 0.6  # of a ring, as a share of its width
 
 
@@ -165,3 +172,13 @@ def colour_bar(figure: Figure, drawn: PathCollection, axes, shown: Sequence[np.n
     bar = figure.colorbar(drawn, ax=list(axes), extend=extend, shrink=0.9, aspect=14, pad=0.02)
     bar.set_label(label, fontsize=TEXT)
     bar.ax.tick_params(labelsize=TEXT)
+
+
+def tidy(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25, linewidth=0.6)
+
+
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, bbox_inches="tight")

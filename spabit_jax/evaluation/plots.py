@@ -18,19 +18,26 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from spabit_jax.data.genes import check_genes
-from spabit_jax.evaluation.draw import TEXT, WIDTH, colour_bar, colour_limits, draw_places, map_grid
+from spabit_jax.evaluation.draw import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PALETTE,
+    TEXT,
+    WIDTH,
+    colour_bar,
+    colour_limits,
+    draw_places,
+    map_grid,
+    save,
+    tidy,
+)
 from spabit_jax.evaluation.metrics import gene_metrics
 from spabit_jax.evaluation.report import RIVALS
-from spabit_jax.files import replacing
 from spabit_jax.scale import LABELS
 
 STAGES = {"gat": "training loss of the graph attention network", "spabit": "training loss of the SpaBiT networks"}
-# Okabe and Ito: told apart by the colour-blind
-_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-_PALETTE = (_ORANGE, _BLUE, _GREEN, _PURPLE, _SKY, _YELLOW, "black")
-_GREY = "0.45"
 NOT_PREDICTED = "not among these predictions (--genes=+NAME adds it to a run's panel)"
-_DPI = 200
 
 
 def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax: Axes | None = None) -> Axes:
@@ -105,7 +112,7 @@ def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.Path
         row[0].set_title(f"{title}\n{row[0].get_title(loc='left')}", loc="left", fontsize=TEXT)
         colour_bar(figure, drawn, row, [truth, predicted], _label(adata))
     figure.legend(handles=_legend_of_split(adata), loc="outside lower left", frameon=False, fontsize=TEXT)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_location_maps(
@@ -148,7 +155,7 @@ def plot_location_maps(
                 drawn = draw_places(ax, shown, values, ends, cmap, spots)
                 ax.set_title(f"{gene}, {title}" if ax is row[0] else title, loc="left", fontsize=TEXT)
             colour_bar(figure, drawn, row, [values for _, values in panels.values()], label)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_pcc_scatter(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, path: str | os.PathLike) -> None:
@@ -165,18 +172,18 @@ def plot_pcc_scatter(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, pat
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     ax = figure.subplots()
     low, high = min(0, *x, *y) - 0.03, max(0.1, *x, *y) + 0.03
-    ax.plot([low, high], [low, high], color=_GREY, linewidth=1)
-    ax.scatter(x, y, s=14, color=_BLUE, alpha=0.5, linewidth=0)
+    ax.plot([low, high], [low, high], color=GREY, linewidth=1)
+    ax.scatter(x, y, s=14, color=BLUE, alpha=0.5, linewidth=0)
     if len(x):
         means = (x.mean(), y.mean())
         label = f"mean {means[0]:.3f} → {means[1]:.3f}"
-        ax.scatter(*means, s=110, marker="P", color=_ORANGE, edgecolor="white", zorder=3, label=label)
+        ax.scatter(*means, s=110, marker="P", color=ORANGE, edgecolor="white", zorder=3, label=label)
         ax.legend(loc="lower right", frameon=False)
     ax.set_title(f"{np.count_nonzero(y > x)} of {len(x)} genes above the diagonal", fontsize=11)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.set(xlabel=f"PCC per gene, {xlabel}", ylabel=f"PCC per gene, {ylabel}")
-    _tidy(ax)
-    _save(figure, path)
+    tidy(ax)
+    save(figure, path)
 
 
 def plot_history(history: pd.DataFrame, path: str | os.PathLike, weight: float | None = None) -> None:
@@ -191,7 +198,7 @@ def plot_history(history: pd.DataFrame, path: str | os.PathLike, weight: float |
     figure = Figure(figsize=(4.2 * len(stages), 3.2), layout="constrained")
     for ax, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         rows = history[history["stage"] == stage]
-        for column, colour in (("train_loss", _BLUE), ("valid_loss", _ORANGE)):
+        for column, colour in (("train_loss", BLUE), ("valid_loss", ORANGE)):
             known = rows.dropna(subset=[column])
             for i, (_, run) in enumerate(known.groupby("seed")):
                 label = column.removesuffix("_loss") if i == 0 else None
@@ -209,8 +216,8 @@ def plot_history(history: pd.DataFrame, path: str | os.PathLike, weight: float |
         ax.set(xlabel="epoch", ylabel="loss")
         ax.set_title(title, fontsize=10)
         ax.legend(frameon=False)
-        _tidy(ax)
-    _save(figure, path)
+        tidy(ax)
+    save(figure, path)
 
 
 def plot_calibration(levels: Sequence[float], covered: Sequence[float], path: str | os.PathLike) -> None:
@@ -223,11 +230,11 @@ def plot_calibration(levels: Sequence[float], covered: Sequence[float], path: st
     """
     figure = Figure(figsize=(3.6, 3.6), layout="constrained")
     ax = figure.subplots()
-    ax.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
-    ax.plot(levels, covered, color=_ORANGE, marker="o", markersize=4)
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+    ax.plot(levels, covered, color=ORANGE, marker="o", markersize=4)
     ax.set(xlabel="level of the interval", ylabel="share of test measurements inside", aspect="equal")
-    _tidy(ax)
-    _save(figure, path)
+    tidy(ax)
+    save(figure, path)
 
 
 def plot_benchmark(
@@ -255,7 +262,7 @@ def plot_benchmark(
     ax.barh(rows, high - low, left=low, height=0.84, color="0.92", label="range of all baselines")
     hollow = {"facecolor": "white", "edgecolor": "0.25", "linewidth": 0.8, "s": 16}
     style = {method: {"marker": marker, **hollow} for method, marker in zip(RIVALS, cycle("osD^"), strict=False)}
-    for method, marker, colour in zip(models, cycle("*PXdvph"), cycle(_PALETTE), strict=False):
+    for method, marker, colour in zip(models, cycle("*PXdvph"), cycle(PALETTE), strict=False):
         style[method] = {"marker": marker, "color": colour, "linewidth": 0, "s": 64 if marker == "*" else 32}
     for i, (method, lane) in enumerate(zip(shown, lanes, strict=True)):
         label = RIVALS.get(method, method)
@@ -267,14 +274,14 @@ def plot_benchmark(
     if title is not None:
         ax.set_title(title, fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT)
-    _tidy(ax)
-    _save(figure, path)
+    tidy(ax)
+    save(figure, path)
 
 
 def _legend_of_split(adata: AnnData) -> list[Line2D]:
     train = (adata.obs["split"] == "train").to_numpy()
     itself = "with" if adata.uns.get("spabit", {}).get("train_spots_see_themselves") else "without"
-    full = {"marker": "o", "linestyle": "", "color": _GREY}
+    full = {"marker": "o", "linestyle": "", "color": GREY}
     ring = {**full, "markerfacecolor": "none", "markeredgewidth": 1.6, "markersize": 5}
     handles = []
     if not train.all():
@@ -287,13 +294,3 @@ def _legend_of_split(adata: AnnData) -> list[Line2D]:
 
 def _label(adata: AnnData) -> str:
     return LABELS[adata.uns.get("spabit", {}).get("scale", "log2_count")]
-
-
-def _tidy(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(alpha=0.25, linewidth=0.6)
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")

@@ -38,10 +38,10 @@ class Params(NamedTuple):
     """Logs of a process's parameters."""
 
     space: Float[Array, "2"]  # length scales, long and short
-    image: Float[Array, "D"]  # length scale of each image component
+    image: Float[Array, " D"]  # length scale of each image component
     product: Float[Array, "2"]  # length scales of the product kernel: in space, and a factor on ``image``
     variance: Float[Array, "P K"]
-    noise: Float[Array, "P"]
+    noise: Float[Array, " P"]
 
 
 MEDIANS = ([LONG, SHORT], IMAGE, [PRODUCT_SPACE, PRODUCT_IMAGE], VARIANCE, NOISE)
@@ -54,7 +54,7 @@ class Fitted(NamedTuple):
 
     params: Params
     space: Space  # scores of variance 1 → expression
-    residual: Float[Array, "G"]  # variance of expression that the components do not hold
+    residual: Float[Array, " G"]  # variance of expression that the components do not hold
 
 
 class Process(NamedTuple):

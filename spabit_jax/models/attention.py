@@ -70,7 +70,7 @@ class TransformerLayer(nnx.Module):
         self.feedforward_hidden = linear(width, feedforward_width, rngs=rngs)
         self.feedforward_out = linear(feedforward_width, width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L W"], mask: Bool[Array, "L"] | None = None) -> Float[Array, "B L W"]:
+    def __call__(self, x: Float[Array, "B L W"], mask: Bool[Array, " L"] | None = None) -> Float[Array, "B L W"]:
         """Tokens where the mask is False are not attended to."""
         qkv = self.qkv(self.attention_norm(x))
         query, key, value = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, axis=-1))

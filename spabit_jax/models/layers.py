@@ -43,7 +43,7 @@ class LayerNorm(nnx.Module):
 
 
 @jax.custom_vjp
-def normalised(x: Float[Array, "N W"], scale: Float[Array, "W"], bias: Float[Array, "W"]):
+def normalised(x: Float[Array, "N W"], scale: Float[Array, " W"], bias: Float[Array, " W"]):
     """Rows at mean 0 and variance 1, times scale, plus bias.
 
     All sums are products with a vector, in the gradient too: XLA's own sums are several times slower on a CPU.

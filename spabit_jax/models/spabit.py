@@ -61,7 +61,7 @@ class SpaBiT(nnx.Module):
             self.head.out.bias[...] = jnp.zeros_like(self.head.out.bias[...])
 
     def __call__(
-        self, tokens: Tokens, valid: Bool[Array, "B"] | None = None, *, key: jax.Array | None = None
+        self, tokens: Tokens, valid: Bool[Array, " B"] | None = None, *, key: jax.Array | None = None
     ) -> Float[Array, "B G"]:
         """Expression of each spot.
 
