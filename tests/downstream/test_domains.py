@@ -98,7 +98,7 @@ def figure(monkeypatch):
     from spabit_jax.downstream import plots
 
     made = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: made.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: made.append(figure))
     return made
 
 

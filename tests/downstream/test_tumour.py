@@ -54,7 +54,7 @@ def test_the_classifier_without_a_shift_comes_first(predictions, is_tumour, monk
         classifier = fit_classifier(learned[train], is_tumour[train].astype(int))
         np.testing.assert_allclose(maps[name][test], classifier.predict_proba(given[test])[:, 1])
     made = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: made.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: made.append(figure))
     plots.plot_roc(is_tumour, maps, table.set_index("input")["auroc"], "unused.png")
     words = [text.get_text().split(":")[0] for text in made[0].axes[0].get_legend().get_texts()]
     assert words == names

@@ -46,7 +46,7 @@ def predictions() -> AnnData:
 def figures(monkeypatch) -> list:
     """The figures that are made, instead of files."""
     made = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: made.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: made.append(figure))
     return made
 
 

@@ -15,10 +15,12 @@ from scipy.spatial import KDTree
 from experiments import predict
 from feature_extraction import command
 from spabit_jax.config import Config
+from spabit_jax.data import prepared
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.prepared import Inputs
 from spabit_jax.ensemble import predictor as model
 from spabit_jax.errors import InputError
+from spabit_jax.models import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +159,16 @@ def test_a_section_that_has_changed_is_refused(copied, simulated, tmp_path):
 
 
 def test_a_cache_of_other_weights_is_refused(trained, monkeypatch):
-    cached = type(trained.inputs.windows[0])
-    made_from, there = cached.made_from, places(trained.inputs.adata.obsm["spatial"][:2])
-    for weights_of, problem in (
-        (lambda window: window.adata.uns["spabit"]["name"], "other weights or another image than those at the spots"),
-        (lambda window: window.patch_px, "tiny in .* come from several versions of the weights of stain"),
-    ):
-        with monkeypatch.context() as patch, pytest.raises(InputError, match=problem):
-            patch.setattr(cached, "made_from", lambda self, of=weights_of: made_from(self) | {"weights_hash": of(self)})
-            model.features_at(trained.inputs, there)
+    """One that tells the weights at new places from those at the spots, and one window from the next."""
+    (window,) = trained.inputs.windows
+    made_from, there = type(window).made_from, places(trained.inputs.adata.obsm["spatial"][:2])
+    numbers = iter(range(9))
+    changing = lambda self: made_from(self) | {"weights_hash": str(next(numbers))}  # noqa: E731
+    monkeypatch.setattr(type(window), "made_from", changing)
+    with pytest.raises(InputError, match="other weights or another image than those at the spots"):
+        model.features_at(trained.inputs, there)
+    with pytest.raises(InputError, match="tiny in .* come from several versions of the weights of stain"):
+        prepared.made_from([window, window])
 
 
 def test_a_model_that_a_preset_defines_is_found_once_the_user_gives_it(copied, tmp_path):
@@ -178,12 +181,12 @@ def test_a_model_that_a_preset_defines_is_found_once_the_user_gives_it(copied, t
     change(lambda content: content.update(preset=str(preset)))  # is not executed: a folder may be a stranger's
     with pytest.raises(InputError, match=r"the model 'mine', which is not registered: .* --config=FILE"):
         model.load(run)
-    assert "mine" not in model.MODELS
+    assert "mine" not in MODELS
     command.run_preset(str(preset))
     try:
         assert model.load(run).inputs.config.model.name == "mine"
     finally:
-        model.MODELS.pop("mine")
+        MODELS.pop("mine")
 
 
 @pytest.mark.parametrize(
