@@ -28,7 +28,8 @@ def test_the_walkthrough_runs_as_written(simulated, tmp_path):
     code, _ = blocks()
     assert 15 <= len([line for line in code.split("MODELS[")[0].splitlines() if line.strip()]) <= 25
     (tmp_path / "gated.py").write_text(code)
-    small = ["--config.train.epochs=10", "--config.data.n_genes=20", f"--cache_dir={tmp_path / 'cache'}"]
+    small = ["--config.train.epochs=6", "--config.data.n_genes=20", "--config.model.members=spabit"]
+    small += ["--patch_px=48", f"--cache_dir={tmp_path / 'cache'}"]
     alone = {}
     for line in re.findall(r"^python (-m experiments\.run .*)$", text, re.MULTILINE)[:2]:
         name = re.search(r"--out=runs/(\w+)", line).group(1)

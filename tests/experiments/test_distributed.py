@@ -14,17 +14,20 @@ from spabit_jax.run import distributed as processes
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_folder_that_one_makes(finished, simulated, tmp_path):
+def test_two_processes_make_the_run_folder_that_one_makes(simulated, tmp_path):
+    less = ["--config.model.members=spabit", "--config.train.epochs=8"]
+    result = run(simulated, tmp_path / "alone", *less)
+    assert result.returncode == 0, result.stderr
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    commands = [command(simulated, tmp_path, f"--distributed={address},2,{i}") for i in range(2)]
+    commands = [command(simulated, tmp_path, *less, f"--distributed={address},2,{i}") for i in range(2)]
     both = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "tiny: " in said[0][0] and "tiny" not in said[1][0] + said[1][1]
 
-    one, two = finished[0] / "run", tmp_path / "run"
+    one, two = tmp_path / "alone" / "run", tmp_path / "run"
     assert sorted(path.name for path in two.iterdir()) == sorted(path.name for path in one.iterdir())
     assert [path.name for path in sorted(two.glob("checkpoints/*"))] == ["seed_0", "seed_1"]
     seeds = [np.load(run / "predictions_per_seed.npy") for run in (one, two)]
