@@ -17,10 +17,12 @@ import pytest  # noqa: E402
 from spabit_jax.config import Config  # noqa: E402
 
 
-def pytest_itemcollected(item):
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
     """Tests that start from one finished run go to one worker, and the run is made once."""
-    if "finished" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.xdist_group("finished"))
+    for item in items:
+        if "finished" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("finished"))
 
 
 @pytest.fixture(scope="session", autouse=True)
