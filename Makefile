@@ -19,10 +19,10 @@ env-light: .venv-light/.installed  # without PyTorch: no neural image encoders
 
 test: env
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -n 2 --dist loadgroup
+	.venv/bin/python -m pytest -n 2
 
 test-quick: env
-	.venv/bin/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	.venv/bin/python -m pytest -n 2 -m "not slow"
 
 demo: $(ENV)/.installed
 	$(ENV)/bin/python -m experiments.demo --out=runs/demo

@@ -17,14 +17,6 @@ import pytest  # noqa: E402
 from spabit_jax.config import Config  # noqa: E402
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Tests that start from one finished run go to one worker, and the run is made once."""
-    for item in items:
-        if "finished" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("finished"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
     """Many tests build the same small model: compile each program once, in the commands that they start too."""
