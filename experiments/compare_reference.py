@@ -150,12 +150,11 @@ def compare(section: str, scores: dict[str, pd.DataFrame], published: dict) -> l
 
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Standard error of mean(a) − mean(b), and half the width of Welch's ``CONFIDENCE`` interval (Welch 1947)."""
-    parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
-    if not parts.any():
+    error = float(np.hypot(stats.sem(a), stats.sem(b)))
+    if not error:
         return 0.0, 0.0
-    freedom = parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum()
-    error = float(np.sqrt(parts.sum()))
-    return error, float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(CONFIDENCE)
+    return error, float(high - low) / 2
 
 
 def reference_format(scores: dict[str, pd.DataFrame]) -> pd.DataFrame:

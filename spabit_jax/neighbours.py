@@ -8,6 +8,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
+from spabit_jax.chunks import slices
 from spabit_jax.scale import LOG
 
 CHUNK = 16384  # places whose surroundings are looked at at a time
@@ -153,8 +154,8 @@ def smoothed(xy: np.ndarray, values: np.ndarray, sd: float, at: np.ndarray | Non
     """
     tree, at = KDTree(xy), xy if at is None else at
     parts = []
-    for start in range(0, len(at), CHUNK):  # pairs of neighbours are many
-        around = KDTree(at[start : start + CHUNK])
+    for rows in slices(len(at), CHUNK):  # pairs of neighbours are many
+        around = KDTree(at[rows])
         weight = around.sparse_distance_matrix(tree, 3 * sd, output_type="coo_matrix").tocsr()
         weight.data = np.exp(-0.5 * (weight.data / sd) ** 2)
         parts.append((weight @ values) / np.asarray(weight.sum(axis=1)))

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from spabit_jax.chunks import slices
 from spabit_jax.neighbours import smoothed
 
 IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a place, in pitches
@@ -39,8 +40,11 @@ def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) ->
     n, n_genes = expression.shape
     if not n_components:
         return Space(np.zeros(n_genes, np.float32), np.ones(n_genes, np.float32))
+    from sklearn.utils.extmath import svd_flip
+
     mean = expression.mean(axis=0)
-    _, size, right = np.linalg.svd(expression - mean, full_matrices=False)
+    left, size, right = np.linalg.svd(expression - mean, full_matrices=False)
+    _, right = svd_flip(left, right, u_based_decision=False)  # signs would differ from one LAPACK to the next
     loadings = right[: max(1, min(n_components, n - 1))] * max(size[0] / np.sqrt(n), 1e-6)
     return Space(mean.astype(np.float32), loadings.astype(np.float32))
 
@@ -82,7 +86,11 @@ class Projection(NamedTuple):
             sd[sd == 0] = 1
         gram = sum(part.T @ part for part in ((part - mean) / sd for part in _rows(x)))
         values, vectors = np.linalg.eigh(gram)
-        return cls(mean, sd, vectors[:, values > 1e-10 * values.max(initial=0)][:, ::-1][:, :n])
+        vectors = vectors[:, values > 1e-10 * values.max(initial=0)][:, ::-1][:, :n]
+        if vectors.size:  # signs would differ from one LAPACK to the next
+            largest = np.abs(vectors).argmax(axis=0)
+            vectors *= np.sign(vectors[largest, np.arange(vectors.shape[1])])
+        return cls(mean, sd, vectors)
 
     def of(self, x) -> Float[np.ndarray, "N C"]:
         return np.concatenate(
@@ -91,7 +99,7 @@ class Projection(NamedTuple):
 
 
 def _rows(x):
-    return (np.asarray(x[i : i + CHUNK], np.float64) for i in range(0, max(len(x), 1), CHUNK))
+    return (np.asarray(x[rows], np.float64) for rows in slices(max(len(x), 1), CHUNK))
 
 
 class ImageComponents(NamedTuple):

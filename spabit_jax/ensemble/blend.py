@@ -8,6 +8,7 @@ import numpy as np
 from scipy.optimize import nnls
 from scipy.stats import norm
 
+from spabit_jax.chunks import slices
 from spabit_jax.ensemble.members import Estimate, HeldOut
 
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
@@ -46,8 +47,7 @@ class Blend(NamedTuple):
         n, n_genes = next(iter(estimates.values())).mean.shape[1:]
         variance = find_variance(estimates)
         per_seed, (mean, sd) = np.empty((n_seeds, n, n_genes), np.float32), np.empty((2, n, n_genes), np.float32)
-        for start in range(0, n, CHUNK):
-            rows = slice(start, start + CHUNK)
+        for rows in slices(n, CHUNK):
             part = self.mean({name: estimate.mean[:, rows] for name, estimate in estimates.items()})
             sd[rows] = self.scale * self.unscaled_sd(part, None if variance is None else variance[rows])
             per_seed[:, rows], mean[rows] = np.maximum(part, 0), np.maximum(part.mean(axis=0), 0)

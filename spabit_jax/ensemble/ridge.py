@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.spatial import KDTree
 
+from spabit_jax.chunks import slices
 from spabit_jax.data.components import expression_space
 from spabit_jax.neighbours import nearest, weighted_mean
 
@@ -53,9 +54,9 @@ class NeighbourRegression:
         """Expression at m places, (m, G); ``own`` where these are the train spots that it looks at."""
         x = self._inputs(xy, image, own)
         mean = np.empty((len(x), len(self.space.mean)), self.space.mean.dtype)
-        for start in range(0, len(x), CHUNK):
-            scores = self.regressor.predict(x[start : start + CHUNK])
-            mean[start : start + CHUNK] = self.space.decode(scores.reshape(len(scores), -1))
+        for rows in slices(len(x), CHUNK):
+            scores = self.regressor.predict(x[rows])
+            mean[rows] = self.space.decode(scores.reshape(len(scores), -1))
         return mean
 
     def _inputs(self, xy, image, own: bool) -> np.ndarray:

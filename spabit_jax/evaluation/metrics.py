@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 
 from spabit_jax.scale import Scale
 
@@ -143,9 +143,8 @@ def depth_only(expression: np.ndarray, totals: np.ndarray, test_totals: np.ndarr
 def bootstrap_interval(values: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float]:
     """95% percentile interval of the mean of (G,) values, by ``n`` resamples (Efron, 1979)."""
     rng = np.random.default_rng(seed)
-    means = [rng.choice(values, len(values)).mean() for _ in range(n)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    found = bootstrap((values,), np.mean, n_resamples=n, batch=200, method="percentile", rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def summarize_seeds(seeds: Sequence[Mapping[str, float]], ensemble: Mapping[str, float]) -> dict[str, dict]:

@@ -226,12 +226,8 @@ def write_report(path: Path, title: str, blocks: Sequence[Block]) -> None:
 
 
 def _html_table(table: pd.DataFrame) -> str:
-    head = "".join(f"<th>{escape(str(column))}</th>" for column in table.columns)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(format_cell(value))}</td>' for value in row)}</tr>"
-        for row in table.itertuples(index=False)
-    )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    with pd.option_context("display.max_colwidth", None):  # or long cells are cut
+        return table.map(format_cell).to_html(index=False, border=0)
 
 
 def format_cell(value) -> str:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import KDTree
 
+from spabit_jax.chunks import slices
 from spabit_jax.data.components import Space
 from spabit_jax.kriging.process import (
     MIN_NOISE,
@@ -125,12 +126,12 @@ def _in_chunks(function, *arrays):
     """``function`` of the same rows of each array, ``CHUNK`` at a time; the last chunk repeats its last row."""
     n = len(arrays[0])
     results = None
-    for start in range(0, n, CHUNK):
-        rows = np.minimum(np.arange(start, start + CHUNK), n - 1) if n > CHUNK else np.arange(n)
-        found = function(*(array[rows] for array in arrays))
+    for rows in slices(n, CHUNK):
+        filled = np.minimum(np.arange(rows.start, rows.start + min(n, CHUNK)), n - 1)
+        found = function(*(array[filled] for array in arrays))
         results = results or tuple(np.empty((n, *values.shape[1:]), values.dtype) for values in found)
         for whole, values in zip(results, found, strict=True):
-            whole[start : start + CHUNK] = np.asarray(values)[: n - start]
+            whole[rows] = np.asarray(values)[: rows.stop - rows.start]
     return results
 
 

@@ -20,7 +20,7 @@ def attend(query, key, value, mask=None, dropout=None, dropout_key=None):
             score = jnp.where(mask, score, -jnp.inf)
         weight = jax.nn.softmax(score, axis=-1)
     if dropout is not None:
-        weight = dropout(weight, deterministic=dropout_key is None, rngs=dropout_key)
+        weight = dropout(weight, rngs=dropout_key)
     return jnp.einsum("bhqk,bhkd->bhqd", weight, value)
 
 
@@ -49,7 +49,7 @@ class CrossAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B Q W"], context: Float[Array, "B K W"], *, key: jax.Array | None = None
     ) -> Float[Array, "B Q W"]:
-        """Dropout on the attention weights where a key is given."""
+        """In training the key is for dropout on the attention weights."""
         query, keys, values = (
             split_heads(layer(tokens), self.heads)
             for layer, tokens in ((self.query, x), (self.key, context), (self.value, context))

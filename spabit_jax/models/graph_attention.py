@@ -7,8 +7,6 @@ Velickovic et al., Graph Attention Networks, ICLR 2018, as the reference compute
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import jraph
@@ -16,68 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 from jraph import GraphsTuple
 
-from spabit_jax.models.layers import MLP, dropout, uniform
-
-
-@jax.custom_vjp
-@jax.jit
-def neighbour_sum(weight: Float[Array, "E H"], x: Float[Array, "N H F"], senders, receivers):
-    """Sum over the edges of each receiver of weight · x[sender]: (N, H, F); edges sorted by receiver.
-
-    On a CPU, where XLA scatters row by row on one core, all nodes take their k-th edge at a time; its gradients are
-    sums of the same kind, over the edges turned round, and dot products in pieces that fit into the cache.
-    """
-    return jax.lax.platform_dependent(weight, x, senders, receivers, cpu=_sum_by_rank, default=_sum_by_segment)
-
-
-def _sum_by_segment(weight, x, senders, receivers):
-    return jraph.segment_sum(weight[..., None] * x[senders], receivers, len(x), indices_are_sorted=True)
-
-
-def _sum_by_rank(weight, x, senders, receivers, unroll: int = 4):
-    if not len(senders):
-        return jnp.zeros_like(x)
-    first = jnp.searchsorted(receivers, jnp.arange(len(x) + 1))
-    first, degree = first[:-1], jnp.diff(first)
-
-    def add(i, total):
-        for k in range(unroll):
-            is_edge = unroll * i + k < degree
-            # a node without a k-th edge reads its first again, which is in the cache
-            edge = jnp.minimum(first + jnp.where(is_edge, unroll * i + k, 0), len(senders) - 1)
-            total += jnp.where(is_edge[:, None], weight[edge], 0)[..., None] * x[senders[edge]]
-        return total
-
-    return jax.lax.fori_loop(0, -(-degree.max() // unroll), add, jnp.zeros_like(x))
-
-
-@partial(jax.jit, static_argnames="piece")
-def _edge_dots(a: Float[Array, "N H F"], b: Float[Array, "N H F"], senders, receivers, piece: int = 256):
-    """a[receiver] · b[sender] of each edge and head: (E, H)."""
-    ends = (receivers, senders)
-    ones = jnp.ones(a.shape[-1], a.dtype)
-
-    def dots(ends):
-        return (a[ends[0]] * b[ends[1]]) @ ones  # a sum over the last axis is several times slower on a CPU
-
-    def in_pieces(*ends):
-        return jax.lax.map(dots, ends, batch_size=piece)
-
-    return jax.lax.platform_dependent(*ends, cpu=in_pieces, default=lambda *ends: dots(ends))
-
-
-def _neighbour_sum_forward(weight, x, senders, receivers):
-    return neighbour_sum(weight, x, senders, receivers), (weight, x, senders, receivers)
-
-
-def _neighbour_sum_backward(residuals, gradient):
-    weight, x, senders, receivers = residuals
-    order = jnp.argsort(senders, stable=True)
-    to_x = neighbour_sum(weight[order], gradient, receivers[order], senders[order])
-    return _edge_dots(gradient, x, senders, receivers), to_x, None, None
-
-
-neighbour_sum.defvjp(_neighbour_sum_forward, _neighbour_sum_backward)
+from spabit_jax.models.layers import MLP, uniform
+from spabit_jax.ops.neighbour_sum import neighbour_sum
 
 
 class GraphAttention(nnx.Module):
@@ -94,10 +32,10 @@ class GraphAttention(nnx.Module):
         xavier = uniform(1.414 * (6 / (head_width + 1)) ** 0.5)
         self.sender = nnx.Param(xavier(rngs.params(), self.shape))
         self.receiver = nnx.Param(xavier(rngs.params(), self.shape))
-        self.dropout = dropout
+        self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x: Float[Array, "N I"], graph: GraphsTuple, *, key: jax.Array | None = None):
-        """(N, I) node features → (N, H·F); dropout on the attention weights where a key is given."""
+        """(N, I) node features → (N, H·F); in training the key is for dropout on the attention weights."""
         n = len(x)
         h_NxHxF = (x @ self.kernel[...]).reshape(n, *self.shape)
         kernel_IxHxF = self.kernel[...].reshape(-1, *self.shape)
@@ -113,7 +51,7 @@ class GraphAttention(nnx.Module):
             highest = jraph.segment_max(score, graph.receivers, n, indices_are_sorted=True)[graph.receivers]
         weight = jnp.exp(score - highest)  # the 1e-9 below makes the maximum count, in the gradient too
         total = jraph.segment_sum(weight, graph.receivers, n, indices_are_sorted=True)
-        weight = dropout(weight / (total[graph.receivers] + 1e-9), self.dropout, key)
+        weight = self.dropout(weight / (total[graph.receivers] + 1e-9), rngs=key)
         return neighbour_sum(weight, h_NxHxF, *map(jnp.asarray, (graph.senders, graph.receivers))).reshape(n, -1)
 
 
@@ -123,14 +61,14 @@ class GAT(nnx.Module):
     def __init__(self, n_in: int, heads: int, head_width: int, n_out: int, dropout: float, *, rngs: nnx.Rngs):
         self.hidden = GraphAttention(n_in, heads, head_width, dropout, rngs=rngs)
         self.out = GraphAttention(heads * head_width, 1, n_out, dropout, rngs=rngs)
-        self.dropout = dropout
+        self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x: Float[Array, "N I"], graph: GraphsTuple, *, key: jax.Array | None = None):
         """(N, I) → (N, n_out)."""
         keys = [None] * 4 if key is None else jax.random.split(key, 4)
-        x = dropout(x, self.dropout, keys[0])
+        x = self.dropout(x, rngs=keys[0])
         x = nnx.elu(self.hidden(x, graph, key=keys[1]))
-        x = dropout(x, self.dropout, keys[2])
+        x = self.dropout(x, rngs=keys[2])
         return self.out(x, graph, key=keys[3])
 
 

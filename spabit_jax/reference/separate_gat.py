@@ -14,6 +14,7 @@ from flax import nnx
 from spabit_jax.config import Config
 from spabit_jax.data.section import Section
 from spabit_jax.models.graph_attention import GATRegressor
+from spabit_jax.models.layers import merged
 from spabit_jax.neighbours import impute_from_train
 from spabit_jax.scale import UNLOG
 from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, seed_keys
@@ -30,7 +31,7 @@ def gat_optimizer(config: Config) -> optax.GradientTransformation:
 def gat_loss(graphdef, params, data, key):
     """Mean squared error against the network's own input, over all nodes; ``data``: (N, G) input and graph."""
     x, graph = data
-    return jnp.mean((nnx.merge(graphdef, params)(x, graph, key=key) - x) ** 2)
+    return jnp.mean((merged(graphdef, params, training=key is not None)(x, graph, key=key) - x) ** 2)
 
 
 def make_gat_epoch(graphdef, config: Config):
@@ -79,7 +80,7 @@ def gene_tokens(section: Section, near: np.ndarray, config: Config, folder: Path
 
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(0))))
     chunk = make_chunk(make_gat_epoch(graphdef, config))
-    reconstruct = jax.jit(lambda params, x, graph: nnx.merge(graphdef, params)(x, graph))
+    reconstruct = jax.jit(lambda params, x, graph: merged(graphdef, params, training=False)(x, graph))
     _, key, _ = seed_keys(seed)
     tokens, states = [], []
     for i, (_, x) in enumerate(passes):

@@ -16,6 +16,7 @@ from spabit_jax.config import Config
 from spabit_jax.data.components import Space, expression_space
 from spabit_jax.data.section import Places, Section
 from spabit_jax.models import find_model
+from spabit_jax.models.layers import merged
 from spabit_jax.models.spabit import Tokens
 from spabit_jax.training import devices
 from spabit_jax.training.fit import (
@@ -90,7 +91,7 @@ def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key
     """Mean squared error of the scores of (B,) spots; without a key in evaluation."""
     keys = [None] * 2 if key is None else jax.random.split(key)
     tokens = gather_tokens(data, data.section.places(spots), config, spots, keys[0])
-    predicted = nnx.merge(graphdef, params)(tokens, key=keys[1])
+    predicted = merged(graphdef, params, training=key is not None)(tokens, key=keys[1])
     return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
 
 
@@ -161,7 +162,7 @@ class Trainer:
         def apply(whole, part):
             (params, data), (places, spots, valid) = whole, part
             tokens = gather_tokens(data, places, config, spots)
-            return data.space.decode(nnx.merge(graphdef, params)(tokens, valid))
+            return data.space.decode(merged(graphdef, params, training=False)(tokens, valid))
 
         self._apply = devices.over_devices(apply)
 

@@ -2,36 +2,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from spabit_jax.models.layers import dropout, random_bits
+from spabit_jax.models.layers import merged
+from spabit_jax.models.spabit import SpaBiT, Tokens
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.2, 0.5])
+@pytest.fixture
+def split(tiny_config):
+    """A model with dropout of every kind, split; and tokens of 3 spots."""
+    tiny_config.gat.dropout = tiny_config.model.cross_dropout = 0.4
+    graphdef, params = nnx.split(SpaBiT(6, 4, tiny_config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    shapes = ((3, 5, 4), (3, 5, 6), (3, 5, 2))
+    return graphdef, params, Tokens(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes))
+
+
+def hidden(graphdef, params, tokens, key=None, training=False):
+    """Tokens after the GAT and the cross-attention: the head of a new model is zero."""
+    model = merged(graphdef, params, training=training)
+    model.head = lambda x: x
+    model.mix = None
+    return np.asarray(model(tokens, key=key))
+
+
+def test_dropout_is_of_training_alone(split):
+    quiet = hidden(*split)
+    np.testing.assert_array_equal(quiet, hidden(*split))
+    np.testing.assert_array_equal(quiet, hidden(*split, key=jax.random.key(0)))
+    one, same, other = (hidden(*split, key=jax.random.key(i), training=True) for i in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-3 < np.abs(one - quiet).max()
+
+
+def test_training_without_a_key_is_refused(split):
+    """Or a layer that nobody gave one would drop nothing, in silence."""
+    with pytest.raises(ValueError, match="no `rngs` argument was provided to Dropout"):
+        hidden(*split, training=True)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_keeps_the_mean(rate):
     n = 10**6
-    out = np.asarray(dropout(jnp.ones(n), rate, jax.random.key(0)))
+    out = np.asarray(nnx.Dropout(rate)(jnp.ones(n), rngs=jax.random.key(0)))
     assert (out == 0).mean() == pytest.approx(rate, abs=5 * (rate * (1 - rate) / n) ** 0.5)
     np.testing.assert_allclose(out[out > 0], 1 / (1 - rate), rtol=1e-4)
-
-
-def test_dropout_without_a_key_or_a_rate():
-    x = jnp.arange(5.0)
-    assert dropout(x, 0.5, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
-
-
-@pytest.mark.parametrize("generator", ["threefry2x32", "rbg"])
-def test_values_are_dropped_independently(generator):
-    """Neighbouring values share the word of random bits that they are drawn from, and nothing else."""
-    dropped = np.asarray(dropout(jnp.ones((1000, 1000)), 0.3, jax.random.key(1, impl=generator))) == 0
-    assert abs(dropped.mean() - 0.3) < 5e-3
-    flat, columns = dropped.ravel(), dropped.T.ravel()
-    for values, lag in ((flat, 1), (flat, 2), (columns, 1), (flat, 500_000)):
-        assert abs(np.corrcoef(values[lag:], values[:-lag])[0, 1]) < 5e-3
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (4, 8), (6, 7), (5, 7, 11)])
-def test_random_bits_are_those_of_jax(shape):
-    keys = jax.random.split(jax.random.key(2), 3)
-    with jax.threefry_partitionable(False):
-        expected = np.stack([jax.random.bits(key, shape, jnp.uint16) for key in keys])
-    np.testing.assert_array_equal(jax.vmap(lambda key: random_bits(key, shape))(keys), expected)

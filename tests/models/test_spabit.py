@@ -22,8 +22,10 @@ def squared_gradient(model, x):
 
 
 def new(config, d=D, seed=0):
-    """A model of this configuration, compiled as one program."""
-    return nnx.jit(lambda: SpaBiT(G, d, config, rngs=nnx.Rngs(seed)))()
+    """A model of this configuration for evaluation, compiled as one program."""
+    model = nnx.jit(lambda: SpaBiT(G, d, config, rngs=nnx.Rngs(seed)))()
+    model.eval()
+    return model
 
 
 def tokens(m=M, d=D, b=B, seed=0):
