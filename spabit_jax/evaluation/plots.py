@@ -278,6 +278,28 @@ def plot_benchmark(
     save(figure, path)
 
 
+def plot_pretraining(errors: pd.DataFrame, path: str | os.PathLike) -> None:
+    """Draws the errors of pretraining on tasks kept aside, against tasks trained on.
+
+    Args:
+      errors: columns tasks and those of ``training.pretraining.validate``.
+      path: the PNG to write.
+    """
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    panels = {
+        "all responses": {"network": BLUE, "bank": GREY},
+        "responses of one process": {"network_gaussian": BLUE, "bank_gaussian": GREY, "exact": ORANGE},
+    }
+    for ax, (title, columns) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for column, colour in columns.items():
+            ax.plot(errors["tasks"], errors[column], color=colour, label=column.removesuffix("_gaussian"))
+        ax.set(xlabel="tasks", ylabel="mean squared error, of variance 1")
+        ax.set_title(title, fontsize=10)
+        ax.legend(frameon=False)
+        tidy(ax)
+    save(figure, path)
+
+
 def _legend_of_split(adata: AnnData) -> list[Line2D]:
     train = (adata.obs["split"] == "train").to_numpy()
     itself = "with" if adata.uns.get("spabit", {}).get("train_spots_see_themselves") else "without"

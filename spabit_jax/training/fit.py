@@ -124,7 +124,7 @@ def fit_seeds(
     Raises:
       FloatingPointError: the loss is not finite; says in which epoch.
     """
-    states = [_latest(state, folder) or state for state, folder in zip(states, folders, strict=True)]
+    states = [latest(state, folder) or state for state, folder in zip(states, folders, strict=True)]
     n_epochs = len(states[0].losses)
     title = titles[0] if len(titles) == 1 else f"{titles[0]} to {titles[-1]}"
     hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
@@ -149,7 +149,7 @@ def fit_seeds(
 
 def restore(template: FitState, folder: Path) -> FitState:
     """The last state in a folder of checkpoints; InputError where training has not ended there."""
-    state = _latest(template, folder)
+    state = latest(template, folder)
     if state is None or not _ended(state):
         raise InputError(f"{folder} holds no finished training: run the stage train first (--stages=train)")
     return state
@@ -168,7 +168,7 @@ def save_state(state: FitState, folder: Path) -> None:
         manager.wait_until_finished()  # the next chunk reuses the state's memory
 
 
-def _latest(template: FitState, folder: Path | None) -> FitState | None:
+def latest(template: FitState, folder: Path | None) -> FitState | None:
     """The last state that was saved, on whatever devices, on the first of this process; None if there is none."""
     if folder is None or not Path(folder).exists():
         return None
