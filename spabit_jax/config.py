@@ -105,6 +105,8 @@ class ModelConfig:
     residual: bool = True  # predict a mix of the neighbours' expression plus a correction; else expression itself
     # principal components of expression that the model works in; 0: the genes themselves
     n_components: int = _that(10, NOT_NEGATIVE)
+    # weights of the pretrained member: those of the package, or a file of experiments.pretrain
+    pretrained: str = ""
     members: str = "spabit,kriging,ridge"  # what predicts, names in ensemble.members.MEMBERS; weights by train spots
 
 

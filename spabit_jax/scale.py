@@ -17,6 +17,7 @@ LABELS = {"log2_count": "log2(count + 1)", "log1p_normalised": "log1p(normalised
 SCALES = tuple(LABELS)
 LOG = {"log2_count": lambda amounts: np.log2(amounts + 1), "log1p_normalised": np.log1p}
 UNLOG = {"log2_count": lambda expression: np.exp2(expression) - 1, "log1p_normalised": np.expm1}
+NOISE_BOUNDS = (0.2, 5.0)
 TOTAL = "total_counts_of_all_genes"  # column of obs where the other genes are gone: of joined sections
 
 
@@ -37,6 +38,16 @@ class Scale(NamedTuple):
     def expression(self, counts, totals) -> np.ndarray:
         """Counts (N, G) of spots with (N,) totals → expression (N, G) float32."""
         return LOG[self.name](self.amounts(counts, totals))
+
+    def noise(self, totals) -> np.ndarray:
+        """Variance of the noise of spots with (n,) totals, relative to that of the target: (n,) float32.
+
+        Of a count that is divided by the spot's total it is the target over the total (counts are Poisson), and that is
+        bounded, for spots of next to no counts. Where depth is not taken out it is the same for all.
+        """
+        if self.target is None:
+            return np.ones(len(totals), np.float32)
+        return np.clip(self.target / np.maximum(totals, 1), *NOISE_BOUNDS).astype(np.float32)
 
 
 LOG2 = Scale("log2_count", None)

@@ -225,6 +225,7 @@ def port_trainer(arrays: dict):
         expression=np.where(is_train[:, None], x, np.nan),
         image=arrays["features"],
         xy=arrays["xy"].astype(np.float32),
+        noise=np.where(is_train, 1, np.nan),
         is_train=is_train,
         context=np.zeros((n, 0), np.int32),
         imputed=x,

@@ -34,6 +34,7 @@ class Section(NamedTuple):
     expression: Float[np.ndarray, "N G"]  # on the scale of ``config.data.scale``; NaN at test spots
     image: Float[np.ndarray, "N C"]  # image components; C is 0 without an image
     xy: Float[np.ndarray, "N 2"]  # in units of the spot pitch, from the section's centre
+    noise: Float[np.ndarray, " N"]  # relative variance of a measurement's noise (``Scale.noise``); NaN at test spots
     is_train: Bool[np.ndarray, " N"]
     context: Int[np.ndarray, "N K"]  # nearest train spots of each spot, nearest first, never itself
     imputed: Float[np.ndarray, "N G"] | None  # of the separate GAT: expression, at test spots imputed from train spots
@@ -94,7 +95,9 @@ def make_section_and_frame(
     xy = np.asarray(adata.obsm["spatial"], np.float64)
     scale = scale or find_scale(config.data.scale, adata, is_train)
     amounts = np.full((adata.n_obs, len(genes)), np.nan, np.float32)
-    amounts[is_train] = scale.amounts(adata[is_train, genes].X.toarray(), total_counts(adata)[is_train])
+    totals, noise = total_counts(adata)[is_train], np.full(adata.n_obs, np.nan, np.float32)
+    amounts[is_train] = scale.amounts(adata[is_train, genes].X.toarray(), totals)
+    noise[is_train] = scale.noise(totals)
 
     k = config.gat.n_neighbours
     near = neighbour_coordinates(adata, config)
@@ -106,6 +109,7 @@ def make_section_and_frame(
         expression=LOG[scale.name](amounts),
         image=at_spots,
         xy=in_pitches,
+        noise=noise,
         is_train=is_train,
         context=context.of_spots(near),
         imputed=None if config.gat.joint else impute_from_train(amounts, near, is_train, k, scale.name),

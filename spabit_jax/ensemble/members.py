@@ -1,21 +1,18 @@
-"""What predicts: SpaBiT, kriging and ridge regression behind one interface, and a user's own.
-
-A member is fitted to the train spots of a section. The fitted one says what it predicts at each train spot as if that
-spot had never been measured, from which the weights of the members are found, and what it predicts anywhere.
-"""
+"""What predicts: SpaBiT, kriging and ridge regression behind one interface, and a user's own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
 
 from spabit_jax.config import Config
 from spabit_jax.data.section import Places, Section
+from spabit_jax.ensemble.interface import Estimate, FittedMember, HeldOut, Member, draw_folds
+from spabit_jax.ensemble.pretrained import Pretrained
 from spabit_jax.ensemble.ridge import NeighbourRegression
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing
@@ -23,56 +20,6 @@ from spabit_jax.kriging.bag import Bag, fit_bag, pack, unpack
 from spabit_jax.kriging.process import Fitted
 from spabit_jax.training.fit import losses_table, save_state
 from spabit_jax.training.network import Trainer
-
-FOLDS = 5
-
-
-class Estimate(NamedTuple):
-    """What a member says of the expression at n places."""
-
-    mean: Float[np.ndarray, "S n G"]  # one for each seed; S is 1 where there is no randomness
-    variance: Float[np.ndarray, "n G"] | None  # of a measurement, where the member knows it
-
-
-class HeldOut(NamedTuple):
-    """What a member says of the n train spots of a section, of each as if it had never been measured."""
-
-    estimate: Estimate  # at the train spots, made without the expression of the spot itself
-    unseen: Bool[np.ndarray, "S n"]  # spots that nothing of that seed was fitted to: their errors are honest ones
-
-
-class FittedMember(Protocol):
-    """A member that has learned from the train spots of a section."""
-
-    def held_out(self) -> HeldOut:
-        """At the train spots of its section."""
-        ...
-
-    def predict(self, places: Places) -> Estimate:
-        """At n places of its section; of a place, whatever other places are asked for."""
-        ...
-
-
-class Member(Protocol):
-    """A way to predict."""
-
-    def fit(self, section: Section, *, seeds: Sequence[int], folder: Path | None = None) -> FittedMember:
-        """Learns from the train spots.
-
-        Args:
-          section: the expression of its test spots is NaN.
-          seeds: of what is random; one fit for each, or one for all.
-          folder: what is there of an earlier fit to the same is gone on from, and what is fitted is left there; None
-            keeps it in memory. A member that is slow to fit has a method ``restore`` too, with the same arguments,
-            which takes what is there and raises InputError if that is not finished.
-        """
-        ...
-
-
-def draw_folds(section: Section, seed: int = 0) -> list[np.ndarray]:
-    """Positions among the train spots in random order, in ``FOLDS`` parts."""
-    order = np.random.default_rng(seed).permutation(section.train_spots)
-    return [np.searchsorted(section.train_spots, part) for part in np.array_split(order, min(FOLDS, len(order)))]
 
 
 class Network:
@@ -219,6 +166,7 @@ class FittedRidge:
 
 MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and a line here
     "spabit": Network,
+    "pretrained": Pretrained,
     "kriging": Kriging,
     "ridge": lambda config: Ridge(),
 }

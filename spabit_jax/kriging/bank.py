@@ -7,6 +7,7 @@ al., Bayesian model averaging: a tutorial, 1999). All scores of a section share 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,10 +27,11 @@ MAX_EXACT = 1500  # known spots of exact processes, whose cost grows with the cu
 N_WEIGHED = 1000  # of which the weights are found where there are more
 NEAREST = 32  # known spots that a place is predicted from where there are more
 CHUNK = 4096  # places at a time
-NEGLIGIBLE = 1e-3  # weight below which a process is left out
+NEGLIGIBLE = 1e-2  # weight below which a process is left out
 # Medians of the prior, spatial scales in pitches, image scales in sd of the first image component; sd of the logs
-LONG, SHORT, IMAGE, PRODUCT_SPACE, PRODUCT_IMAGE, SCALE_SD, VARIANCE_SD = 10.0, 3.0, 2.0, 6.0, 2.0, 0.5, 1.0
-NOISE = (2.0, 1.2)  # of the beta distribution of noise's share of a score's variance
+LONG, SHORT, IMAGE, PRODUCT_SPACE, PRODUCT_IMAGE, SCALE_SD, VARIANCE_SD = 10.0, 2.0, 2.0, 6.0, 1.3, 0.5, 1.0
+LINEAR = 6.0  # on the variance of the linear kernel: image components become ever smaller, and it is over their number
+NOISE = (1.2, 0.8)  # of the beta distribution of noise's share of a score's variance
 
 
 class Bank(NamedTuple):
@@ -46,23 +48,24 @@ class Bank(NamedTuple):
         return Bank(*(np.asarray(field)[index] for field in self))
 
 
-def draw_bank(rng: np.random.Generator, n: int = N_PROCESSES) -> Bank:
-    """Processes from the prior."""
+def draw_bank(rng: np.random.Generator, n: int = N_PROCESSES, noise=None) -> Bank:
+    """Processes from the prior; ``noise`` gives its shares, (n,), in place of drawn ones."""
 
     def scales(*medians):
         return np.exp(rng.normal(np.log(medians), SCALE_SD, (n, len(medians))))
 
     space, image, both = scales(LONG, SHORT), scales(IMAGE)[:, 0], scales(PRODUCT_SPACE, PRODUCT_IMAGE)
     share = np.exp(rng.normal(0, VARIANCE_SD, (n, 5)))
-    noise = rng.beta(*NOISE, n)
-    variance = share / share.sum(axis=1, keepdims=True) * (1 - noise[:, None])
+    noise = rng.beta(*NOISE, n) if noise is None else noise
+    variance = share / share.sum(axis=1, keepdims=True) * (1 - noise[:, None]) * [1, 1, 1, LINEAR, 1]
     return Bank(*(np.asarray(a, np.float32) for a in (space, image, both, variance, noise + MIN_NOISE)))
 
 
 def without_image(bank: Bank) -> Bank:
     """For a section without an image: what kernels of the image explain goes to the spatial ones."""
     in_space = bank.variance * np.array([1, 1, 0, 0, 0], np.float32)
-    return bank._replace(variance=in_space * (bank.variance.sum(axis=1) / in_space.sum(axis=1))[:, None])
+    share = (1 + MIN_NOISE - bank.noise) / in_space.sum(axis=1)
+    return bank._replace(variance=in_space * share[:, None])
 
 
 @jax.jit
@@ -151,28 +154,40 @@ class Solved:
                 variance[i, rows] = prior_variance(process, image[rows]) - np.sum(white**2, axis=0)
         return Answers(mean, variance, self.log_weight)
 
-    def left_out(self, scores=None) -> Answers:
-        """At the known spots, each from all others (Rasmussen and Williams, 2006, eq. 5.12).
+    def left_out(self) -> Answers:
+        """At the known spots, each from all others (Rasmussen and Williams, 2006, eq. 5.12)."""
+        (answers,) = self.left_out_in([(np.arange(0), self.scores)])
+        return answers
+
+    def left_out_in(self, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Answers]:
+        """As ``left_out``, at the spots of each fold, with weights from the spots outside it.
 
         Args:
-          scores: (n, P) in place of the known ones, whose weights are found too; None for those.
+          folds: of each its f spots (none: answers at all, weights from all), and (n, P) scores of all n.
         """
-        scores = self.scores if scores is None else np.asarray(scores, np.float32)
         if not self.exact:
             near = self.order[self.tree.query(self.xy, k=NEAREST + 1)[1]]
             keep = near != np.arange(len(near))[:, None]
             keep[keep.all(axis=1), -1] = False  # more spots at one place: itself may not be among those found
-            return self._from(near[keep].reshape(-1, NEAREST), self.xy, self.image, scores)
-        mean = np.empty((len(self.factors), *scores.shape), np.float32)
-        variance, likelihood = np.empty(mean.shape[:2], np.float32), np.empty((len(mean), scores.shape[1]))
-        for i, (factor, noise) in enumerate(zip(self.factors, self.bank.noise, strict=True)):
-            inverse, _ = lapack.strtri(factor, lower=1)
-            white = inverse @ scores
-            of_one = 1 / np.sum(inverse**2, axis=0)
-            mean[i] = scores - (inverse.T @ white) * of_one[:, None]
-            variance[i] = of_one - noise * self.noise
-            likelihood[i] = -0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(factor)).sum()
-        return Answers(mean, variance, likelihood - logsumexp(likelihood, axis=0))
+            near = near[keep].reshape(-1, NEAREST)
+            return [self._from(near[at], self.xy[at], self.image[at], scores)
+                    for fold, scores in folds for at in [fold if len(fold) else slice(None)]]  # fmt: skip
+        found = [([], [], []) for _ in folds]
+        for factor, noise in zip(self.factors, self.bank.noise, strict=True):
+            inverse, _ = lapack.spotri(factor, lower=1)
+            inverse = np.tril(inverse) + np.tril(inverse, -1).T
+            log_det, of_one = 2 * np.log(np.diagonal(factor)).sum(), 1 / np.diagonal(inverse)
+            for (fold, scores), (mean, variance, likelihood) in zip(folds, found, strict=True):
+                solved, at = inverse @ scores, fold if len(fold) else slice(None)
+                mean.append((scores - solved * of_one[:, None])[at])
+                variance.append((of_one - noise * self.noise)[at])
+                likelihood.append(-0.5 * np.sum(scores * solved, axis=0) - 0.5 * log_det)
+                if len(fold):  # minus that of the fold given the others: its precision is a block of the inverse
+                    block = np.linalg.cholesky(inverse[np.ix_(fold, fold)])
+                    white = np.linalg.solve(block, solved[fold])
+                    likelihood[-1] += 0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(block)).sum()
+        return [Answers(np.stack(mean), np.stack(variance), likelihood - logsumexp(likelihood, axis=0))
+                for mean, variance, likelihood in found]  # fmt: skip
 
     def _from(self, near, xy, image, scores=None) -> Answers:
         scores = self.scores if scores is None else scores

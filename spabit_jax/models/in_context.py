@@ -33,7 +33,7 @@ from spabit_jax.models.spabit import ContextGAT
 N_CONTEXT = 8  # measured spots around a place that it sees as tokens; the processes see all
 N_IMAGE = 20  # image components; zeros where there are fewer
 WIDTH, HEADS, DEPTH = 32, 4, 2
-LEAST_LOG_WEIGHT = -10.0
+LEAST_LOG_WEIGHT, NO_PROCESS = -10.0, -1e30
 REMEDY = "make some with experiments.pretrain"
 VERSION = 1  # of the weights: another network or another meaning of its inputs has another one
 GRAPH = GATConfig(heads=2, head_width=16, n_neighbours=4, dropout=0.0)
@@ -89,6 +89,17 @@ def make_query(known, near, xy, image, answers: Answers, bank: Bank) -> Query:
     )
 
 
+def pad(query: Query, n_processes: int) -> Query:
+    """With processes that have no part added, up to so many: one program for sections that support few or many."""
+    more = ((0, 0), (0, n_processes - len(query.process)))
+    return query._replace(
+        mean=np.pad(query.mean, more),
+        variance=np.pad(query.variance, more, constant_values=1),
+        log_weight=np.pad(query.log_weight, more, constant_values=NO_PROCESS),
+        process=np.pad(query.process, (more[1], (0, 0))),
+    )
+
+
 class InContext(nnx.Module):
     """Predicts scores from what is measured around a place and what the processes of a bank say."""
 
@@ -140,7 +151,8 @@ class InContext(nnx.Module):
         for layer in self.layers:
             x = layer(x)
         out = self.head(x[:, 0])
-        said = [(query.mean - mean) / spread, jnp.log(query.variance / spread**2 + 1e-6), query.log_weight / 5]
+        said = [(query.mean - mean) / spread, jnp.log(query.variance / spread**2 + 1e-6)]
+        said.append(jnp.maximum(query.log_weight, LEAST_LOG_WEIGHT) / 5)
         asked = out[:, :-2] * WIDTH**-0.5
         by_parameters = asked @ self.parameters_in(query.process).T
         of_said = asked @ self.said_in.kernel[...].T  # (B, 3)
@@ -167,10 +179,10 @@ def load_weights(path: str | Path):
       InputError: the file is no such one, or of another version.
     """
     try:
-        with np.load(path) as file:
-            content = dict(file)
+        with open(path, "rb") as file:
+            content = dict(np.load(file))
         version = int(content["version"])
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: no weights of a pretrained SpaBiT ({error}): {REMEDY}") from error
     if version != VERSION:
         raise InputError(f"{path}: weights of version {version}, and this is {VERSION}: {REMEDY}")

@@ -87,10 +87,8 @@ def make_task(rng: np.random.Generator, geometries: Sequence[Geometry]) -> Task:
 
 def _responses(rng, xy, image, noise, n_known) -> tuple[np.ndarray, np.ndarray]:
     """Responses of one random process, (N, RESPONSES / KINDS), and what it predicts at the places not known."""
-    drawn = draw_bank(rng, 1)
+    drawn = draw_bank(rng, 1, rng.uniform(0.05, 0.95, 1))  # any share of noise
     process = (drawn if image.shape[1] else without_image(drawn)).at(0)
-    share = rng.uniform(0.05, 0.95)  # of noise: any
-    process = process._replace(variance=process.variance / process.variance.sum() * (1 - share), noise=share)
     signal = np.array(covariance(process, xy, image, xy, image), np.float64)
     factor = np.linalg.cholesky(signal + 1e-4 * np.eye(len(xy)))
     count = RESPONSES // KINDS

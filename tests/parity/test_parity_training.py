@@ -78,6 +78,7 @@ def run_spabit(sizes, dtype, epochs: int, batch_size: int):
         imputed=y,
         image=features,
         xy=np.zeros((N, 2), dtype),
+        noise=np.ones(N, dtype),
         is_train=np.isin(np.arange(N), train_spots),
         context=np.zeros((N, 0), int),
         graph=make_graph(np.zeros(0, int), np.zeros(0, int), N),
