@@ -107,7 +107,9 @@ class ModelConfig:
     n_components: int = _that(10, NOT_NEGATIVE)
     # weights of the pretrained member: those of the package, or a file of experiments.pretrain
     pretrained: str = ""
-    members: str = "spabit,kriging,ridge"  # what predicts, names in ensemble.members.MEMBERS; weights by train spots
+    # what predicts, names in ensemble.members.MEMBERS: pretrained, or spabit (trained on the section), kriging, ridge;
+    # of several the weighted mean, with weights from train spots
+    members: str = "pretrained"
 
 
 @dataclass

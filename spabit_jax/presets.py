@@ -6,13 +6,21 @@ from spabit_jax.config import Config, DataConfig, Faults, GATConfig, ModelConfig
 
 
 def default() -> Config:
-    """The best that we have: every fault of the reference switched off, kriging and ridge regression beside it."""
+    """The best that we have: SpaBiT that was pretrained once and is not trained on the section."""
     return Config()
 
 
+def trained() -> Config:
+    """SpaBiT trained on the section, averaged with kriging and ridge regression; no fault of the reference."""
+    config = Config(name="trained")
+    config.model.members = "spabit,kriging,ridge"
+    return config
+
+
 def demo() -> Config:
-    """The default, smaller and shorter: for trying things out, under a minute a seed."""
-    config = Config(name="demo")
+    """``trained``, smaller and shorter: for trying things out, under a minute a seed."""
+    config = trained()
+    config.name = "demo"
     config.model.n_context = 12
     config.train.epochs = 100
     config.train.patience = 30

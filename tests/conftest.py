@@ -50,6 +50,7 @@ def tiny_config():
     config.model.n_context, config.model.width, config.model.mlp_width, config.model.depth = 5, 12, 17, 1
     config.model.cross_heads, config.model.heads, config.model.head_width, config.model.feedforward_width = 3, 2, 5, 7
     config.train.epochs, config.train.batch_size, config.train.chunk_epochs = 9, 13, 3
+    config.model.members = "spabit,kriging,ridge"
     return config
 
 

@@ -33,14 +33,15 @@ def test_the_walkthrough_runs_as_written(simulated, tmp_path):
     alone = {}
     for line in re.findall(r"^python (-m experiments\.run .*)$", text, re.MULTILINE)[:2]:
         name = re.search(r"--out=runs/(\w+)", line).group(1)
-        places = {"--section": simulated, "--config": tmp_path / "gated.py", "--out": tmp_path / name}
+        places = {"--section": simulated, "--out": tmp_path / name}
+        places |= {"--config": tmp_path / "gated.py"} if name == "gated" else {}
         command = [f"{a.split('=')[0]}={places[a.split('=')[0]]}" if a.split("=")[0] in places else a
                    for a in shlex.split(line)]  # fmt: skip
         done = subprocess.run([sys.executable, *command, *small], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert name in done.stdout and "SpaBiT alone" in done.stdout
         alone[name] = json.loads((tmp_path / name / "metrics.json").read_text())["members"]["spabit"]["pcc"]
-    assert set(alone) == {"gated", "default"} and abs(alone["gated"] - alone["default"]) > 1e-5
+    assert set(alone) == {"gated", "trained"} and abs(alone["gated"] - alone["trained"]) > 1e-5
     predictions = anndata.read_h5ad(tmp_path / "gated" / "predictions.h5ad")
     assert predictions.uns["spabit"]["method"] == "gated"
 
@@ -52,9 +53,9 @@ def test_a_member_of_ones_own_as_written(simulated, monkeypatch, tmp_path):
     namespace = {}
     exec(code, namespace)
     config = namespace["get_config"]()
-    config.data.n_genes, config.model.width, config.train.epochs = 12, 16, 5
+    config.data.n_genes = 12
     model = sj.fit(sj.prepare(simulated, config, cache_dir=tmp_path), seeds=1)
-    assert list(model.weights) == ["spabit", "kriging", "ridge", "nearest"]
+    assert list(model.weights) == ["pretrained", "nearest"]
     dense = model.predict("grid:2x")
     assert np.isfinite(dense.X).all() and dense.uns["spabit"]["method"] == "with_nearest"
     alone = sj.evaluate(model.predict(), model).attrs["summary"]

@@ -1,10 +1,9 @@
-"""The best that we have: SpaBiT with every fault of the reference switched off.
+"""The best that we have: SpaBiT in context, pretrained once on simulated tasks and not trained on the section.
 
     python -m experiments.run --section=PATH --config=experiments/configs/default.py --out=runs/NAME
 
-The network sees the 16 nearest train spots of each spot, without its own expression in training as in use; kriging and
-ridge regression, with which it is averaged, see all. Expect one to four minutes for five seeds on two CPU cores,
-depending on the number of train spots (46 to 740).
+Nothing is fitted but expression's principal components, and how far the train spots support each of 64 fixed Gaussian
+processes. ``trained.py`` trains SpaBiT on the section instead.
 """
 
 from spabit_jax.presets import default as get_config  # noqa: F401

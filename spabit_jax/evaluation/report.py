@@ -29,7 +29,12 @@ td:first-child, th:first-child { text-align: left; padding-left: 0; }
 @media print { body { max-width: none; font-size: 10.5pt; padding: 0; } h2 { break-after: avoid; }
   img { max-height: 20cm; break-inside: avoid; } table { break-inside: avoid; } .table { overflow: visible; } }
 """
-MEMBERS = {"spabit": "SpaBiT", "kriging": "learned kriging", "ridge": "ridge regression"}
+MEMBERS = {
+    "pretrained": "pretrained SpaBiT",
+    "spabit": "SpaBiT",
+    "kriging": "learned kriging",
+    "ridge": "ridge regression",
+}
 RIVALS = {  # of ``baselines.BASELINES``
     "knn_mean": "mean of 6 nearest spots",
     "ridge_neighbours": "ridge + neighbours",

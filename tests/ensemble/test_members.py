@@ -159,5 +159,5 @@ def test_a_member_of_ones_own_is_one_class_and_one_line(section, tiny_config, mo
 
 def test_unknown_members_are_named(tiny_config):
     tiny_config.model.members = "spabit,krigging"
-    with pytest.raises(InputError, match="'krigging': known members are spabit, kriging, ridge"):
+    with pytest.raises(InputError, match="'krigging': known members are spabit, pretrained, kriging, ridge"):
         make_members(tiny_config)
