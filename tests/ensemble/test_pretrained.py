@@ -1,0 +1,122 @@
+"""The member that is not trained on a section."""
+
+import numpy as np
+import pytest
+
+from spabit_jax.config import Config
+from spabit_jax.data.section import Places
+from spabit_jax.ensemble.pretrained import WEIGHTS, Pretrained
+from spabit_jax.errors import InputError
+from spabit_jax.evaluation.metrics import gene_metrics
+from spabit_jax.kriging import bank
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = Config()
+    config.data.n_genes = 30
+    return config
+
+
+@pytest.fixture
+def fitted(section_data, config):
+    def fit(features=7, edit=lambda section: section):
+        section = edit(section_data(config, features))
+        return section, Pretrained(config).fit(section, seeds=[0])
+
+    return fit
+
+
+def places(section, spots) -> Places:
+    return section.places(np.asarray(spots))
+
+
+@pytest.mark.parametrize("features", [7, 0])
+def test_it_predicts_with_an_honest_sd(fitted, features):
+    section, member = fitted(features)
+    train = section.train_spots
+    held = member.held_out()
+    assert held.estimate.mean.shape == (1, len(train), 30) and held.unseen.all()
+    truth = section.expression[train]
+    scores = gene_metrics(truth, held.estimate.mean[0])
+    assert scores["mse"].mean() < np.var(truth, axis=0).mean()
+    inside = np.abs(truth - held.estimate.mean[0]) <= 1.645 * np.sqrt(held.estimate.variance)
+    assert 0.8 < inside.mean() < 0.98
+    there = member.predict(places(section, np.flatnonzero(~section.is_train)))
+    assert np.isfinite(there.mean).all() and (there.variance > 0).all()
+
+
+def test_held_out_spots_do_not_see_themselves(fitted):
+    """Nor does anything found from their own fold: another value at a spot leaves its prediction as it was."""
+    section, member = fitted()
+    fold = member.folds[0]
+    spot = section.train_spots[fold[0]]
+
+    def louder(section):
+        expression = section.expression.copy()
+        expression[spot] += 0.5
+        return section._replace(expression=expression)
+
+    _, other = fitted(edit=louder)
+    one, two = (m.held_out().estimate.mean[0] for m in (member, other))
+    np.testing.assert_allclose(one[fold[0]], two[fold[0]], atol=0.02)
+    assert np.abs(one - two).max() > 0.05  # at its neighbours
+
+
+def test_a_place_does_not_depend_on_the_others_nor_on_the_order_of_spots(fitted):
+    section, member = fitted()
+    asked = np.flatnonzero(~section.is_train)[:9]
+    together, alone = member.predict(places(section, asked)), member.predict(places(section, asked[4:5]))
+    np.testing.assert_allclose(alone.mean[0, 0], together.mean[0, 4], atol=1e-5)
+    order = np.random.default_rng(0).permutation(len(section.xy))
+    shuffled = section._replace(**{name: getattr(section, name)[order] for name in
+                                   ("expression", "image", "xy", "noise", "is_train", "context")})  # fmt: skip
+    again = Pretrained(Config()).fit(shuffled).predict(places(section, asked))
+    np.testing.assert_allclose(again.mean, together.mean, atol=2e-3)
+
+
+def test_a_turned_section_has_the_same_prediction(fitted):
+    section, member = fitted()
+    turn = np.array([[0.6, 0.8], [0.8, -0.6]], np.float32)
+    _, other = fitted(edit=lambda section: section._replace(xy=section.xy @ turn))
+    asked = places(section, np.flatnonzero(~section.is_train))
+    np.testing.assert_allclose(
+        other.predict(asked._replace(xy=asked.xy @ turn)).mean, member.predict(asked).mean, atol=5e-3
+    )
+
+
+def test_noisier_spots_count_for_less(fitted):
+    """Two spots, each alone in its corner: the prediction beside the noisy one is nearer to the mean."""
+    section, member = fitted()
+    train = section.train_spots
+    noisy = np.flatnonzero(np.linalg.norm(section.xy[train] - section.xy[train].mean(axis=0), axis=1) > 4)[0]
+
+    def with_noise(section):
+        noise = section.noise.copy()
+        noise[train[noisy]] = 5
+        return section._replace(noise=noise)
+
+    _, other = fitted(edit=with_noise)
+    at = places(section, train[[noisy]])
+    measured = section.expression[train[noisy]]
+    far, near = (np.mean((m.predict(at).mean[0, 0] - measured) ** 2) for m in (other, member))
+    assert far > near
+
+
+def test_large_sections_are_predicted_from_the_nearest(fitted, monkeypatch):
+    section, exact = fitted()
+    monkeypatch.setattr(bank, "MAX_EXACT", 20)
+    _, near = fitted()
+    asked = places(section, np.flatnonzero(~section.is_train))
+    one, two = exact.predict(asked).mean[0], near.predict(asked).mean[0]
+    assert np.corrcoef(one.ravel(), two.ravel())[0, 1] > 0.99
+    assert near.held_out().estimate.mean.shape == (1, len(section.train_spots), 30)
+
+
+def test_weights_are_the_packages_or_those_that_are_named(section_data, config, tmp_path):
+    config.model.pretrained = str(WEIGHTS)
+    Pretrained(config).fit(section_data(config))
+    config.model.pretrained = str(tmp_path / "nowhere.npz")
+    with pytest.raises(InputError, match="no weights of a pretrained SpaBiT"):
+        Pretrained(config).fit(section_data(config))
+    config.model.pretrained = ""
