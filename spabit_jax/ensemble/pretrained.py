@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property, partial
 from importlib.resources import files
@@ -17,6 +18,8 @@ from spabit_jax.config import Config
 from spabit_jax.data.components import Space, expression_space
 from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
+from spabit_jax.errors import InputError
+from spabit_jax.files import sha256, write_json
 from spabit_jax.kriging.bank import Answers, Solved, without_image
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
@@ -61,7 +64,19 @@ class Pretrained:
         self.weights = config.model.pretrained or WEIGHTS
 
     def fit(self, section: Section, *, seeds: Sequence[int] = (), folder: Path | None = None) -> FittedPretrained:
-        return FittedPretrained(section, self.weights)
+        """Nothing but scores is fitted to the section; in a folder, an earlier fit must have had the same weights."""
+        fitted = FittedPretrained(section, self.weights)
+        if folder is not None:
+            fitted.save(folder)
+        return fitted
+
+
+def read_digest(path: Path) -> str | None:
+    """What ``FittedPretrained.save`` noted; None where the file is damaged."""
+    try:
+        return json.loads(path.read_text())["weights_sha256"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 class FittedPretrained:
@@ -69,6 +84,7 @@ class FittedPretrained:
 
     def __init__(self, section: Section, weights: str | Path):
         bank, self.graphdef, self.params = load_weights(weights)
+        self.digest = sha256(weights)
         train = section.train_spots
         self.xy, self.image, self.noise = section.xy[train], section.image[train], section.noise[train]
         self.expression, self.folds = section.expression[train], draw_folds(section)
@@ -77,6 +93,17 @@ class FittedPretrained:
         self.solved = Solved(bank if self.image.shape[1] else without_image(bank), self.xy, self.image, self.noise,
                              self.known)  # fmt: skip
         self.tree = KDTree(self.xy)
+
+    def save(self, folder: Path) -> None:
+        """Notes the hash of the weights, all that a run folder needs; InputError where it is of others."""
+        path = folder / "pretrained.json"
+        if not path.exists():
+            write_json(path, {"weights_sha256": self.digest})
+        elif read_digest(path) != self.digest:
+            raise InputError(
+                f"{path}: the run was made with other weights of the pretrained SpaBiT: give them with "
+                "config.model.pretrained, or make the run again in another folder"
+            )
 
     def predict(self, places: Places) -> Estimate:
         """At n places; of a place, whatever other places are asked for."""

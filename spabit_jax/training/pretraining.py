@@ -26,6 +26,7 @@ from spabit_jax.training.fit import initial_state, latest, save_state
 
 RESPONSES, KINDS = 32, 8  # of a task; so many random processes among them
 BATCH, STEPS = 1024, 4  # scores a step, steps a task
+RATE = 2e-4  # of learning, at most: a task's responses are few, and a step that is too long costs more than it teaches
 N_VALID = 12  # tasks
 VALID_EVERY = 50  # tasks
 
@@ -178,7 +179,8 @@ def pretrain(
       The parameters.
     """
     graphdef, params = new_network(seed)
-    schedule = optax.warmup_cosine_decay_schedule(0, 1e-3, 200, max(201, STEPS * n_tasks), 1e-5)
+    n_steps = STEPS * n_tasks
+    schedule = optax.warmup_cosine_decay_schedule(0, RATE, min(200, n_steps // 4), n_steps, RATE / 100)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4))
     step = make_step(graphdef, optimizer)
     state = initial_state(params, optimizer, n_tasks, validated=False)
