@@ -26,7 +26,7 @@ from spabit_jax.training.fit import initial_state, latest, save_state
 
 RESPONSES, KINDS = 32, 8  # of a task; so many random processes among them
 BATCH, STEPS = 1024, 4  # scores a step, steps a task
-RATE = 2e-4  # of learning, at most: a task's responses are few, and a step that is too long costs more than it teaches
+RATE = 1e-3  # of learning, at most
 N_VALID = 12  # tasks
 VALID_EVERY = 50  # tasks
 
@@ -204,6 +204,11 @@ def pretrain(
     return state.params
 
 
+@partial(jax.jit, static_argnames="graphdef")
+def _means(graphdef, params, query: Query):
+    return merged(graphdef, params, training=False)(query).mean
+
+
 def validate(graphdef, params, bank: Bank, tasks: Sequence[Task]) -> dict[str, float]:
     """Mean squared errors at the places not known, of scores of variance 1.
 
@@ -212,13 +217,12 @@ def validate(graphdef, params, bank: Bank, tasks: Sequence[Task]) -> dict[str, f
       ``bank_gaussian`` and ``exact``, over those that one process made, whose own prediction the last is: the limit.
     """
     errors = {name: [] for name in ("network", "bank", "network_gaussian", "bank_gaussian", "exact")}
-    apply = jax.jit(lambda params, query: merged(graphdef, params, training=False)(query).mean)
     for task in tasks:
         query, target, _ = queries(task, bank)
         n = task.exact.size
         rows = np.minimum(np.arange(-(-n // BATCH) * BATCH), n - 1).reshape(-1, BATCH)
         parts = [Query(*(field[part] for field in query[:-1]), query.process) for part in rows]
-        network = np.concatenate([apply(params, part) for part in parts])[:n]
+        network = np.concatenate([_means(graphdef, params, part) for part in parts])[:n]
         bank_says = np.sum(np.exp(query.log_weight[:n]) * query.mean[:n], axis=1)
         exact, gaussian = task.exact.ravel(), np.isfinite(task.exact.ravel())
         found = {"network": network, "bank": bank_says, "exact": exact}

@@ -59,14 +59,15 @@ def test_tasks_are_made_on_the_places_that_are_given(small):
 
 @pytest.mark.slow
 def test_errors_fall_and_an_interrupted_training_goes_on_to_the_same_weights(small, tmp_path):
-    rows = []
-    params = pretrain(small, 30, seed=1, report=rows.append)
-    assert [row["tasks"] for row in rows] == [5, 10, 15, 20, 25, 30] and 0.3 < rows[-1]["network"] < 1
+    """The processes are too sure of themselves, and the network learns to say so."""
+    sure, rows = draw_bank(np.random.default_rng(0), 4, noise=np.full(4, 0.05)), []
+    params = pretrain(sure, 20, seed=1, report=rows.append)
+    assert [row["tasks"] for row in rows] == [5, 10, 15, 20]
     graphdef, new = new_network(1)
-    aside = [queries(make_task(np.random.default_rng([9, i]), []), small) for i in range(4)]
+    aside = [queries(make_task(np.random.default_rng([9, i]), []), sure) for i in range(2)]
     loss = jax.jit(partial(pretraining.loss, graphdef))
     before, after = (np.mean([loss(p, *task) for task in aside]) for p in (new, params))
-    assert after < before - 0.005
+    assert after < before - 0.1
     whole = pretrain(small, 10, seed=2)
 
     def interrupt(row):
