@@ -68,14 +68,14 @@ def test_errors_fall_and_an_interrupted_training_goes_on_to_the_same_weights(sma
     loss = jax.jit(partial(pretraining.loss, graphdef))
     before, after = (np.mean([loss(p, *task) for task in aside]) for p in (new, params))
     assert after < before - 0.1
-    whole = pretrain(small, 10, seed=2)
+    whole = pretrain(sure, 10, seed=2)
 
     def interrupt(row):
         if row["tasks"] == 10:  # the checkpoint is that of the fifth
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(small, 10, seed=2, folder=tmp_path, report=interrupt)
-    again = pretrain(small, 10, seed=2, folder=tmp_path)
+        pretrain(sure, 10, seed=2, folder=tmp_path, report=interrupt)
+    again = pretrain(sure, 10, seed=2, folder=tmp_path)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     assert jax.tree.structure(params) == jax.tree.structure(whole)
