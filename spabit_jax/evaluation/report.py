@@ -168,12 +168,13 @@ def _how_compared(metrics: dict) -> str:
     if related := metrics["protocol"].get("related"):
         more = " and ".join(f"{n} of {name}" for name, n in related.items())
         given += f" (the model and learned kriging also {more})"
+    parts = "Rows with a weight are the parts of the prediction, each alone. " if len(metrics["weights"]) > 1 else ""
     return (
         f"{given}, and asked for the same others. PCC is the correlation of prediction and measurement, gene by gene, "
         "averaged over the genes: 1 is perfect, 0 no better than a constant. MSE and MAE are mean squared and absolute "
-        f"errors of {LABELS[metrics['protocol']['scale']]}: lower is better. Rows with a weight are the parts of the "
-        "prediction, each alone. The noise ceiling is an estimate from the counts; depth only is no method, as it is "
-        "given the test spots' totals."
+        f"errors of {LABELS[metrics['protocol']['scale']]}: lower is better. {parts}"
+        "The noise ceiling is an estimate from the counts; depth only is no method, as it is given the test spots' "
+        "totals."
     )
 
 
@@ -185,7 +186,8 @@ def _table(metrics: dict) -> pd.DataFrame:
     rows += [(RIVALS[name], "", scores) for name, scores in metrics["baselines"].items()]
     rows += [(name, "", {"pcc": metrics[key]}) for name, key in BOUNDS.items()]
     cells = [(name, weight, *(_cell(of.get(score)) for score in ("pcc", "mse", "mae"))) for name, weight, of in rows]
-    return pd.DataFrame(cells, columns=["method", "weight", "PCC", "MSE", "MAE"])
+    table = pd.DataFrame(cells, columns=["method", "weight", "PCC", "MSE", "MAE"])
+    return table if len(weights) > 1 else table.drop(columns="weight")
 
 
 def _cell(value: float | None) -> str:
@@ -196,10 +198,12 @@ def _provenance(run: Path, metrics: dict, protocol: dict) -> str:
     windows = " and ".join(f"{width:g}" for width in metrics["patch_px"])
     image = f"image features by {metrics['encoder']} of windows of {windows} full-resolution pixels"
     image = "no image" if metrics["encoder"] == "none" else image
-    n_seeds = len(metrics["seeds"])
+    n_seeds, networks = len(metrics["seeds"]), ""
+    if "spabit" in metrics["weights"]:
+        networks = f" {n_seeds} {'network' if n_seeds == 1 else 'networks averaged'},"
     text = (
-        f"Method {metrics['method']}, {n_seeds} {'network' if n_seeds == 1 else 'networks averaged'}, {image}; "
-        f"spots split by the rule {protocol['split']}, genes chosen by {protocol['panel']}."
+        f"Method {metrics['method']},{networks} {image}; spots split by the rule {protocol['split']}, genes chosen by "
+        f"{protocol['panel']}."
     )
     path = run / "config.json"
     if path.exists():

@@ -83,6 +83,10 @@ def test_the_report_says_who_predicts(run):
     assert "not in these numbers" not in page(folder, metrics).text
     metrics["weights"], metrics["members"] = {"spabit": 1.0}, {"spabit": metrics["members"]["spabit"]}
     assert "The prediction is SpaBiT's alone." in page(folder, metrics).text
+    assert "Rows with a weight" not in page(folder, metrics).text and "1 network," in page(folder, metrics).text
+    metrics["weights"], metrics["members"] = {"pretrained": 1.0}, {"pretrained": metrics["members"]["spabit"]}
+    text = page(folder, metrics).text
+    assert "The prediction is pretrained SpaBiT's alone." in text and "network" not in text
 
 
 def test_a_model_that_is_not_better_than_a_simple_method_is_said_to_be_so(run):
