@@ -20,6 +20,8 @@ from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_or_match
 
+LEAST_SPOTS = 60  # of a section, in a task
+
 
 def main() -> None:
     if not cli.FLAGS.out or Path(cli.FLAGS.out).suffix != ".npz":
@@ -60,6 +62,8 @@ def read_geometries() -> list:
     config, found = cli.read_flagged_config(), []
     for adata, patch_px in cli.read_flagged_sections():
         inputs = Inputs(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+        if adata.n_obs < LEAST_SPOTS:
+            raise InputError(f"section {inputs.name} has {adata.n_obs} spots: tasks need {LEAST_SPOTS}")
         inputs.extract()
         spots = make_spots(adata.obsm["spatial"], inputs.features())
         found.append(Geometry(spots.xy, spots.components))
@@ -70,6 +74,6 @@ if __name__ == "__main__":
     cli.define_section_flags(several=True)
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "The .npz of weights to write; checkpoints and errors beside it.")
-    flags.DEFINE_integer("tasks", 2000, "Tasks: about half a second each on two cores.", lower_bound=1)
+    flags.DEFINE_integer("tasks", 600, "Tasks: about a second each on two cores.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of tasks and parameters.", lower_bound=0)
     cli.run(main)

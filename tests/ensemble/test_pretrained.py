@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from spabit_jax.config import Config
-from spabit_jax.data.section import Places
+from spabit_jax.data.section import Places, make_section
+from spabit_jax.data.split import split_spots
 from spabit_jax.ensemble.pretrained import WEIGHTS, Pretrained
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.metrics import gene_metrics
 from spabit_jax.kriging import bank
 from spabit_jax.kriging.bank import draw_bank
 from spabit_jax.models.in_context import new_network, save_weights
+from spabit_jax.readers import read_section
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,23 @@ def test_a_run_folder_is_of_its_weights(section_data, config, tmp_path):
     other.model.pretrained = str(weights)
     with pytest.raises(InputError, match="other weights of the pretrained SpaBiT"):
         Pretrained(other).fit(section, folder=tmp_path / "run")
+
+
+def test_test_spots_reach_nothing(simulated, config):
+    """With the counts of test spots shuffled, and with others, predictions are the same to the bit."""
+    adata = read_section(simulated)
+    is_train = split_spots(adata, "lattice")
+    image = np.random.default_rng(0).standard_normal((adata.n_obs, 7))
+    genes, predicted = list(adata.var_names[:30]), []
+    for change in (lambda counts: counts, lambda counts: counts[::-1], lambda counts: 7 * counts + 3):
+        changed = adata.copy()
+        counts = adata.X.toarray()
+        counts[~is_train] = change(counts[~is_train])
+        changed.X = csr_matrix(counts)
+        section = make_section(changed, genes, is_train, image, config)
+        member = Pretrained(config).fit(section)
+        held, there = member.held_out().estimate, member.predict(section.places(np.flatnonzero(~is_train)))
+        predicted.append([held.mean, held.variance, there.mean, there.variance])
+    for other in predicted[1:]:
+        for mine, theirs in zip(predicted[0], other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
