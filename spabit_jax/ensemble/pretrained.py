@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy.spatial import KDTree
 
 from spabit_jax.chunks import slices
 from spabit_jax.config import Config
@@ -23,7 +22,6 @@ from spabit_jax.files import sha256, write_json
 from spabit_jax.kriging.bank import Answers, Solved, without_image
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
-from spabit_jax.neighbours import nearest
 
 N_COMPONENTS = 20  # of expression
 CHUNK = 256  # places in one call of the network
@@ -85,14 +83,13 @@ class FittedPretrained:
     def __init__(self, section: Section, weights: str | Path):
         bank, self.graphdef, self.params = load_weights(weights)
         self.digest = sha256(weights)
-        train = section.train_spots
+        self.section, train = section, section.train_spots
         self.xy, self.image, self.noise = section.xy[train], section.image[train], section.noise[train]
         self.expression, self.folds = section.expression[train], draw_folds(section)
         self.whole = Scores.fit(self.expression, self.noise)
         self.known = self.whole.space.encode(self.expression)
         self.solved = Solved(bank if self.image.shape[1] else without_image(bank), self.xy, self.image, self.noise,
                              self.known)  # fmt: skip
-        self.tree = KDTree(self.xy)
 
     def save(self, folder: Path) -> None:
         """Notes the hash of the weights, all that a run folder needs; InputError where it is of others."""
@@ -107,28 +104,27 @@ class FittedPretrained:
 
     def predict(self, places: Places) -> Estimate:
         """At n places; of a place, whatever other places are asked for."""
-        _, near = nearest(self.tree, places.xy, N_CONTEXT)
-        answers = self.solved.at(places.xy, places.image)
-        return self._estimate(self.whole, self.known, near, places.xy, places.image, answers)
-
-    @cached_property
-    def _near_each(self) -> np.ndarray:
-        return nearest(self.tree, self.xy, N_CONTEXT, own=True)[1]
+        return self._estimate(self.whole, self.known, places, self.solved.at(places.xy, places.image))
 
     def held_out(self) -> HeldOut:
-        """Each train spot from all others, in components that were found without its fold."""
+        """Each train spot from all others, in components and with weights that were found without its fold.
+
+        Of its fold is known only which processes have no weight worth solving them for.
+        """
         mean, variance = np.empty((2, *self.expression.shape), np.float32)
         outside = [np.setdiff1d(np.arange(len(self.xy)), fold) for fold in self.folds]
         scores = [Scores.fit(self.expression[others], self.noise[others]) for others in outside]
         known = [of_fold.space.encode(self.expression) for of_fold in scores]
         answers = self.solved.left_out_in(list(zip(self.folds, known, strict=True)))
         for fold, *of_fold, part in zip(self.folds, scores, known, answers, strict=True):
-            found = self._estimate(*of_fold, self._near_each[fold], self.xy[fold], self.image[fold], part)
+            found = self._estimate(*of_fold, self.section.places(self.section.train_spots[fold]), part)
             mean[fold], variance[fold] = found.mean[0], found.variance
         return HeldOut(Estimate(mean[None], variance), np.ones((1, len(mean)), bool))
 
-    def _estimate(self, scores: Scores, known, near, xy, image, answers: Answers) -> Estimate:
-        space, n_scores = scores.space, known.shape[1]
+    def _estimate(self, scores: Scores, known, places: Places, answers: Answers) -> Estimate:
+        """At n places, from (n_train, P) known scores and the processes' answers at the places."""
+        space, n_scores, xy, image = scores.space, known.shape[1], places.xy, places.image
+        near = np.searchsorted(self.section.train_spots, places.context[:, :N_CONTEXT])
         size = next(size for size in SIZES if size >= len(answers.mean))
         mean, variance = np.empty((2, len(xy), len(space.mean)), np.float32)
         for rows in slices(len(xy), CHUNK):

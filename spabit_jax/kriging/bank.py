@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from spabit_jax.chunks import slices
 from spabit_jax.kriging.process import MIN_NOISE, Params, kernels, product
+from spabit_jax.neighbours import nearest
 
 N_PROCESSES = 64
 MAX_EXACT = 1500  # known spots of exact processes, whose cost grows with the cube
@@ -166,10 +167,8 @@ class Solved:
           folds: of each its f spots (none: answers at all, weights from all), and (n, P) scores of all n.
         """
         if not self.exact:
-            near = self.order[self.tree.query(self.xy, k=NEAREST + 1)[1]]
-            keep = near != np.arange(len(near))[:, None]
-            keep[keep.all(axis=1), -1] = False  # more spots at one place: itself may not be among those found
-            near = near[keep].reshape(-1, NEAREST)
+            near = np.empty((len(self.xy), NEAREST), int)
+            near[self.order] = self.order[nearest(self.tree, self.xy[self.order], NEAREST, own=True)[1]]
             return [self._from(near[at], self.xy[at], self.image[at], scores)
                     for fold, scores in folds for at in [fold if len(fold) else slice(None)]]  # fmt: skip
         found = [([], [], []) for _ in folds]

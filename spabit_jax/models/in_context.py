@@ -181,11 +181,11 @@ def load_weights(path: str | Path):
     try:
         with open(path, "rb") as file:
             content = dict(np.load(file))
-        if (version := int(content["version"])) != VERSION:
-            raise InputError(f"{path}: weights of version {version}, and this is {VERSION}: {REMEDY}")
-        graphdef, params = new_network(0)
-        leaves, tree = jax.tree.flatten(params)
-        found = [jnp.asarray(content[f"network{i}"], leaf.dtype).reshape(leaf.shape) for i, leaf in enumerate(leaves)]
-        return Bank(*(content[name] for name in Bank._fields)), graphdef, jax.tree.unflatten(tree, found)
+        if (version := int(content["version"])) == VERSION:
+            graphdef, params = new_network(0)
+            leaves, tree = jax.tree.flatten(params)
+            found = [jnp.asarray(content[f"network{i}"], old.dtype).reshape(old.shape) for i, old in enumerate(leaves)]
+            return Bank(*(content[name] for name in Bank._fields)), graphdef, jax.tree.unflatten(tree, found)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: no weights of a pretrained SpaBiT ({error}): {REMEDY}") from error
+    raise InputError(f"{path}: weights of version {version}, and this is {VERSION}: {REMEDY}")
