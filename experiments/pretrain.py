@@ -26,7 +26,7 @@ LEAST_SPOTS = 60  # of a section, in a task
 def main() -> None:
     if not cli.FLAGS.out or Path(cli.FLAGS.out).suffix != ".npz":
         raise InputError("--out is missing: give the .npz of weights to write")
-    from spabit_jax.evaluation.plots import plot_pretraining
+    from spabit_jax.evaluation.curves import plot_pretraining
     from spabit_jax.kriging.bank import draw_bank
     from spabit_jax.models.in_context import save_weights
     from spabit_jax.training.pretraining import pretrain

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.evaluation import baselines, metrics, plots
+from spabit_jax.evaluation import baselines, curves, metrics, plots
 from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, run_blocks, write_report
 from spabit_jax.files import replacing, write_json
 from spabit_jax.predictions import measured_counts, scale_of
@@ -130,7 +130,7 @@ def write_evaluation(
     if (out / "history.csv").exists():
         history = pd.read_csv(out / "history.csv")
         if len(history):  # an imported network has none
-            plots.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
+            curves.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
     write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
     write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
     return content

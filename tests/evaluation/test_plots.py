@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 from PIL import Image
 from scipy.stats import pearsonr
 
-from spabit_jax.evaluation import plots
+from spabit_jax.evaluation import curves, plots
 from spabit_jax.evaluation.draw import colour_limits
 from spabit_jax.scale import LABELS
 
@@ -46,7 +46,8 @@ def predictions() -> AnnData:
 def figures(monkeypatch) -> list:
     """The figures that are made, instead of files."""
     made = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: made.append(figure))
+    for module in (plots, curves):
+        monkeypatch.setattr(module, "save", lambda figure, path: made.append(figure))
     return made
 
 
@@ -332,7 +333,7 @@ def test_history_has_a_panel_per_stage_and_a_line_per_seed(figures):
         pd.DataFrame({"stage": stage, "seed": seed, "epoch": epochs, "train_loss": train, "valid_loss": valid})
         for stage, seed, train, valid in rows
     )
-    plots.plot_history(history, "unused.png", weight=0.43)
+    curves.plot_history(history, "unused.png", weight=0.43)
     gat, spabit = figures[0].axes
     assert [len(ax.lines) for ax in (gat, spabit)] == [1, 4]
     assert gat.get_title() == "training loss of the graph attention network"
@@ -340,6 +341,14 @@ def test_history_has_a_panel_per_stage_and_a_line_per_seed(figures):
     assert (gat.get_yscale(), spabit.get_yscale()) == ("log", "linear")  # a negative loss cannot be on a log axis
     np.testing.assert_allclose(gat.lines[0].get_ydata(), np.exp(-epochs))
     assert [text.get_text() for text in spabit.get_legend().get_texts()] == ["train", "valid"]
+
+
+def test_errors_of_pretraining_stand_beside_the_bank_and_the_limit(figures):
+    columns = ("tasks", "network", "bank", "network_gaussian", "bank_gaussian", "exact")
+    errors = pd.DataFrame({name: np.arange(3) + 10.0 * i for i, name in enumerate(columns)})
+    curves.plot_pretraining(errors, "unused.png")
+    shown = [[(line.get_label(), line.get_ydata()[0]) for line in ax.lines] for ax in figures[0].axes]
+    assert shown == [[("network", 10), ("bank", 20)], [("network", 30), ("bank", 40), ("exact", 50)]]
 
 
 def test_benchmark_sets_models_off_from_a_range_of_baselines(figures):
@@ -379,7 +388,7 @@ def test_files_are_written(predictions, tmp_path):
     plots.plot_gene_maps(predictions, {"best": "A"}, path)
     plots.plot_pcc_scatter([0.1, 0.3], [0.2, np.nan], "a", "b", tmp_path / "scatter.png")
     history = pd.DataFrame({"stage": ["gat"], "seed": [0], "epoch": [0], "train_loss": [1.0], "valid_loss": [np.nan]})
-    plots.plot_history(history, tmp_path / "history.png")
+    curves.plot_history(history, tmp_path / "history.png")
     plots.plot_calibration([0.1, 0.5, 0.9], [0.12, 0.5, 0.88], tmp_path / "calibration.png")
     plots.plot_location_maps(predictions, ["A"], tmp_path / "locations.png")
     plots.plot_benchmark(pd.DataFrame({"ridge": [0.4], "mine": [0.5]}, ["A"]), ["mine"], tmp_path / "benchmark.png")
