@@ -27,7 +27,7 @@ from tqdm import tqdm
 from feature_extraction import command as cli
 from feature_extraction import encoders
 from spabit_jax.config import SPLITS, Config
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
 from spabit_jax.evaluation.tables import markdown, pivot
@@ -46,8 +46,8 @@ ON_REQUEST = ("reference", "reference_stopped", "oracle")
 class Piece(NamedTuple):
     """What the methods are compared on."""
 
-    inputs: Inputs
-    together: Inputs  # with the section's group of --related; the same where it has none
+    prepared: Prepared
+    together: Prepared  # with the section's group of --related; the same where it has none
     ceiling: np.ndarray  # (G,)
     depth_only: float
 
@@ -85,11 +85,11 @@ def main() -> None:
         for piece in pieces(sections, groups, splits, scales, asked_encoders):
             for method in methods:
                 alone = method.removesuffix(RELATED)
-                data = piece.inputs.config.data
-                bar.set_description(f"{piece.inputs.name} {data.split} {data.scale} {method}", refresh=True)
-                if piece.inputs.encoder != "none" or alone not in baselines.NEED_IMAGE:
-                    inputs = piece.together if method != alone else piece.inputs
-                    predicted = compute(inputs, method if inputs.related else alone, out / "predictions")
+                data = piece.prepared.config.data
+                bar.set_description(f"{piece.prepared.name} {data.split} {data.scale} {method}", refresh=True)
+                if piece.prepared.encoder != "none" or alone not in baselines.NEED_IMAGE:
+                    prepared = piece.together if method != alone else piece.prepared
+                    predicted = compute(prepared, method if prepared.related else alone, out / "predictions")
                     for row, table in scores(piece, method, predicted):
                         rows.append(row)
                         genes.append(table.assign(ceiling=piece.ceiling))
@@ -121,18 +121,18 @@ def pieces(sections: dict, groups: list, splits: list, scales: list, asked_encod
                 adata, config = sections[name]
                 config = config.with_data(split=split, scale=scale)
                 config = config.of_related() if of_related else config
-                inputs = Inputs(adata, config, encoder, cli.FLAGS.cache_dir, related)
-                inputs.extract()
-                return inputs
+                prepared = Prepared(adata, config, encoder, cli.FLAGS.cache_dir, related)
+                prepared.extract()
+                return prepared
 
-            inputs = make(name)
-            together = make(name, [make(other, of_related=True) for other in others]) if others else inputs
-            totals, test = total_counts(adata), inputs.test_spots
-            ceiling = metrics.noise_ceiling(inputs.counts()[test], totals[test], inputs.scale)
-            truth = inputs.truth()
-            by_depth = metrics.depth_only(truth[inputs.is_train], totals[inputs.is_train], totals[test])
+            prepared = make(name)
+            together = make(name, [make(other, of_related=True) for other in others]) if others else prepared
+            totals, test = total_counts(adata), prepared.test_spots
+            ceiling = metrics.noise_ceiling(prepared.counts()[test], totals[test], prepared.scale)
+            truth = prepared.truth()
+            by_depth = metrics.depth_only(truth[prepared.is_train], totals[prepared.is_train], totals[test])
             depth = metrics.summarize(metrics.gene_metrics(truth[test], by_depth))["pcc"]
-            yield Piece(inputs, together, ceiling, depth)
+            yield Piece(prepared, together, ceiling, depth)
 
 
 def asked_methods(asked: list[str], config: Config) -> list[str]:
@@ -156,7 +156,7 @@ def read_groups(asked: list[str]) -> list[list[str]]:
     return groups
 
 
-def compute(inputs: Inputs, method: str, folder: Path) -> dict[str, np.ndarray]:
+def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarray]:
     """The predictions of a method at the test spots, from the folder if they are there.
 
     Returns:
@@ -166,27 +166,27 @@ def compute(inputs: Inputs, method: str, folder: Path) -> dict[str, np.ndarray]:
     Raises:
       InputError: the folder holds predictions from other inputs or of another configuration.
     """
-    split = inputs.config.data.split
-    path = folder / f"{inputs.name}.{split}.{inputs.config.data.scale}.{inputs.encoder}.{method}.npz"
-    settings = {"data": dataclasses.asdict(inputs.config.data)}
+    split = prepared.config.data.split
+    path = folder / f"{prepared.name}.{split}.{prepared.config.data.scale}.{prepared.encoder}.{method}.npz"
+    settings = {"data": dataclasses.asdict(prepared.config.data)}
     is_baseline = method.removesuffix(RELATED) in baselines.BASELINES
     if not is_baseline:
-        if method in ON_REQUEST and inputs.config.name != "reference":
-            encoder = cli.FLAGS.encoder.split(",")[0] if inputs.encoder == "none" else inputs.encoder
-            inputs = Inputs(inputs.adata, reference_config(inputs.config), encoder, cli.FLAGS.cache_dir)
-            inputs.extract()
-        settings |= {"config": inputs.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
-    settings["inputs"] = inputs.describe()
+        if method in ON_REQUEST and prepared.config.name != "reference":
+            encoder = cli.FLAGS.encoder.split(",")[0] if prepared.encoder == "none" else prepared.encoder
+            prepared = Prepared(prepared.adata, reference_config(prepared.config), encoder, cli.FLAGS.cache_dir)
+            prepared.extract()
+        settings |= {"config": prepared.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
+    settings["inputs"] = prepared.describe()
     write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
     if not path.exists():
         start, more = time.monotonic(), {}
         if is_baseline:
-            mean, sd = predict_baseline(inputs, method)
+            mean, sd = predict_baseline(prepared, method)
             per_seed = np.zeros((0, *mean.shape))
         elif method in ON_REQUEST:
-            per_seed, mean, sd, start = predict_reference(inputs, method, folder)
+            per_seed, mean, sd, start = predict_reference(prepared, method, folder)
         else:
-            per_seed, mean, sd, more = predict_model(inputs)
+            per_seed, mean, sd, more = predict_model(prepared)
         arrays = {"mean": mean, "sd": sd, "per_seed": per_seed, **more}
         with replacing(path) as temporary:
             np.savez(
@@ -206,44 +206,46 @@ def reference_config(config: Config) -> Config:
     return preset.validate()
 
 
-def predict_baseline(inputs: Inputs, method: str) -> tuple[np.ndarray, np.ndarray]:
+def predict_baseline(prepared: Prepared, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sd at the test spots, (n, G) each."""
-    adata, features, is_train = inputs.joined()
+    adata, features, is_train = prepared.joined()
     spots, train = baselines.make_spots(adata.obsm["spatial"], features), np.flatnonzero(is_train)
-    expression = inputs.section().expression[train]
+    expression = prepared.section().expression[train]
     model = baselines.BASELINES[method.removesuffix(RELATED)]().fit(spots.at(train), expression)
-    mean, sd = model.predict(spots.at(inputs.test_spots))
+    mean, sd = model.predict(spots.at(prepared.test_spots))
     return np.maximum(mean, 0), sd
 
 
-def predict_model(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def predict_model(prepared: Prepared) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Each seed's prediction at the test spots (S, n, G), their mean and its sd, (n, G) each, and its members."""
     from spabit_jax.ensemble.predictor import fit
 
-    model, test = fit(inputs, range(cli.FLAGS.num_seeds)), inputs.test_spots
+    model, test = fit(prepared, range(cli.FLAGS.num_seeds)), prepared.test_spots
     predicted = model.predict_spots()
     members = {f"member:{name}": mean[test] for name, mean in predicted.members.items()}
     members |= {f"weight:{name}": weight for name, weight in model.weights.items()}
     return predicted.per_seed[:, test], predicted.mean[test], predicted.sd[test], members
 
 
-def predict_reference(inputs: Inputs, method: str, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def predict_reference(
+    prepared: Prepared, method: str, folder: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """As ``predict_model``, sd NaN, and when it would have started had its GAT not been trained for another method."""
     from experiments.studies import sides
     from spabit_jax.reference.separate_gat import GAT_SEED
 
-    section, config = inputs.section(), copy.deepcopy(inputs.config)
+    section, config = prepared.section(), copy.deepcopy(prepared.config)
     side = "oracle" if method == "oracle" else "port"
-    path = folder / f"{inputs.name}.{config.data.split}.{config.data.scale}.{inputs.encoder}.{side}_gat.npz"
+    path = folder / f"{prepared.name}.{config.data.split}.{config.data.scale}.{prepared.encoder}.{side}_gat.npz"
     parts = {part: dataclasses.asdict(getattr(config, part)) for part in ("data", "gat", "faults")}
-    write_or_match(path.with_suffix(".json"), {"inputs": inputs.describe(), **parts}, keys=("inputs", *parts))
-    tokens, seconds = sides.once(path, sides.gene_tokens, side, section, config, GAT_SEED)
+    write_or_match(path.with_suffix(".json"), {"inputs": prepared.describe(), **parts}, keys=("inputs", *parts))
+    tokens, seconds = sides.kept(path, sides.gene_tokens, side, section, config, GAT_SEED)
     start = time.monotonic() - seconds
     if method == "reference_stopped":
         config.train.epochs = sides.best_epochs(section, tokens, config, seed=0)
-        logging.info("%s: %d epochs of SpaBiT", inputs.name, config.train.epochs)
+        logging.info("%s: %d epochs of SpaBiT", prepared.name, config.train.epochs)
     seeds = range(cli.FLAGS.num_seeds)
-    per_seed = np.stack([sides.predict(side, section, tokens, inputs.test_spots, config, seed) for seed in seeds])
+    per_seed = np.stack([sides.predict(side, section, tokens, prepared.test_spots, config, seed) for seed in seeds])
     return per_seed, per_seed.mean(axis=0), np.full(per_seed.shape[1:], np.nan), start
 
 
@@ -253,15 +255,15 @@ def scores(piece: Piece, method: str, predicted: dict) -> Iterator[tuple[dict, p
     Args:
       predicted: of ``compute``.
     """
-    inputs = piece.inputs
-    test, data = inputs.test_spots, inputs.config.data
-    truth = inputs.truth()[test]
-    same = {"section": inputs.name, "split": data.split, "scale": data.scale, "encoder": inputs.encoder}
-    sizes = {"n_train": int(inputs.is_train.sum()), "n_test": len(test), "n_genes": len(inputs.genes)}
+    prepared = piece.prepared
+    test, data = prepared.test_spots, prepared.config.data
+    truth = prepared.truth()[test]
+    same = {"section": prepared.name, "split": data.split, "scale": data.scale, "encoder": prepared.encoder}
+    sizes = {"n_train": int(prepared.is_train.sum()), "n_test": len(test), "n_genes": len(prepared.genes)}
     sizes |= {"panel": data.panel, "depth_only": piece.depth_only}
 
     def row(name: str, seed, mean, seconds=np.nan, coverage90=np.nan, weight=np.nan):
-        table = metrics.gene_metrics(truth, mean, inputs.genes)
+        table = metrics.gene_metrics(truth, mean, prepared.genes)
         key = {**same, "method": name, "seed": seed}
         more = {"seconds": seconds, "coverage90": coverage90, "weight": weight}
         return {**key, **sizes, **metrics.summarize(table), **more}, table.reset_index().assign(**key)

@@ -20,7 +20,7 @@ from absl import flags
 from scipy import stats
 
 from feature_extraction import command as cli
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import metrics, plots
 from spabit_jax.files import replacing, write_or_match
@@ -60,19 +60,19 @@ def main() -> None:
     out = Path(cli.FLAGS.out)
     rows, scores = [], {}
     for adata, patch_px in cli.read_flagged_sections():
-        inputs = Inputs(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
-        inputs.extract()
-        write_or_match(out / inputs.name / "config.json", settings(inputs), keys=("inputs", "config"))
-        predictions, seconds = _predictions(inputs, out / inputs.name)
-        truth = inputs.truth()[inputs.test_spots]
+        prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+        prepared.extract()
+        write_or_match(out / prepared.name / "config.json", settings(prepared), keys=("inputs", "config"))
+        predictions, seconds = _predictions(prepared, out / prepared.name)
+        truth = prepared.truth()[prepared.test_spots]
         tables = {side: [metrics.gene_metrics(truth, p) for p in runs] for side, runs in predictions.items()}
-        scores[inputs.name] = {
+        scores[prepared.name] = {
             side: pd.DataFrame(map(metrics.summarize, runs)).assign(seconds=seconds[side])
             for side, runs in tables.items()
         }
-        rows += compare(inputs.name, scores[inputs.name], published)
+        rows += compare(prepared.name, scores[prepared.name], published)
         x, y = (np.mean([t["pcc"] for t in tables[side]], axis=0) for side in ("oracle", "port"))
-        plots.plot_pcc_scatter(x, y, "reference (PyTorch)", "port (JAX)", out / f"{inputs.name}_genes.png")
+        plots.plot_pcc_scatter(x, y, "reference (PyTorch)", "port (JAX)", out / f"{prepared.name}_genes.png")
     table = pd.DataFrame(rows)
     with replacing(out / "comparison.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -83,33 +83,33 @@ def main() -> None:
     print(f"written to {out}: comparison.csv, port_results.csv, oracle_results.csv, *_genes.png")
 
 
-def settings(inputs: Inputs) -> dict:
+def settings(prepared: Prepared) -> dict:
     """What results in a folder have in common; epochs are in their files' names."""
-    config = inputs.config.to_dict()
+    config = prepared.config.to_dict()
     del config["gat"]["epochs"], config["train"]["epochs"]
-    return {"inputs": inputs.describe(), "config": config}
+    return {"inputs": prepared.describe(), "config": config}
 
 
-def _predictions(inputs: Inputs, folder: Path) -> tuple[dict[str, list[np.ndarray]], dict[str, list[float]]]:
+def _predictions(prepared: Prepared, folder: Path) -> tuple[dict[str, list[np.ndarray]], dict[str, list[float]]]:
     """For each side lists over the seeds, computed unless they are on disk: predictions (n, G) at the test spots, and
     the seconds that they took."""
     from experiments.studies import sides
     from spabit_jax.reference.separate_gat import GAT_SEED
 
-    config, per_seed = inputs.config, cli.FLAGS.gat_per_seed
-    section = inputs.section()
+    config, per_seed = prepared.config, cli.FLAGS.gat_per_seed
+    section = prepared.section()
     predictions, seconds = {"oracle": [], "port": []}, {"oracle": [], "port": []}
     for seed in range(cli.FLAGS.num_seeds):
         gat_seed = seed if per_seed else GAT_SEED
         for side in predictions:
             name = f"{side}_gat{gat_seed}x{config.gat.epochs}"
-            tokens, gat_seconds = sides.once(
+            tokens, gat_seconds = sides.kept(
                 folder / f"{name}_tokens.npz", sides.gene_tokens, side, section, config, gat_seed
             )
-            predicted, own_seconds = sides.once(
+            predicted, own_seconds = sides.kept(
                 folder / f"{name}_seed{seed}x{config.train.epochs}.npz",
                 sides.predict,
-                *(side, section, tokens, inputs.test_spots, config, seed),
+                *(side, section, tokens, prepared.test_spots, config, seed),
             )
             predictions[side].append(predicted)
             seconds[side].append(gat_seconds + own_seconds)

@@ -79,15 +79,15 @@ def predict(run: Path, asked: str, weights: str | None = None):
 
     from spabit_jax.data.locations import find_locations
     from spabit_jax.ensemble.predictor import load
-    from spabit_jax.ensemble.run_folder import needed, read_run
+    from spabit_jax.ensemble.run_folder import read_made_by, read_run
 
     content = read_run(run)
-    spots = needed(run / "predictions.h5ad", "predict", anndata.read_h5ad)
+    spots = read_made_by(run / "predictions.h5ad", "predict", anndata.read_h5ad)
     if asked == "spots":
         predictions = spots
     else:
         trained = load(run, weights)
-        predictions = trained.predict_at(find_locations(trained.inputs.adata, asked), weights)
+        predictions = trained.predict_at(find_locations(trained.prepared.adata, asked), weights)
     predictions.uns["spabit"] |= {
         "locations": asked,
         "run": str(run.resolve()),

@@ -55,17 +55,17 @@ def main() -> None:
 
 def read_geometries() -> list:
     """Places in pitches and image components of ``--sections``."""
-    from spabit_jax.data.prepared import Inputs
+    from spabit_jax.data.prepared import Prepared
     from spabit_jax.evaluation.baselines import make_spots
     from spabit_jax.training.pretraining import Geometry
 
     config, found = cli.read_flagged_config(), []
     for adata, patch_px in cli.read_flagged_sections():
-        inputs = Inputs(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+        prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
         if adata.n_obs < LEAST_SPOTS:
-            raise InputError(f"section {inputs.name} has {adata.n_obs} spots: tasks need {LEAST_SPOTS}")
-        inputs.extract()
-        spots = make_spots(adata.obsm["spatial"], inputs.features())
+            raise InputError(f"section {prepared.name} has {adata.n_obs} spots: tasks need {LEAST_SPOTS}")
+        prepared.extract()
+        spots = make_spots(adata.obsm["spatial"], prepared.features())
         found.append(Geometry(spots.xy, spots.components))
     return found
 

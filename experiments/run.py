@@ -25,16 +25,16 @@ def main() -> None:
     from spabit_jax.run import distributed
 
     distributed.join(cli.FLAGS.distributed)  # before anything asks JAX for devices
-    from spabit_jax.data.prepared import Inputs
+    from spabit_jax.data.prepared import Prepared
 
     config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
     encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
     adata, of_related = cli.read_flagged_section(), config.of_related()
-    related = [Inputs(other, of_related, encoder, cache_dir) for other in cli.read_related_sections()]
-    inputs = Inputs(adata, config, encoder, cache_dir, related)
+    related = [Prepared(other, of_related, encoder, cache_dir) for other in cli.read_related_sections()]
+    prepared = Prepared(adata, config, encoder, cache_dir, related)
     from spabit_jax.run.workflow import Workflow  # brings JAX: bad input has been said by now
 
-    Workflow(Path(cli.FLAGS.out), inputs, range(cli.FLAGS.num_seeds), origin(adata)).run(cli.FLAGS.stages)
+    Workflow(Path(cli.FLAGS.out), prepared, range(cli.FLAGS.num_seeds), origin(adata)).run(cli.FLAGS.stages)
 
 
 def origin(adata) -> dict:

@@ -50,7 +50,7 @@ def plan(out: Path) -> list[Job]:
     Raises:
       InputError: a section or configuration is bad, two have one name, or a folder holds another run.
     """
-    from spabit_jax.data.prepared import Inputs
+    from spabit_jax.data.prepared import Prepared
     from spabit_jax.files import write_or_match
 
     configs = read_configs()
@@ -59,13 +59,13 @@ def plan(out: Path) -> list[Job]:
     for path, (adata, patch_px) in zip(paths, cli.read_flagged_sections(), strict=True):
         for file, config in configs.items():
             config = cli.with_windows(config, patch_px)
-            inputs = Inputs(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
-            name = f"{inputs.name}/{config.name}"
+            prepared = Prepared(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+            name = f"{prepared.name}/{config.name}"
             if name in jobs:
                 raise InputError(f"two runs are {name}: rename a section, or config.name in one of --configs")
-            inputs.extract()
+            prepared.extract()
             if (out / name / "config.json").exists():
-                identity = inputs.identity(range(cli.FLAGS.num_seeds))
+                identity = prepared.identity(range(cli.FLAGS.num_seeds))
                 write_or_match(out / name / "config.json", identity, keys=tuple(identity))
             jobs[name] = Job(name, out / name, command(path, patch_px, file, out / name))
     return list(jobs.values())

@@ -13,7 +13,7 @@ from anndata import AnnData
 from spabit_jax.config import Config
 from spabit_jax.data import locations
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.run_folder import kept_in
@@ -31,7 +31,7 @@ def prepare(
     encoder: str = "stain",
     cache_dir: str | os.PathLike = "cache",
     related: Sequence[AnnData | str | os.PathLike] = (),
-) -> Inputs:
+) -> Prepared:
     """A section as a configuration wants it: split, panel, scale, and image features, which are computed or cached.
 
     Args:
@@ -46,10 +46,10 @@ def prepare(
     """
     config = Config() if config is None else config.validate()
     keep_compiled(Path(cache_dir) / "compiled")
-    others = [Inputs(_read(other), config.of_related(), encoder, str(cache_dir)) for other in related]
-    inputs = Inputs(_read(section), config, encoder, str(cache_dir), others)
-    inputs.extract()
-    return inputs
+    others = [Prepared(_read(other), config.of_related(), encoder, str(cache_dir)) for other in related]
+    prepared = Prepared(_read(section), config, encoder, str(cache_dir), others)
+    prepared.extract()
+    return prepared
 
 
 def _read(section) -> AnnData:
@@ -58,7 +58,7 @@ def _read(section) -> AnnData:
     return read_section(section)
 
 
-def fit(section: Inputs, seeds: int | Sequence[int] = 5, out: str | os.PathLike | None = None) -> Model:
+def fit(section: Prepared, seeds: int | Sequence[int] = 5, out: str | os.PathLike | None = None) -> Model:
     """Fits the members of the configuration.
 
     Args:
@@ -82,9 +82,9 @@ def load(path: str | os.PathLike) -> Model:
     return predictor.load(Path(path))
 
 
-def grid(section: AnnData | Inputs, times: int) -> Locations:
+def grid(section: AnnData | Prepared, times: int) -> Locations:
     """The section's own lattice, ``times`` as dense along each axis, inside the tissue."""
-    return locations.grid(section.adata if isinstance(section, Inputs) else section, times)
+    return locations.grid(section.adata if isinstance(section, Prepared) else section, times)
 
 
 def evaluate(predictions: AnnData, model: Model | None = None) -> pd.DataFrame:

@@ -123,17 +123,17 @@ class Context(NamedTuple):
         return self.train[np.take_along_axis(nearest, order, axis=1)].astype(np.int32)
 
 
-def nearest(tree: KDTree, xy, k: int, own: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def nearest(tree: KDTree, xy, k: int, leave_self_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Distances and indices, (m, k) each, of the nearest points of a tree.
 
     Args:
       xy: (m, 2) places.
       k: how many; fewer where there are not that many.
-      own: the places are the tree's points themselves, in order, and none is its own neighbour.
+      leave_self_out: the places are the tree's points themselves, in order, and none is its own neighbour.
     """
-    k = min(k, tree.n - own)
-    distance, index = (a.reshape(len(xy), -1) for a in tree.query(xy, k=k + own))
-    if not own:
+    k = min(k, tree.n - leave_self_out)
+    distance, index = (a.reshape(len(xy), -1) for a in tree.query(xy, k=k + leave_self_out))
+    if not leave_self_out:
         return distance, index
     keep = index != np.arange(len(xy))[:, None]
     keep[keep.all(axis=1), -1] = False  # more than k points at one place: the spot itself may not be among those found

@@ -54,7 +54,7 @@ def test_a_model_from_memory_is_saved_and_loaded_whole(model, tmp_path):
     np.testing.assert_array_equal(again.predict().X, model.predict().X)
     assert again.weights == model.weights
     dense = again.predict("grid:2x")
-    np.testing.assert_array_equal(dense.X, model.predict(sj.grid(model.inputs, 2)).X)
+    np.testing.assert_array_equal(dense.X, model.predict(sj.grid(model.prepared, 2)).X)
 
 
 def test_scores_follow_from_predictions_alone(model, tmp_path):
@@ -80,8 +80,8 @@ def test_a_run_without_the_network_says_nothing_of_it(simulated, config, tmp_pat
 
     config = sj.Config.from_dict(config.to_dict())
     config.model.members = "kriging,ridge"
-    inputs, out = sj.prepare(simulated, config, cache_dir=tmp_path), tmp_path / "run"
-    Workflow(out, inputs, [0, 1], kept_in(out, inputs)).run()
+    prepared, out = sj.prepare(simulated, config, cache_dir=tmp_path), tmp_path / "run"
+    Workflow(out, prepared, [0, 1], kept_in(out, prepared)).run()
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["members"]) == set(metrics["weights"]) == {"kriging", "ridge"}
     assert "SpaBiT alone" not in (out / "report.html").read_text() and not (out / "history.csv").exists()

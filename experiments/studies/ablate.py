@@ -20,7 +20,7 @@ from absl import flags
 from experiments.compare_reference import settings
 from feature_extraction import command as cli
 from spabit_jax.config import Config, Faults
-from spabit_jax.data.prepared import Inputs, transposed_crop
+from spabit_jax.data.prepared import Prepared, transposed_crop
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import metrics
 from spabit_jax.files import replacing, write_or_match
@@ -52,20 +52,20 @@ def main() -> None:
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     for adata, patch_px in cli.read_flagged_sections():
         here = cli.with_windows(base, patch_px)
-        inputs = Inputs(adata, here, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
-        inputs.extract()
-        write_or_match(out / inputs.name / "config.json", settings(inputs), keys=("inputs", "config"))
+        prepared = Prepared(adata, here, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+        prepared.extract()
+        write_or_match(out / prepared.name / "config.json", settings(prepared), keys=("inputs", "config"))
         for variant in cli.FLAGS.variants:
             if variant == "transposed_crop off" and not transposed_crop(adata, here):
                 continue  # of no effect on this format
             config = changed(here, VARIANTS[variant])
-            inputs = Inputs(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
-            inputs.extract()
-            key = {"section": inputs.name, "variant": variant}
+            prepared = Prepared(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+            prepared.extract()
+            key = {"section": prepared.name, "variant": variant}
             key |= {"gat_epochs": config.gat.epochs, "epochs": config.train.epochs}
             done = [row["seed"] for row in rows if all(row[name] == value for name, value in key.items())]
             todo = [seed for seed in range(cli.FLAGS.num_seeds) if seed not in done]
-            for seed, result in zip(todo, run(inputs, VARIANTS[variant], todo, out / inputs.name), strict=False):
+            for seed, result in zip(todo, run(prepared, VARIANTS[variant], todo, out / prepared.name), strict=False):
                 rows.append({**key, "seed": seed, **result})
                 with replacing(path) as temporary:
                     pd.DataFrame(rows).to_csv(temporary, index=False)
@@ -86,7 +86,7 @@ def changed(base: Config, fields: dict) -> Config:
     return config.validate()
 
 
-def run(inputs: Inputs, variant: dict, seeds: list[int], folder: Path):
+def run(prepared: Prepared, variant: dict, seeds: list[int], folder: Path):
     """Trains a variant with each seed; yields the metrics on the test spots.
 
     Args:
@@ -98,7 +98,7 @@ def run(inputs: Inputs, variant: dict, seeds: list[int], folder: Path):
 
     if not seeds:
         return
-    config, section = inputs.config, inputs.section()
+    config, section = prepared.config, prepared.section()
     if not variant.get("image", True):
         section = section._replace(image=np.zeros_like(section.image))
     if not variant.get("gat", True):
@@ -109,15 +109,15 @@ def run(inputs: Inputs, variant: dict, seeds: list[int], folder: Path):
         names.append("array" if config.faults.array_neighbours else "pixels")
         path = folder / f"tokens_{'_'.join(names)}.npz"
         if not path.exists():
-            tokens, part, _ = gene_tokens(section, inputs.near(), config)
+            tokens, part, _ = gene_tokens(section, prepared.near(), config)
             with replacing(path) as temporary:
                 np.savez(temporary, tokens=tokens, part=part)
         loaded = np.load(path)
         tokens, part = loaded["tokens"], loaded["part"]
     trainer = Trainer(section, config, tokens, part)
-    truth = inputs.truth()[inputs.test_spots]
+    truth = prepared.truth()[prepared.test_spots]
     for seed in seeds:
-        predicted = trainer.predict(trainer.fit(seed).chosen, inputs.test_spots, seed)
+        predicted = trainer.predict(trainer.fit(seed).chosen, prepared.test_spots, seed)
         yield metrics.summarize(metrics.gene_metrics(truth, predicted))
 
 

@@ -64,7 +64,7 @@ def best_epochs(section: Section, tokens: np.ndarray, config: Config, seed: int)
     return 1 + int(np.nanargmin(np.asarray(trainer.fit(seed).losses)[:, 1]))
 
 
-def once(path: Path, compute, *arguments) -> tuple[np.ndarray, float]:
+def kept(path: Path, compute, *arguments) -> tuple[np.ndarray, float]:
     """``compute(*arguments)``, an array, and the seconds that it took: from the .npz file, if they are there."""
     if not path.exists():
         start = time.monotonic()

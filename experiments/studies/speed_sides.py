@@ -82,21 +82,21 @@ def of_section(describe: dict) -> dict[str, np.ndarray]:
     """The same of a section; ``describe`` as for ``default_fit``."""
     from experiments.configs import reference
 
-    inputs = _inputs(describe, reference.get_config())
-    section = inputs.section()
+    prepared = _prepare(describe, reference.get_config())
+    section = prepared.section()
     train = np.flatnonzero(section.is_train)
-    return {"expression": section.imputed, "features": section.image, "xy": inputs.near(), "train": train}
+    return {"expression": section.imputed, "features": section.image, "xy": prepared.near(), "train": train}
 
 
-def _inputs(describe: dict, config):
-    from spabit_jax.data.prepared import Inputs
+def _prepare(describe: dict, config):
+    from spabit_jax.data.prepared import Prepared
     from spabit_jax.readers import read_section
 
     adata = read_section(describe["path"], name=describe["name"])
     config.data.windows = describe["windows"]
-    inputs = Inputs(adata, config, describe["encoder"], describe["cache_dir"])
-    inputs.extract()
-    return inputs
+    prepared = Prepared(adata, config, describe["encoder"], describe["cache_dir"])
+    prepared.extract()
+    return prepared
 
 
 def _edges(arrays):
@@ -307,9 +307,9 @@ def port_default_fit(describe: dict, num_seeds: int) -> float:
     from experiments.configs import default
     from spabit_jax.ensemble.predictor import fit
 
-    inputs = _inputs(describe, default.get_config())
+    prepared = _prepare(describe, default.get_config())
     start = time.perf_counter()
-    fit(inputs, range(num_seeds)).predict_spots()
+    fit(prepared, range(num_seeds)).predict_spots()
     return time.perf_counter() - start
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from feature_extraction import command as cli
 from spabit_jax.data.locations import FURTHEST, Locations, is_staggered
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.predictor import features_at, fit
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import metrics
@@ -63,10 +63,10 @@ def main() -> None:
         raise InputError("nothing to do: give --sections, --simulated or both")
     rows = []
     for task in tqdm(_tasks(steps, out), unit="task", disable=None):
-        inputs = Inputs(
+        prepared = Prepared(
             task.adata, cli.with_windows(config, task.patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir
         )
-        rows += results(task, inputs, cli.FLAGS.num_seeds, out)
+        rows += results(task, prepared, cli.FLAGS.num_seeds, out)
         write(out, pd.DataFrame(rows))
     print((out / "results.md").read_text())
     print(f"written to {out}: results.csv, results.md")
@@ -124,41 +124,41 @@ def thinned(adata: AnnData, counts: pd.DataFrame, every: int, patch_px: str | No
     )
 
 
-def results(task: Task, inputs: Inputs, num_seeds: int, out: Path) -> list[dict]:
+def results(task: Task, prepared: Prepared, num_seeds: int, out: Path) -> list[dict]:
     """A row of results.csv for each method; predictions are kept in the folder, and taken from there."""
-    config = inputs.config
-    inputs.extract()
-    truth = inputs.scale.expression(task.counts[inputs.genes], task.counts.sum(axis=1))
+    config = prepared.config
+    prepared.extract()
+    truth = prepared.scale.expression(task.counts[prepared.genes], task.counts.sum(axis=1))
     rows = []
     for method in [*INTERPOLATIONS, *KRIGINGS, config.name]:
-        path = out / "predictions" / f"{inputs.name}.{inputs.encoder}.{method}.npz"
-        settings = {"inputs": inputs.describe(), "data": config.to_dict()["data"]}
+        path = out / "predictions" / f"{prepared.name}.{prepared.encoder}.{method}.npz"
+        settings = {"inputs": prepared.describe(), "data": config.to_dict()["data"]}
         if method == config.name:
             settings |= {"config": config.to_dict(), "num_seeds": num_seeds}
         write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
         if not path.exists():
             start = time.monotonic()
-            predicted = predict(inputs, task.locations, method, num_seeds)
+            predicted = predict(prepared, task.locations, method, num_seeds)
             with replacing(path) as temporary:
                 np.savez(temporary, mean=predicted.astype(np.float32), seconds=time.monotonic() - start)
         piece = np.load(path)
         scores = metrics.summarize(metrics.gene_metrics(truth, piece["mean"]))
-        row = {"section": inputs.name.removesuffix(f"_every{task.every}"), "every": task.every, "method": method}
+        row = {"section": prepared.name.removesuffix(f"_every{task.every}"), "every": task.every, "method": method}
         row |= {"n_train": task.adata.n_obs, "n_test": len(truth), "n_genes": truth.shape[1], **scores}
         rows.append(row | {"seconds": round(float(piece["seconds"]), 3)})
     return rows
 
 
-def predict(inputs: Inputs, locations: Locations, method: str, num_seeds: int) -> np.ndarray:
+def predict(prepared: Prepared, locations: Locations, method: str, num_seeds: int) -> np.ndarray:
     """Expression at M locations by the model, an interpolation or kriging: (M, G)."""
     if method in INTERPOLATIONS:
-        section = inputs.section()
-        return interpolated(inputs.adata.obsm["spatial"], section.expression, locations.xy, INTERPOLATIONS[method])
+        section = prepared.section()
+        return interpolated(prepared.adata.obsm["spatial"], section.expression, locations.xy, INTERPOLATIONS[method])
     if method in KRIGINGS:
-        section, places = inputs.section(), inputs.places(locations, features_at(inputs, locations))
+        section, places = prepared.section(), prepared.places(locations, features_at(prepared, locations))
         fitted = BASELINES[method]().fit(Spots(section.xy, section.image, section.image), section.expression)
         return fitted.predict(Spots(places.xy, places.image, places.image))[0]
-    return fit(inputs, range(num_seeds)).predict_at(locations).X
+    return fit(prepared, range(num_seeds)).predict_at(locations).X
 
 
 def interpolated(xy: np.ndarray, expression: np.ndarray, at: np.ndarray, interpolator) -> np.ndarray:

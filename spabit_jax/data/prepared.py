@@ -89,7 +89,7 @@ def made_from(windows: Sequence[Cached]) -> dict:
     return found[0] if found else {}
 
 
-class Inputs:
+class Prepared:
     """A section as a configuration wants it.
 
     Attributes:
@@ -160,8 +160,8 @@ class Inputs:
 
     def extract(self, weights: str | None = None) -> None:
         """Image features into the cache, if they are not there."""
-        for inputs in (self, *self.related):
-            for window in inputs.windows:
+        for prepared in (self, *self.related):
+            for window in prepared.windows:
                 window.extract(weights)
 
     def features(self) -> np.ndarray | None:
@@ -193,7 +193,7 @@ class Inputs:
 
         adata, features, is_train = self.joined()
         section, frame = make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
-        return align(section, [len(inputs.is_train) for inputs in (self, *self.related)]), frame
+        return align(section, [len(prepared.is_train) for prepared in (self, *self.related)]), frame
 
     def joined(self) -> tuple[AnnData, np.ndarray | None, np.ndarray]:
         """Section, image features and train spots, or those of this and all related sections, one below the other."""
@@ -202,7 +202,7 @@ class Inputs:
         from spabit_jax.data.joined import join, join_features
 
         parts = (self, *self.related)
-        adata = join([inputs.adata for inputs in parts], self.genes)
+        adata = join([prepared.adata for prepared in parts], self.genes)
         return adata, join_features([i.features() for i in parts]), np.concatenate([i.is_train for i in parts])
 
     def section(self) -> Section:

@@ -157,7 +157,7 @@ class FittedRidge:
             others = np.setdiff1d(np.arange(len(xy)), fold)
             model = NeighbourRegression().fit(xy[others], image[others], expression[others])
             model.look_at(xy, expression)
-            mean[fold] = model.predict(xy, image, own=True)[fold]
+            mean[fold] = model.predict(xy, image, at_train=True)[fold]
         return HeldOut(Estimate(mean[None], None), np.ones((1, len(mean)), bool))
 
     def predict(self, places: Places) -> Estimate:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from feature_extraction import cache
 from spabit_jax.config import Config
 from spabit_jax.data.locations import Locations, find_locations
-from spabit_jax.data.prepared import Inputs, made_from, side_by_side
+from spabit_jax.data.prepared import Prepared, made_from, side_by_side
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
     FittedMember,
@@ -39,13 +39,13 @@ class Model:
     """Fitted members and how they become one prediction.
 
     Attributes:
-      inputs: the section that they were fitted to.
+      prepared: the section that they were fitted to.
       seeds: of the networks.
       fitted: the members by name.
     """
 
-    def __init__(self, inputs: Inputs, seeds: Sequence[int], fitted: dict[str, FittedMember]):
-        self.inputs, self.seeds, self.fitted = inputs, list(seeds), fitted
+    def __init__(self, prepared: Prepared, seeds: Sequence[int], fitted: dict[str, FittedMember]):
+        self.prepared, self.seeds, self.fitted = prepared, list(seeds), fitted
 
     @cached_property
     def held_out(self) -> dict[str, HeldOut]:
@@ -54,7 +54,7 @@ class Model:
 
     @cached_property
     def blend(self) -> Blend:
-        section = self.inputs.section()
+        section = self.prepared.section()
         return fit_blend(section.expression[section.train_spots], self.held_out)
 
     @property
@@ -69,7 +69,7 @@ class Model:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     def __repr__(self) -> str:
-        info, weights = self.inputs, ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
+        info, weights = self.prepared, ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
         return f"Model of {info.name}: {len(info.genes)} genes, {len(self.seeds)} seeds\nweights: {weights}"
 
     def predict(self, at: str | Locations | None = None) -> AnnData:
@@ -81,7 +81,7 @@ class Model:
         """
         if at is None:
             return self.predictions(self.predict_spots())
-        return self.predict_at(find_locations(self.inputs.adata, at) if isinstance(at, str) else at)
+        return self.predict_at(find_locations(self.prepared.adata, at) if isinstance(at, str) else at)
 
     def save(self, out: str | Path) -> None:
         """Writes the model into a run folder, from which ``load`` and ``experiments.predict`` take it.
@@ -90,9 +90,9 @@ class Model:
           InputError: the folder holds another run; or the model has related sections, which only a run keeps.
         """
         out = Path(out)
-        if self.inputs.related:
+        if self.prepared.related:
             raise InputError("a model with related sections is not saved from memory: use experiments.run --related")
-        write_config(out, self.inputs, self.seeds, kept_in(out, self.inputs))
+        write_config(out, self.prepared, self.seeds, kept_in(out, self.prepared))
         for member in self.fitted.values():
             if hasattr(member, "save"):
                 member.save(out)
@@ -103,24 +103,24 @@ class Model:
     def predict_spots(self) -> Prediction:
         """At the section's own spots, of a train spot without its own measurement."""
         return self.blend.apply(
-            estimate_spots(self.inputs.section(), self.fitted, self.held_out, self.inputs.adata.n_obs)
+            estimate_spots(self.prepared.section(), self.fitted, self.held_out, self.prepared.adata.n_obs)
         )
 
     def predictions(self, prediction: Prediction) -> AnnData:
         """What ``predict_spots`` gave, as the content of predictions.h5ad."""
-        inputs, adata = self.inputs, self.inputs.adata
+        prepared, adata = self.prepared, self.prepared.adata
         return make_predictions(
             prediction.mean,
             prediction.sd,
-            truth=inputs.truth(),
-            split=np.where(inputs.is_train, "train", "test"),
+            truth=prepared.truth(),
+            split=np.where(prepared.is_train, "train", "test"),
             obs=adata.obs,
-            var=adata.var.loc[inputs.genes],
+            var=adata.var.loc[prepared.genes],
             xy=adata.obsm["spatial"],
             of=adata,
-            info=provenance(inputs) | {"weights": self.weights},
-            totals=inputs.totals,
-            image=inputs.image_components(),
+            info=provenance(prepared) | {"weights": self.weights},
+            totals=prepared.totals,
+            image=prepared.image_components(),
         )
 
     def predict_at(self, locations: Locations, weights: str | None = None) -> AnnData:
@@ -137,54 +137,56 @@ class Model:
           ``obs["split"]`` of the measured spot that lies at a location, else NaN and ``new``; ``obs`` array_row and
           array_col, continued between the spots; ``obsm["spatial"]``; provenance in ``uns["spabit"]``.
         """
-        inputs, n = self.inputs, len(locations.xy)
-        check_predicts_anywhere(inputs.config)
-        places = inputs.places(locations, features_at(inputs, locations, weights))
-        mean, sd = np.empty((2, n, len(inputs.genes)), np.float32)
+        prepared, n = self.prepared, len(locations.xy)
+        check_predicts_anywhere(prepared.config)
+        places = prepared.places(locations, features_at(prepared, locations, weights))
+        mean, sd = np.empty((2, n, len(prepared.genes)), np.float32)
         for start in tqdm(range(0, n, CHUNK), "locations", unit_scale=CHUNK, unit="location", disable=None):
             rows = slice(start, start + CHUNK)
             part = places._make(array[rows] for array in places)
             prediction = self.blend.apply({name: member.predict(part) for name, member in self.fitted.items()})
             mean[rows], sd[rows] = prediction.mean, prediction.sd
-        known = np.asarray(inputs.adata.obsm["spatial"], np.float64)
+        known = np.asarray(prepared.adata.obsm["spatial"], np.float64)
         distance, spot = KDTree(known).query(locations.xy)
         measured = distance <= SAME_PLACE * spot_pitch(known)
         truth = np.full(mean.shape, np.nan, np.float32)
-        truth[measured] = inputs.truth()[spot[measured]]
+        truth[measured] = prepared.truth()[spot[measured]]
         return make_predictions(
             mean,
             sd,
             truth=truth,
-            split=np.where(measured, np.where(inputs.is_train, "train", "test")[spot], "new"),
+            split=np.where(measured, np.where(prepared.is_train, "train", "test")[spot], "new"),
             obs=pd.DataFrame(locations.array, locations.names, ["array_row", "array_col"]),
-            var=inputs.adata.var.loc[inputs.genes],
+            var=prepared.adata.var.loc[prepared.genes],
             xy=locations.xy,
-            of=inputs.adata,
-            info=provenance(inputs) | {"train_spots_see_themselves": True, "weights": self.weights},
+            of=prepared.adata,
+            info=provenance(prepared) | {"train_spots_see_themselves": True, "weights": self.weights},
         )
 
 
-def fit(inputs: Inputs, seeds: Sequence[int], folder: Path | None = None, gene_tokens: tuple | None = None) -> Model:
+def fit(
+    prepared: Prepared, seeds: Sequence[int], folder: Path | None = None, gene_tokens: tuple | None = None
+) -> Model:
     """Fits the members of the configuration; the image features must be in the cache.
 
     Args:
-      inputs: the section.
+      prepared: the section.
       seeds: of the networks.
       folder: of a run, whose earlier fits are gone on from; None keeps all in memory.
       gene_tokens: of the reference's separate GAT; trained here if None and there is to be one.
     """
-    section, config = inputs.section(), inputs.config
+    section, config = prepared.section(), prepared.config
     if gene_tokens is None and not config.gat.joint:
         from spabit_jax.reference.separate_gat import gene_tokens as train_gat
 
-        gene_tokens = train_gat(section, inputs.near(), config)[:2]
-    return Model(inputs, seeds, fit_members(make_members(config, gene_tokens), section, seeds, folder))
+        gene_tokens = train_gat(section, prepared.near(), config)[:2]
+    return Model(prepared, seeds, fit_members(make_members(config, gene_tokens), section, seeds, folder))
 
 
-def restore(inputs: Inputs, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:
+def restore(prepared: Prepared, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:
     """What ``fit`` left in a folder; InputError if it is not there or not finished."""
-    members = make_members(inputs.config, gene_tokens)
-    return Model(inputs, seeds, restore_members(members, inputs.section(), seeds, folder))
+    members = make_members(prepared.config, gene_tokens)
+    return Model(prepared, seeds, restore_members(members, prepared.section(), seeds, folder))
 
 
 def load(run: Path, weights: str | None = None) -> Model:
@@ -214,43 +216,43 @@ def check_predicts_anywhere(config: Config) -> None:
         )
 
 
-def features_at(inputs: Inputs, locations: Locations, weights: str | None = None) -> np.ndarray | None:
+def features_at(prepared: Prepared, locations: Locations, weights: str | None = None) -> np.ndarray | None:
     """(M, D) image features at the locations, through the cache; None where the run has none.
 
     Raises:
       InputError: they cannot be extracted, or come from other weights than those at the spots.
     """
-    if not inputs.windows:
+    if not prepared.windows:
         return None
     digest = cache.hash_coordinates(locations.names, locations.xy)[:12]
-    info = {**inputs.adata.uns["spabit"], "name": f"{inputs.name}_at_{digest}"}
+    info = {**prepared.adata.uns["spabit"], "name": f"{prepared.name}_at_{digest}"}
     places = AnnData(obs=pd.DataFrame(index=locations.names), obsm={"spatial": locations.xy}, uns={"spabit": info})
-    here = [window._replace(adata=places) for window in inputs.windows]
+    here = [window._replace(adata=places) for window in prepared.windows]
     for window in here:
         window.extract(weights)
-    if made_from(here) != made_from(inputs.windows):
+    if made_from(here) != made_from(prepared.windows):
         raise InputError(
             "image features at the locations come from other weights or another image than those at the spots of "
-            f"{inputs.name}: give the run's weights with --weights=FILE, and delete {info['name']}.* in the cache"
+            f"{prepared.name}: give the run's weights with --weights=FILE, and delete {info['name']}.* in the cache"
         )
     return side_by_side(here)
 
 
-def provenance(inputs: Inputs) -> dict:
+def provenance(prepared: Prepared) -> dict:
     """What predictions come from, for ``uns["spabit"]``."""
-    n_train, n = int(inputs.is_train.sum()), len(inputs.is_train)
+    n_train, n = int(prepared.is_train.sum()), len(prepared.is_train)
     which = f"{n_train} of {n} spots" if n_train < n else f"all {n} spots"
-    which += f" (split {inputs.config.data.split})"
-    for other in inputs.related:
+    which += f" (split {prepared.config.data.split})"
+    for other in prepared.related:
         which += f", {int(other.is_train.sum())} of {other.name} (split {other.config.data.split})"
     return {
-        "method": inputs.config.name,
-        "encoder": inputs.encoder,
-        "scale": inputs.scale.name,
-        **({} if inputs.scale.target is None else {"scale_target": inputs.scale.target}),
-        "panel": inputs.config.data.panel,
-        "patch_px": list(inputs.patch_px) if inputs.windows else [],
-        "split_rule": inputs.config.data.split,
+        "method": prepared.config.name,
+        "encoder": prepared.encoder,
+        "scale": prepared.scale.name,
+        **({} if prepared.scale.target is None else {"scale_target": prepared.scale.target}),
+        "panel": prepared.config.data.panel,
+        "patch_px": list(prepared.patch_px) if prepared.windows else [],
+        "split_rule": prepared.config.data.split,
         "trained_on": which,
-        "train_spots_see_themselves": inputs.config.faults.self_in_gene_token,
+        "train_spots_see_themselves": prepared.config.faults.self_in_gene_token,
     }

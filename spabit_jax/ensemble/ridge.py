@@ -43,28 +43,28 @@ class NeighbourRegression:
         self.space = expression_space(expression, N_COMPONENTS)
         self.look_at(xy, expression)
         target = self.scores.squeeze()  # scikit-learn wants one component as a vector
-        self.regressor = self.make_regressor().fit(self._inputs(xy, image, own=True), target)
+        self.regressor = self.make_regressor().fit(self._inputs(xy, image, at_train=True), target)
         return self
 
     def look_at(self, xy, expression) -> None:
         """Makes these the train spots among which neighbours are found."""
         self.tree, self.scores = KDTree(xy), self.space.encode(expression)
 
-    def predict(self, xy, image, own: bool = False) -> np.ndarray:
+    def predict(self, xy, image, at_train: bool = False) -> np.ndarray:
         """Expression at m places, (m, G); ``own`` where these are the train spots that it looks at."""
-        x = self._inputs(xy, image, own)
+        x = self._inputs(xy, image, at_train)
         mean = np.empty((len(x), len(self.space.mean)), self.space.mean.dtype)
         for rows in slices(len(x), CHUNK):
             scores = self.regressor.predict(x[rows])
             mean[rows] = self.space.decode(scores.reshape(len(scores), -1))
         return mean
 
-    def _inputs(self, xy, image, own: bool) -> np.ndarray:
+    def _inputs(self, xy, image, at_train: bool) -> np.ndarray:
         parts = [image, *([xy] if self.with_xy else [])]
         for k in (4, 12):
-            distance, index = nearest(self.tree, xy, k, own)
+            distance, index = nearest(self.tree, xy, k, at_train)
             parts.append(weighted_mean(self.scores, index, np.ones_like(distance)))
-        distance, index = nearest(self.tree, xy, 24, own)
+        distance, index = nearest(self.tree, xy, 24, at_train)
         scale = GAUSSIAN * np.maximum(distance[:, :1], 1e-6)
         parts.append(weighted_mean(self.scores, index, np.exp(-0.5 * (distance / scale) ** 2)))
         return np.concatenate(parts, axis=1)

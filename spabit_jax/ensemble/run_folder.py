@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from spabit_jax.config import Config
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.files import first_difference, replacing, write_or_match
 from spabit_jax.models import MODELS
@@ -17,27 +17,27 @@ from spabit_jax.readers import read_section
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 
 
-def write_config(out: Path, inputs: Inputs, seeds: Sequence[int], origin: dict) -> None:
+def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict) -> None:
     """Writes config.json before anything else goes into a run folder; InputError where it holds another run.
 
     Args:
       origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
     """
-    identity = inputs.identity(seeds)
+    identity = prepared.identity(seeds)
     versions = {name: version(name) for name in PACKAGES}
     write_or_match(out / "config.json", {**origin, **identity, "versions": versions}, keys=tuple(identity))
 
 
-def kept_in(out: Path, inputs: Inputs) -> dict:
+def kept_in(out: Path, prepared: Prepared) -> dict:
     """A section from memory, written into the run folder, and what config.json says of it."""
-    info, adata = inputs.adata.uns["spabit"], inputs.adata
+    info, adata = prepared.adata.uns["spabit"], prepared.adata
     path, image = out / "section.h5ad", str(info.get("image_path", ""))
     if not path.exists():
         with replacing(path) as temporary:
             adata.write_h5ad(temporary)
     section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
     section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
-    cache_dir = inputs.windows[0].cache_dir if inputs.windows else "cache"
+    cache_dir = prepared.windows[0].cache_dir if prepared.windows else "cache"
     return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
 
 
@@ -69,7 +69,7 @@ def read_config(run: Path, content: dict) -> Config:
     return config.validate()
 
 
-def read_inputs(run: Path, content: dict, config: Config, weights: str | None = None) -> Inputs:
+def read_inputs(run: Path, content: dict, config: Config, weights: str | None = None) -> Prepared:
     """The inputs that the run was made from, with their image features.
 
     Args:
@@ -83,19 +83,19 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
     encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
     paths = section.get("related", [])
     related = [
-        Inputs(read_section(path, **section["reading_related"]), _of_its_time(config.of_related(), was), encoder,
+        Prepared(read_section(path, **section["reading_related"]), _of_its_time(config.of_related(), was), encoder,
                content["cache_dir"])
         for path, was in zip(paths, before.get("related", []), strict=True)
     ]  # fmt: skip
     adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
     config = _of_its_time(config, before)
-    inputs = Inputs(adata, config, encoder, content["cache_dir"], related)
-    inputs.extract(weights)
-    now = inputs.describe()
+    prepared = Prepared(adata, config, encoder, content["cache_dir"], related)
+    prepared.extract(weights)
+    now = prepared.describe()
     if now != before:
         where = first_difference(before, now, "inputs")
         raise InputError(f"{section['path']} is not what {run} was trained on, {where}: put it back, or run again")
-    return inputs
+    return prepared
 
 
 def _of_its_time(config: Config, described: dict) -> Config:
@@ -110,7 +110,7 @@ def _of_its_time(config: Config, described: dict) -> Config:
     return config.with_data(windows=windows)
 
 
-def needed(path: Path, stage: str, read):
+def read_made_by(path: Path, stage: str, read):
     """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is not there."""
     if not path.exists():
         raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")

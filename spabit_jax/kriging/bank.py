@@ -168,7 +168,7 @@ class Solved:
         """
         if not self.exact:
             near = np.empty((len(self.xy), NEAREST), int)
-            near[self.order] = self.order[nearest(self.tree, self.xy[self.order], NEAREST, own=True)[1]]
+            near[self.order] = self.order[nearest(self.tree, self.xy[self.order], NEAREST, leave_self_out=True)[1]]
             return [self._from(near[at], self.xy[at], self.image[at], scores)
                     for fold, scores in folds for at in [fold if len(fold) else slice(None)]]  # fmt: skip
         found = [([], [], []) for _ in folds]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model
-from spabit_jax.ensemble.run_folder import needed, write_config
+from spabit_jax.ensemble.run_folder import read_made_by, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_json
 from spabit_jax.models import find_model
@@ -27,14 +27,14 @@ class Workflow:
 
     Args:
       out: its folder; made when there is something to write.
-      inputs: the section.
+      prepared: the section.
       seeds: of the networks.
       origin: what config.json says besides of how to do it again: section, command, preset, …
     """
 
-    def __init__(self, out: Path, inputs: Inputs, seeds: Sequence[int], origin: dict):
-        self.out, self.inputs, self.seeds, self.origin = Path(out), inputs, list(seeds), origin
-        find_model(inputs.config.model.name)  # before anything is written
+    def __init__(self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict):
+        self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, list(seeds), origin
+        find_model(prepared.config.model.name)  # before anything is written
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={out} is a file: give a folder")
         self.network = None  # fitted in this process
@@ -50,21 +50,21 @@ class Workflow:
     def features(self) -> None:
         """Image features into the cache."""
         start = time.monotonic()
-        self.inputs.extract()
+        self.prepared.extract()
         self._note_seconds("features", time.monotonic() - start)
 
     def gat(self) -> None:
         """``gene_tokens.npz`` from the reference's separate GAT; nothing where the GAT is part of the model."""
         from spabit_jax.reference.separate_gat import gene_tokens
 
-        path, config = self.out / "gene_tokens.npz", self.inputs.config
+        path, config = self.out / "gene_tokens.npz", self.prepared.config
         if config.gat.joint:
             return
         self.write_config()
         if path.exists():
             return
         folder = self.out / "checkpoints" / "gat"
-        tokens, part, states = gene_tokens(self.inputs.section(), self.inputs.near(), config, folder)
+        tokens, part, states = gene_tokens(self.prepared.section(), self.prepared.near(), config, folder)
         losses = np.stack([np.asarray(state.losses) for state in states])
         with replacing(path) as temporary:
             np.savez(temporary, tokens=tokens, part=part, losses=losses)
@@ -72,8 +72,8 @@ class Workflow:
 
     def train_networks(self) -> None:
         """One network for each seed, into ``checkpoints/seed_i``: what all processes do together."""
-        network = make_members(self.inputs.config, self.gene_tokens()).get("spabit")
-        section = self.inputs.section()
+        network = make_members(self.prepared.config, self.gene_tokens()).get("spabit")
+        section = self.prepared.section()
         distributed.first_does(self.write_config)
         if network is not None:
             self.network = network.fit(section, seeds=self.seeds, folder=self.out)
@@ -81,9 +81,9 @@ class Workflow:
     def train(self) -> None:
         """The other members, and ``history.csv``, the networks' losses."""
         start = time.monotonic()
-        for name, member in make_members(self.inputs.config, self.gene_tokens()).items():
+        for name, member in make_members(self.prepared.config, self.gene_tokens()).items():
             if name != "spabit":
-                member.fit(self.inputs.section(), seeds=self.seeds, folder=self.out)
+                member.fit(self.prepared.section(), seeds=self.seeds, folder=self.out)
         self._note_seconds("companions", time.monotonic() - start)
         states = [] if self.network is None else self.network.states
         tokens = self._read_gene_tokens()
@@ -101,7 +101,7 @@ class Workflow:
         if all(path.exists() for path in paths):
             self.write_config()
             return
-        model = predictor.restore(self.inputs, self.seeds, self.out, self.gene_tokens())
+        model = predictor.restore(self.prepared, self.seeds, self.out, self.gene_tokens())
         self.write_config()
         start = time.monotonic()
         save_predictions(model, *paths)
@@ -113,17 +113,17 @@ class Workflow:
 
         from spabit_jax.evaluation.evaluate import summary, write_evaluation
 
-        predictions = needed(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
-        per_seed = needed(self.out / "predictions_per_seed.npy", "predict", np.load)
-        members = dict(needed(self.out / "members.npz", "predict", np.load))
+        predictions = read_made_by(self.out / "predictions.h5ad", "predict", anndata.read_h5ad)
+        per_seed = read_made_by(self.out / "predictions_per_seed.npy", "predict", np.load)
+        members = dict(read_made_by(self.out / "members.npz", "predict", np.load))
         self.write_config()
-        inputs, seconds = self.inputs, self._seconds()
+        prepared, seconds = self.prepared, self._seconds()
         header = {
-            "section": inputs.name,
-            "method": inputs.config.name,
-            "encoder": inputs.encoder,
-            "patch_px": list(inputs.patch_px) if inputs.windows else [],
-            "protocol": inputs.protocol(),
+            "section": prepared.name,
+            "method": prepared.config.name,
+            "encoder": prepared.encoder,
+            "patch_px": list(prepared.patch_px) if prepared.windows else [],
+            "protocol": prepared.protocol(),
             "seeds": self.seeds,
         }
         spent = {
@@ -136,14 +136,14 @@ class Workflow:
 
     def write_config(self) -> None:
         """Writes config.json before anything else goes into the folder; InputError where it holds another run."""
-        write_config(self.out, self.inputs, self.seeds, self.origin)
+        write_config(self.out, self.prepared, self.seeds, self.origin)
 
     def _read_gene_tokens(self):
-        if self.inputs.config.gat.joint:
+        if self.prepared.config.gat.joint:
             return None
         path = self.out / "gene_tokens.npz"
-        tokens = needed(path, "gat", np.load)
-        wanted = (self.inputs.adata.n_obs, len(self.inputs.genes))
+        tokens = read_made_by(path, "gat", np.load)
+        wanted = (self.prepared.adata.n_obs, len(self.prepared.genes))
         if tokens["tokens"].shape[1:] != wanted:
             found = tokens["tokens"].shape[1:]
             raise InputError(

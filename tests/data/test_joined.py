@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from spabit_jax.data.joined import APART, align, join, join_features
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.datasets.simulate import simulate_section, write_section
 from spabit_jax.errors import InputError
 from spabit_jax.scale import total_counts
@@ -23,14 +23,14 @@ def sections():
     ]
 
 
-def inputs(sections, config, tmp_path, edit=lambda adata: adata):
+def prepared(sections, config, tmp_path, edit=lambda adata: adata):
     config.data.n_genes = 13
     paths = [write_section(*section, tmp_path) for section in sections]
     made = []
     for (adata, _), path in reversed(list(zip(sections, paths, strict=True))):
         adata = adata.copy()
         adata.uns["spabit"]["image_path"] = str(path.with_suffix(".png"))
-        made.append(Inputs(edit(adata), config, "stain", str(tmp_path / "cache"), made))
+        made.append(Prepared(edit(adata), config, "stain", str(tmp_path / "cache"), made))
     made[-1].extract()
     return made[-1]
 
@@ -58,13 +58,13 @@ def test_features_are_standardised_by_section():
 
 
 def test_sections_keep_to_themselves_and_to_their_train_spots(sections, tiny_config, tmp_path):
-    joint = inputs(sections, tiny_config, tmp_path)
+    joint = prepared(sections, tiny_config, tmp_path)
     other, n = joint.related[0], joint.adata.n_obs
     section = joint.section()
     assert len(section.xy) == n + other.adata.n_obs
     assert (section.context[:n] < n).all() and (section.context[n:] >= n).all()
     np.testing.assert_array_equal(section.is_train, [*joint.is_train, *other.is_train])
-    alone = Inputs(joint.adata, tiny_config, "stain", str(tmp_path / "cache")).section()
+    alone = Prepared(joint.adata, tiny_config, "stain", str(tmp_path / "cache")).section()
     np.testing.assert_array_equal(section.expression[:n], alone.expression)
     train = section.is_train
     means = [section.expression[:n][train[:n]].mean(axis=0), section.expression[n:][train[n:]].mean(axis=0)]
@@ -82,14 +82,14 @@ def test_sections_keep_to_themselves_and_to_their_train_spots(sections, tiny_con
         adata.X = sparse.csr_matrix(counts)
         return adata
 
-    changed = inputs(sections, tiny_config, tmp_path, noisy)
+    changed = prepared(sections, tiny_config, tmp_path, noisy)
     changed.genes = joint.genes  # the reference's panel is chosen on all spots
     for before, now in zip(section[:5], changed.section()[:5], strict=True):
         np.testing.assert_array_equal(before, now)
 
 
 def test_a_gene_that_a_related_section_lacks_is_at_its_mean(sections, tiny_config, tmp_path):
-    joint = inputs(sections, tiny_config, tmp_path)
+    joint = prepared(sections, tiny_config, tmp_path)
     n, gene = joint.adata.n_obs, joint.genes[4]
     joint.related[0].adata = joint.related[0].adata[:, joint.related[0].adata.var_names != gene]
     section = joint.section()
@@ -98,17 +98,17 @@ def test_a_gene_that_a_related_section_lacks_is_at_its_mean(sections, tiny_confi
 
 
 def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
-    joint = inputs(sections, tiny_config, tmp_path)
+    joint = prepared(sections, tiny_config, tmp_path)
     again = (joint.adata, tiny_config, "stain", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="two of --section and --related are named S1"):
-        Inputs(*again, [Inputs(*again)])
+        Prepared(*again, [Prepared(*again)])
     bare = joint.related[0].adata.copy()
     del bare.uns["spabit"]["image_path"]
     with pytest.raises(InputError, match="S2 has no image"):
-        Inputs(*again, [Inputs(bare, *again[1:])])
+        Prepared(*again, [Prepared(bare, *again[1:])])
     tiny_config.gat.joint = False
     with pytest.raises(InputError, match="gat.joint"):
-        Inputs(*again, joint.related)
+        Prepared(*again, joint.related)
 
 
 def test_align_leaves_one_section_as_it_is(section_data, tiny_config):

@@ -122,11 +122,11 @@ def test_a_train_spots_neighbours_are_others():
     spots, expression = spots.at(train), expression[train]
     known = spots.xy, spots.components
     model = NeighbourRegression().fit(*known, expression)
-    before = model._inputs(*known, own=True)
+    before = model._inputs(*known, at_train=True)
     model.scores[11] += 100
-    changed = (model._inputs(*known, own=True) != before).any(axis=1)
+    changed = (model._inputs(*known, at_train=True) != before).any(axis=1)
     assert not changed[11] and changed.sum() >= 4
-    assert (model._inputs(*known, own=False) != before)[11].any()  # as a test spot it would see itself
+    assert (model._inputs(*known, at_train=False) != before)[11].any()  # as a test spot it would see itself
 
 
 def test_neighbours_of_spots_at_one_place():
@@ -136,7 +136,7 @@ def test_neighbours_of_spots_at_one_place():
 
     from spabit_jax.evaluation.baselines import nearest
 
-    distance, index = nearest(KDTree(spots.xy), spots.xy, 4, own=True)
+    distance, index = nearest(KDTree(spots.xy), spots.xy, 4, leave_self_out=True)
     assert index.shape == (63, 4) and not distance.any()
     assert not (index == np.arange(63)[:, None]).any()
 

@@ -17,7 +17,7 @@ from feature_extraction import command
 from spabit_jax.config import Config
 from spabit_jax.data import prepared
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor as model
 from spabit_jax.errors import InputError
 from spabit_jax.models import MODELS
@@ -66,7 +66,7 @@ def test_a_denser_lattice_from_the_run_folder_alone(finished, tmp_path):
 
 
 def test_a_location_does_not_depend_on_the_others(trained, monkeypatch):
-    xy = trained.inputs.adata.obsm["spatial"][:15] + np.random.default_rng(0).uniform(-20, 20, (15, 2))
+    xy = trained.prepared.adata.obsm["spatial"][:15] + np.random.default_rng(0).uniform(-20, 20, (15, 2))
     together = trained.predict_at(places(xy[:9]))
     order = [7, 2, 4]
     monkeypatch.setattr(model, "CHUNK", 4)
@@ -78,15 +78,15 @@ def test_a_location_does_not_depend_on_the_others(trained, monkeypatch):
 
 
 def test_test_spots_measurements_reach_no_location(finished, trained):
-    inputs = trained.inputs
-    xy = inputs.adata.obsm["spatial"][~inputs.is_train][:9] + 5
+    prepared = trained.prepared
+    xy = prepared.adata.obsm["spatial"][~prepared.is_train][:9] + 5
     before = trained.predict_at(places(xy))
-    changed = inputs.adata.copy()
+    changed = prepared.adata.copy()
     x = changed.X.toarray()
-    x[~inputs.is_train] += 7
+    x[~prepared.is_train] += 7
     changed.X = x
-    others = Inputs(changed, inputs.config, inputs.encoder, str(finished[0] / "cache"))
-    assert others.genes == inputs.genes
+    others = Prepared(changed, prepared.config, prepared.encoder, str(finished[0] / "cache"))
+    assert others.genes == prepared.genes
     after = model.restore(others, trained.seeds, finished[0] / "run").predict_at(places(xy))
     np.testing.assert_array_equal(after.X, before.X)
     np.testing.assert_array_equal(after.layers["sd"], before.layers["sd"])
@@ -123,8 +123,8 @@ def test_the_network_alone(copied):
     run, change = copied
     change(lambda content: content["config"]["model"].update(members="spabit"))
     trained = model.load(run)
-    test = trained.inputs.test_spots[:9]
-    found = trained.predict_at(places(trained.inputs.adata.obsm["spatial"][test]))
+    test = trained.prepared.test_spots[:9]
+    found = trained.predict_at(places(trained.prepared.adata.obsm["spatial"][test]))
     expected = trained.predict_spots()
     np.testing.assert_allclose(found.X, expected.mean[test], atol=1e-4)
     np.testing.assert_allclose(found.layers["sd"], expected.sd[test], atol=1e-4)
@@ -142,7 +142,7 @@ def test_run_folders_from_before_there_were_scales_windows_and_members_are_read(
         content["inputs"]["patch_px"] = content["inputs"]["patch_px"][0]
 
     change(age)
-    config = model.load(run).inputs.config
+    config = model.load(run).prepared.config
     assert config.data.scale == "log2_count" and config.data.windows == "48px"
     assert config.model.members == now["config"]["model"]["members"]
 
@@ -160,13 +160,13 @@ def test_a_section_that_has_changed_is_refused(copied, simulated, tmp_path):
 
 def test_a_cache_of_other_weights_is_refused(trained, monkeypatch):
     """One that tells the weights at new places from those at the spots, and one window from the next."""
-    (window,) = trained.inputs.windows
-    made_from, there = type(window).made_from, places(trained.inputs.adata.obsm["spatial"][:2])
+    (window,) = trained.prepared.windows
+    made_from, there = type(window).made_from, places(trained.prepared.adata.obsm["spatial"][:2])
     numbers = iter(range(9))
     changing = lambda self: made_from(self) | {"weights_hash": str(next(numbers))}  # noqa: E731
     monkeypatch.setattr(type(window), "made_from", changing)
     with pytest.raises(InputError, match="other weights or another image than those at the spots"):
-        model.features_at(trained.inputs, there)
+        model.features_at(trained.prepared, there)
     with pytest.raises(InputError, match="tiny in .* come from several versions of the weights of stain"):
         prepared.made_from([window, window])
 
@@ -184,7 +184,7 @@ def test_a_model_that_a_preset_defines_is_found_once_the_user_gives_it(copied, t
     assert "mine" not in MODELS
     command.run_preset(str(preset))
     try:
-        assert model.load(run).inputs.config.model.name == "mine"
+        assert model.load(run).prepared.config.model.name == "mine"
     finally:
         MODELS.pop("mine")
 
@@ -226,7 +226,7 @@ def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default")  # spatialdata's own, and those of its dependencies
 def test_spatialdata_holds_the_same(trained, tmp_path):
     spatialdata = pytest.importorskip("spatialdata")
-    predictions = trained.predict_at(places(trained.inputs.adata.obsm["spatial"][:9] + 3))
+    predictions = trained.predict_at(places(trained.prepared.adata.obsm["spatial"][:9] + 3))
     out = tmp_path / "dense.zarr"
     predict.check_out(out)
     predict.write(predictions, out)
@@ -236,7 +236,7 @@ def test_spatialdata_holds_the_same(trained, tmp_path):
     centres = spatialdata.get_centroids(found["locations"], coordinate_system="global").compute()
     np.testing.assert_allclose(centres[["x", "y"]], predictions.obsm["spatial"])
     extent = spatialdata.get_extent(found["image"], coordinate_system="global")
-    with Image.open(trained.inputs.adata.uns["spabit"]["image_path"]) as image:
+    with Image.open(trained.prepared.adata.uns["spabit"]["image_path"]) as image:
         assert extent["x"][1] == pytest.approx(image.width, rel=0.01)
     with pytest.raises(InputError, match="there already"):
         predict.check_out(out)
@@ -250,8 +250,8 @@ def test_a_configuration_survives_its_file():
 
 
 def test_a_list_of_places_by_name(finished, trained, tmp_path):
-    names, test = list("abcdefghi"), trained.inputs.test_spots[:9]
-    xy = trained.inputs.adata.obsm["spatial"][test]
+    names, test = list("abcdefghi"), trained.prepared.test_spots[:9]
+    xy = trained.prepared.adata.obsm["spatial"][test]
     pd.DataFrame({"name": names, "x": xy[:, 0], "y": xy[:, 1]}).to_csv(tmp_path / "p.csv", index=False)
     predictions, spots = predict.predict(finished[0] / "run", str(tmp_path / "p.csv"))
     assert list(predictions.obs_names) == names

@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 
 from experiments.studies import superresolution
 from spabit_jax.data.locations import is_staggered
-from spabit_jax.data.prepared import Inputs
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.datasets.simulate import simulate_section
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
@@ -87,9 +87,9 @@ def test_results_and_tables(simulated, tiny_config, tmp_path, monkeypatch):
     fitted = []
 
     class FarOff:
-        def __init__(self, inputs, seeds):
+        def __init__(self, prepared, seeds):
             fitted.append(list(seeds))
-            self.mean = inputs.section().expression.mean(axis=0) + 9
+            self.mean = prepared.section().expression.mean(axis=0) + 9
 
         def predict_at(self, locations):
             return anndata.AnnData(np.tile(self.mean, (len(locations.xy), 1)))
@@ -100,26 +100,26 @@ def test_results_and_tables(simulated, tiny_config, tmp_path, monkeypatch):
     counts = pd.DataFrame(adata.X.toarray(), columns=adata.var_names)
     task = superresolution.thinned(adata, counts, 2, None)
     tiny_config.data.split = "none"
-    inputs = Inputs(task.adata, tiny_config, "stain", tmp_path / "cache")
-    rows = superresolution.results(task, inputs, 2, tmp_path)
+    prepared = Prepared(task.adata, tiny_config, "stain", tmp_path / "cache")
+    rows = superresolution.results(task, prepared, 2, tmp_path)
     table = pd.DataFrame(rows).set_index("method")
     assert list(table.index) == ["linear", "cubic", "kriging", "default"] and fitted == [[0, 1]]
     assert (table["n_train"] + table["n_test"] == adata.n_obs).all() and (table["section"] == "tiny").all()
     # scores are those of the locations' own truth
     at = adata.obs_names.get_indexer(task.locations.names)
-    linear = griddata(task.adata.obsm["spatial"], inputs.section().expression, task.locations.xy, "linear")
+    linear = griddata(task.adata.obsm["spatial"], prepared.section().expression, task.locations.xy, "linear")
     inside = np.isfinite(linear[:, 0])
     saved = np.load(tmp_path / "predictions" / "tiny_every2.stain.linear.npz")["mean"]
     np.testing.assert_allclose(saved[inside], linear[inside], atol=1e-3)
     totals = counts.sum(axis=1).to_numpy()
     kept = adata.obs_names.get_indexer(task.adata.obs_names)
-    normalised = np.log1p(counts[inputs.genes].to_numpy() / totals[:, None] * np.median(totals[kept]))
+    normalised = np.log1p(counts[prepared.genes].to_numpy() / totals[:, None] * np.median(totals[kept]))
     expected = ((saved - normalised[at]) ** 2).mean()
     assert table.loc["linear", "mse"] == pytest.approx(expected, rel=1e-5)
     assert table.loc["kriging", "mse"] < table.loc["cubic", "mse"] < table.loc["default", "mse"]
     # again: nothing is computed
     monkeypatch.setattr(superresolution, "predict", None)
-    assert superresolution.results(task, inputs, 2, tmp_path) == rows
+    assert superresolution.results(task, prepared, 2, tmp_path) == rows
     superresolution.write(tmp_path, pd.DataFrame(rows))
     assert len(pd.read_csv(tmp_path / "results.csv")) == 4
     n = table["n_train"].iloc[0]
