@@ -13,8 +13,10 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from spabit_jax import presets
 from spabit_jax.errors import InputError
 from spabit_jax.files import keep_compiled
+from spabit_jax.presets import PRESETS
 
 FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")
@@ -190,36 +192,51 @@ def with_windows(config, patch_px: str | None):
     return config.with_data(windows=asked_windows(patch_px, config.data.windows))
 
 
-def define_config_flag(default: str = "experiments/configs/default.py") -> None:
-    """Defines ``--config=FILE``, from the command line the overrides of its fields, and ``--genes``."""
+def define_config_flag(default: str = "default") -> None:
+    """Defines ``--config=NAME|FILE``, from the command line the overrides of its fields, and ``--genes``."""
     from ml_collections import config_flags
 
     flags.DEFINE_string("genes", None, "+A,B: genes added to the panel, whatever it is.")
 
     # ml_collections wants the file before its overrides in sys.argv; users should not have to know
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
+    rest = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
+    sys.argv[1:] = [
+        f"--config={_preset_file(a.partition('=')[2])}" if a.lstrip("-").startswith("config=") else a for a in rest
+    ]
     try:
-        help = "Preset; its fields are set as in --config.model.depth=6, and an unknown one lists all."
-        config_flags.DEFINE_config_file("config", default, help)
+        help = f"Preset ({', '.join(PRESETS)}, or a file); its fields are set as in --config.model.depth=6, and an "
+        config_flags.DEFINE_config_file("config", _preset_file(default), f"{help}unknown one lists all.")
     except Exception as error:  # ml_collections looks at the overrides on the command line as it defines them
         _fail_config(error)
 
 
+def _preset_file(given: str) -> str:
+    """What ml_collections reads for ``--config``: a preset's name, or a file of this folder or of the checkout."""
+    if given in PRESETS:
+        return f"{presets.__file__}:{given}"
+    of_checkout = Path(__file__).parents[1] / given
+    return str(of_checkout) if not Path(given).exists() and of_checkout.is_file() else given
+
+
 def run_preset(path: str) -> dict:
-    """What a preset's file defines, once it is run; InputError if it cannot be."""
+    """What a preset's file defines, once it is run, or a preset by name; InputError if it cannot be run."""
     import runpy
 
+    if path in PRESETS:
+        return {"get_config": PRESETS[path]}
     try:
+        path = _preset_file(path)
         return runpy.run_path(path)
     except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
         raise InputError(f"{path}: {' '.join(str(error).split())}: {NO_CONFIG}") from error
 
 
 def preset_path() -> str:
-    """Absolute path of the file that ``--config`` names."""
+    """Absolute path of the file that ``--config`` names, or the preset's name."""
     from ml_collections import config_flags
 
-    return str(Path(config_flags.get_config_filename(FLAGS["config"])).resolve())
+    path, _, name = config_flags.get_config_filename(FLAGS["config"]).partition(f"{presets.__file__}:")
+    return name or str(Path(path).resolve())
 
 
 def read_flagged_config():

@@ -78,6 +78,7 @@ _TABLE = (
     Encoder("densenet121", "densenet121", "timm/densenet121.tv_in1k", 1024, "Apache 2.0"),
 )  # fmt: skip
 ENCODERS = {encoder.name: encoder for encoder in _TABLE}
+OWN: dict[str, Callable[[], Embedder]] = {}  # encoders of users
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,37 @@ class Embedder:
     embed: Callable[[np.ndarray], np.ndarray]  # (B, size, size, 3) uint8 to (B, dim) float32
 
 
+def register_encoder(
+    name: str, embed: Callable[[np.ndarray], np.ndarray], *, dim: int, size: int = 224, version: str = "1"
+) -> None:
+    """Makes an encoder known as ``--encoder=NAME``.
+
+    Args:
+      embed: (B, size, size, 3) uint8 patches → (B, dim) features, called where there are none in the cache.
+      dim: width of the features.
+      size: width in pixels to which patches are resized.
+      version: of the weights, or whatever else decides on the features: noted with them, and in config.json.
+
+    Raises:
+      InputError: the name is one of the library's.
+    """
+    if name == "stain" or name in ENCODERS or ":" in name:
+        raise InputError(f"register_encoder({name!r}): the name is taken: give another one")
+
+    def checked(patches: np.ndarray) -> np.ndarray:
+        features = np.asarray(embed(patches), np.float32)
+        if features.shape != (len(patches), dim):
+            raise InputError(f"--encoder={name} gives {features.shape} for {len(patches)} patches, not dim={dim} each")
+        return features
+
+    OWN[name] = lambda: Embedder(dim, size, f"Lanczos to {size} px", version, "float32", "cpu", None, checked)
+
+
 def check_name(name: str) -> None:
     """Raises InputError, naming the known encoders, if ``name`` is none of them."""
-    if name != "stain" and name not in ENCODERS and not name.startswith("timm:"):
-        known = ", ".join(["stain", *ENCODERS, "timm:NAME"])
-        raise InputError(f"--encoder={name} is unknown; known encoders: {known}")
+    if name != "stain" and name not in ENCODERS and name not in OWN and not name.startswith("timm:"):
+        known = ", ".join(["stain", *ENCODERS, *OWN, "timm:NAME"])
+        raise InputError(f"--encoder={name} is unknown; known encoders: {known}; one of your own: --config=FILE")
 
 
 def need_torch(asked: str, instead: str) -> None:
@@ -137,6 +164,10 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
         return Embedder(
             stain.DIM, None, "42 stain statistics", None, "float32", "cpu", stain.stain_statistics, np.asarray
         )
+    if name in OWN:
+        if weights:
+            raise InputError(f"--encoder={name} is registered with its weights: leave --weights out")
+        return OWN[name]()
     if weights and not Path(weights).is_file():
         raise InputError(f"{weights}: no such weights file")
     need_torch(f"--encoder={name}", "use --encoder=stain")

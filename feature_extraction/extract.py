@@ -222,6 +222,8 @@ def _partial(npy: Path) -> tuple[Path, Path]:
 
 
 def _packages(encoder: str) -> list[str]:
+    if encoder in encoders.OWN:
+        return ["numpy", "pillow"]
     return ["numpy", "pillow"] + (["scikit-image"] if encoder == "stain" else ["torch", "timm"])
 
 

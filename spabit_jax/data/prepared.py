@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,11 +12,12 @@ from absl import logging
 from anndata import AnnData
 
 from feature_extraction import cache, encoders
-from spabit_jax.config import Config
+from spabit_jax.config import Config, is_own_split
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
+from spabit_jax.data.features import OwnFeatures, is_own
 from spabit_jax.data.genes import select_genes
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.split import split_spots
+from spabit_jax.data.split import split_spots, with_absolute_split
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
@@ -69,14 +71,14 @@ class Cached(NamedTuple):
         return {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
 
 
-def side_by_side(windows: Sequence[Cached]) -> np.ndarray | None:
+def side_by_side(windows: Sequence[Cached | OwnFeatures]) -> np.ndarray | None:
     """(N, D) features of all windows; None where there is none."""
     if len(windows) < 2:
         return windows[0].read() if windows else None
     return np.concatenate([window.read() for window in windows], axis=1)
 
 
-def made_from(windows: Sequence[Cached]) -> dict:
+def made_from(windows: Sequence[Cached | OwnFeatures]) -> dict:
     """Hashes of image and weights; empty without an image. InputError where the windows were made with others each."""
     found = [window.made_from() for window in windows]
     if any(other != found[0] for other in found):
@@ -97,8 +99,8 @@ class Prepared:
       is_train: (N,) bool.
       genes: the panel, G names.
       scale: of expression, from the train spots.
-      encoder: of the image, ``none`` where there is no image.
-      patch_px: widths of the image windows in full-resolution pixels.
+      encoder: of the image, ``none`` where there is no image; or what ``features.encoder_name`` gives.
+      patch_px: widths of the image windows in full-resolution pixels; none of features of the user's own.
       windows: the image features of each; empty without an image.
       related: the inputs of other sections, from whose train spots is learned too.
 
@@ -107,6 +109,7 @@ class Prepared:
     """
 
     def __init__(self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = ()):
+        config = with_absolute_split(config)
         self.adata, self.config, self.related = adata, config, list(related)
         info = adata.uns["spabit"]
         self.name = info["name"]
@@ -119,14 +122,17 @@ class Prepared:
             )
         self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
         self.scale = find_scale(data.scale, adata, self.is_train)
-        encoders.check_name(encoder)
-        self.encoder = encoder
-        if "image_path" not in info:
+        self.encoder, own = encoder, is_own(encoder)
+        if not own:
+            encoders.check_name(encoder)
+        if "image_path" not in info and not own:
             logging.warning("section %s has no image: running without image features", self.name)
             self.encoder = "none"
-        self.patch_px = window_widths(data.windows, adata)
-        self.windows = []
-        if self.encoder != "none":
+        self.patch_px = () if own else window_widths(data.windows, adata)
+        self.windows = [OwnFeatures(adata, encoder)] if own else []
+        if own:
+            self.windows[0].read()  # refuses features that do not fit
+        elif self.encoder != "none":
             transposed = transposed_crop(adata, config)
             self.windows = [Cached(adata, self.encoder, width, cache_dir, transposed) for width in self.patch_px]
             for window in self.windows:
@@ -136,10 +142,11 @@ class Prepared:
 
     def __repr__(self) -> str:
         data, widths = self.config.data, " + ".join(f"{width:g}" for width in self.patch_px)
+        windows = f", windows of {widths} px" if widths else ""
         return (
             f"{self.name}: {self.is_train.sum()} train and {len(self.test_spots)} test spots (split {data.split}), "
             f"{len(self.genes)} genes (panel {data.panel}), {data.scale}\n"
-            f"image features: {self.encoder}, windows of {widths} px; {len(self.related)} related sections"
+            f"image features: {self.encoder}{windows}; {len(self.related)} related sections"
         )
 
     def _check_related(self) -> None:
@@ -149,6 +156,8 @@ class Prepared:
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise InputError(f"two of --section and --related are named {twice[0]}: give each section once")
         for other in self.related:
+            if is_own(self.encoder) and self.features().shape[1] != other.features().shape[1]:
+                raise InputError(f"{self.encoder} is of another width in section {other.name}: give the same features")
             if other.encoder != self.encoder:
                 without = other.name if self.windows else self.name
                 raise InputError(f"section {without} has no image, others have: leave out the one or the others")
@@ -176,6 +185,8 @@ class Prepared:
             "encoder": self.encoder,
             "patch_px": list(self.patch_px),
         }
+        if is_own_split(self.config.data.split):
+            described["split_sha256"] = hashlib.sha256(self.is_train.tobytes()).hexdigest()
         if self.related:
             described["related"] = [{"name": other.name} | other.describe() for other in self.related]
         return described | made_from(self.windows)

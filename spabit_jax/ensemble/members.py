@@ -164,12 +164,17 @@ class FittedRidge:
         return Estimate(self.whole.predict(places.xy, places.image)[None], None)
 
 
-MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and a line here
+MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and ``register_member``
     "spabit": Network,
     "pretrained": Pretrained,
     "kriging": Kriging,
     "ridge": lambda config: Ridge(),
 }
+
+
+def register_member(name: str, make: Callable[[Config], Member]) -> None:
+    """Makes a member known to ``config.model.members``: a class, or a function, of the configuration."""
+    MEMBERS[name] = make
 
 
 def make_members(config: Config, gene_tokens: tuple | None = None) -> dict[str, Member]:

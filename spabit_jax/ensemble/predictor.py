@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from feature_extraction import cache
 from spabit_jax.config import Config
+from spabit_jax.data.features import is_own
 from spabit_jax.data.locations import Locations, find_locations
 from spabit_jax.data.prepared import Prepared, made_from, side_by_side
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
@@ -224,6 +225,8 @@ def features_at(prepared: Prepared, locations: Locations, weights: str | None = 
     """
     if not prepared.windows:
         return None
+    if is_own(prepared.encoder):
+        return prepared.windows[0].at(locations)
     digest = cache.hash_coordinates(locations.names, locations.xy)[:12]
     info = {**prepared.adata.uns["spabit"], "name": f"{prepared.name}_at_{digest}"}
     places = AnnData(obs=pd.DataFrame(index=locations.names), obsm={"spatial": locations.xy}, uns={"spabit": info})

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from spabit_jax.config import Config
+from spabit_jax.config import CONFIGS, Config
 from spabit_jax.data.prepared import Prepared
+from spabit_jax.ensemble.members import MEMBERS
 from spabit_jax.errors import InputError
 from spabit_jax.files import first_difference, replacing, write_or_match
 from spabit_jax.models import MODELS
 from spabit_jax.readers import read_section
+from spabit_jax.training.losses import LOSSES
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 
@@ -24,8 +26,8 @@ def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: di
       origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
     """
     identity = prepared.identity(seeds)
-    versions = {name: version(name) for name in PACKAGES}
-    write_or_match(out / "config.json", {**origin, **identity, "versions": versions}, keys=tuple(identity))
+    also = {"config_class": type(prepared.config).__name__, "versions": {name: version(name) for name in PACKAGES}}
+    write_or_match(out / "config.json", {**origin, **identity, **also}, keys=tuple(identity))
 
 
 def kept_in(out: Path, prepared: Prepared) -> dict:
@@ -37,7 +39,7 @@ def kept_in(out: Path, prepared: Prepared) -> dict:
             adata.write_h5ad(temporary)
     section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
     section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
-    cache_dir = prepared.windows[0].cache_dir if prepared.windows else "cache"
+    cache_dir = prepared.windows[0].cache_dir if prepared.patch_px and prepared.windows else "cache"
     return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
 
 
@@ -57,16 +59,26 @@ def read_run(run: Path) -> dict:
 
 def read_config(run: Path, content: dict) -> Config:
     """The configuration in what ``read_run`` gave; InputError if this code does not know it."""
+    kind = content.get("config_class", "Config")
+    _check_registered(run, "configuration class", kind, CONFIGS)
     try:
-        config = Config.from_dict(content["config"])
+        config = CONFIGS[kind].from_dict(content["config"])
     except TypeError as error:
         raise InputError(f"{run / 'config.json'} is of another version of the code ({error}): run again") from error
-    if config.model.name not in MODELS:  # no file that a run folder names is executed
-        raise InputError(
-            f"{run} is of the model {config.model.name!r}, which is not registered: give the preset that defines it "
-            "with --config=FILE, or import it first"
-        )
+    _check_registered(run, "model", config.model.name, MODELS)
+    _check_registered(run, "loss", config.train.loss, LOSSES)
+    for member in config.model.members.split(","):
+        _check_registered(run, "member", member, MEMBERS)
     return config.validate()
+
+
+def _check_registered(run: Path, kind: str, name: str, known) -> None:
+    """Raises InputError for what only a file of the user's knows: no file that a run folder names is executed."""
+    if name not in known:
+        raise InputError(
+            f"{run} is of the {kind} {name!r}, which is not registered: give the preset that defines it with "
+            "--config=FILE, or import it first"
+        )
 
 
 def read_inputs(run: Path, content: dict, config: Config, weights: str | None = None) -> Prepared:

@@ -64,7 +64,22 @@ def from_anndata(
         scalefactors=scalefactors,
     )
     result.uns["spabit"] |= {key: known[key] for key in OF_ITS_FILES if key in known}
+    _keep(adata, result)
     return result
+
+
+def _keep(adata: AnnData, result: AnnData) -> None:
+    """What else is known of the spots, for --config.data.split=obs:COLUMN and --features=obsm:KEY, into ``result``."""
+    plain = ("string", "integer", "floating", "boolean", "categorical")
+    for column in adata.obs.columns.difference(result.obs.columns, sort=False):
+        if pd.api.types.infer_dtype(adata.obs[column]) in plain:
+            result.obs[column] = adata.obs[column].reindex(result.obs_names)
+    rows = adata.obs_names.get_indexer(result.obs_names)
+    for key, values in adata.obsm.items():
+        if key not in result.obsm and np.ndim(values) == 2 and (rows >= 0).all():
+            dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
+            if np.issubdtype(dense.dtype, np.number):
+                result.obsm[key] = dense[rows]
 
 
 def raw_counts(adata: AnnData, path: Path) -> AnnData:

@@ -20,6 +20,7 @@ from spabit_jax.files import replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import STAGES, distributed
 from spabit_jax.training.fit import losses_table
+from spabit_jax.training.losses import find_loss
 
 
 class Workflow:
@@ -35,6 +36,7 @@ class Workflow:
     def __init__(self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict):
         self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, list(seeds), origin
         find_model(prepared.config.model.name)  # before anything is written
+        find_loss(prepared.config.train.loss)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={out} is a file: give a folder")
         self.network = None  # fitted in this process

@@ -29,6 +29,7 @@ from spabit_jax.training.fit import (
     restore,
     seed_keys,
 )
+from spabit_jax.training.losses import find_loss
 
 OWN = ("space", "fit_spots", "valid_spots")  # fields of TrainingData that are each seed's own
 FOLDS = 5  # of the train spots, of which each seed leaves one for the weights
@@ -88,11 +89,11 @@ def spabit_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key):
-    """Mean squared error of the scores of (B,) spots; without a key in evaluation."""
+    """The loss of ``config.train.loss`` over (B,) spots; without a key in evaluation."""
     keys = [None] * 2 if key is None else jax.random.split(key)
     tokens = gather_tokens(data, data.section.places(spots), config, spots, keys[0])
     predicted = merged(graphdef, params, training=key is not None)(tokens, key=keys[1])
-    return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
+    return find_loss(config.train.loss)(predicted, data.section.expression[spots], data.space)
 
 
 def make_spabit_epoch(graphdef, config: Config, spread=lambda spots: spots):
