@@ -173,7 +173,11 @@ def _npy(path: Path) -> Table:
 
 def _npz(path: Path) -> Table:
     with np.load(path) as file:
-        return _table(dict(file), path, None)
+        known = [name for name in (*VALUES, *BARCODES, *COORDINATES) if name in file]
+        try:
+            return _table({name: file[name] for name in known}, path, None)
+        except ValueError as error:  # NumPy's, for what only pickle could read
+            raise InputError(f"{path}: {error}: save text as text, barcodes.astype(str)") from error
 
 
 def _h5(path: Path) -> Table:

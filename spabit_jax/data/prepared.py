@@ -179,14 +179,14 @@ class Prepared:
 
     def describe(self) -> dict:
         """What decides on results besides the configuration: JSON; the features must be in the cache."""
-        described = {
+        own_split = is_own_split(self.config.data.split)
+        described = {"split_sha256": hashlib.sha256(self.is_train.tobytes()).hexdigest()} if own_split else {}
+        described |= {
             "counts_and_positions": content_hash(self.adata),
             "genes": self.genes,
             "encoder": self.encoder,
             "patch_px": list(self.patch_px),
         }
-        if is_own_split(self.config.data.split):
-            described["split_sha256"] = hashlib.sha256(self.is_train.tobytes()).hexdigest()
         if self.related:
             described["related"] = [{"name": other.name} | other.describe() for other in self.related]
         return described | made_from(self.windows)
