@@ -78,7 +78,7 @@ class Model:
 
         Args:
           at: None for the section's own spots, a train spot without its own measurement; ``grid:4x``, ``um:16`` or a
-            CSV file; or ``Locations``.
+            CSV or GeoJSON file; or ``Locations``.
         """
         if at is None:
             return self.predictions(self.predict_spots())
