@@ -4,8 +4,8 @@
 
 ``--locations``: ``grid:2x`` (the section's own lattice, twice as dense along each axis, inside the tissue), ``um:16``
 (a square grid of 16 µm), a CSV file with columns x, y (full-resolution pixels) and optionally name, a GeoJSON file (the
-cells that it outlines), or ``spots``. For real use train on every spot: ``experiments.run --config.data.split=none``. Maps
-of a few genes lie in figures/ beside the output.
+cells that it outlines), or ``spots``. For real use train on every spot: ``experiments.run --config.data.split=none``.
+Maps of a few genes lie in figures/ beside the output.
 """
 
 from __future__ import annotations
