@@ -94,10 +94,10 @@ def read_configs() -> dict[str, object]:
 def command(section: str, patch_px: str | None, config: str, out: Path) -> tuple[str, ...]:
     """The command of one run, every path absolute."""
     given = {"section": section, "cache_dir": cli.FLAGS.cache_dir}
-    given |= {} if config in PRESETS else {"config": config}
+    given |= {} if config in cli.PRESETS else {"config": config}
     given |= {name: getattr(cli.FLAGS, name) for name in ("image", "positions", "labels")}
     options = {name: Path(path).resolve() for name, path in given.items() if path}
-    options |= {"config": config} if config in PRESETS else {}
+    options |= {"config": config} if config in cli.PRESETS else {}
     options |= {"name": cli.FLAGS.name, "format": cli.FLAGS.format, "encoder": cli.FLAGS.encoder, "out": out}
     options |= {"patch_px": patch_px, "patch_um": cli.FLAGS.patch_um, "num_seeds": cli.FLAGS.num_seeds}
     flagged = (f"--{name}={value}" for name, value in options.items() if value is not None)
@@ -202,7 +202,8 @@ def results(run: Path):
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
     flags.DEFINE_string("out", None, "Folder for the runs and the table.")
-    flags.DEFINE_list("configs", ["default"], f"Presets: {', '.join(PRESETS)}, or files with a get_config().")
+    names = ", ".join(cli.PRESETS)
+    flags.DEFINE_list("configs", ["default"], f"Presets ({names}), or files with a get_config().")
     flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
     flags.DEFINE_enum("executor", "local", EXECUTORS, "Where runs are executed: debug is this process.")
     flags.DEFINE_integer("workers", 1, "Runs at a time.", lower_bound=1)
