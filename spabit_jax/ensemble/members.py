@@ -57,7 +57,7 @@ class FittedNetwork(NamedTuple):
         trainer, train = self.trainer, self.trainer.train_spots
         unseen = np.zeros((len(self.seeds), len(train)), bool)
         for row, seed in zip(unseen, self.seeds, strict=True):
-            spots = trainer.held_out(seed)[1]
+            spots = trainer.parts(seed).unseen
             row[np.searchsorted(train, spots) if len(spots) else slice(None)] = True  # all, where none was held out
         return HeldOut(self.at_spots(train), unseen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -81,15 +81,19 @@ class FittedPretrained:
     """The pretrained network and its processes, given the train spots of a section."""
 
     def __init__(self, section: Section, weights: str | Path):
-        bank, self.graphdef, self.params = load_weights(weights)
+        self.bank, self.graphdef, self.params = load_weights(weights)
         self.digest = sha256(weights)
         self.section, train = section, section.train_spots
         self.xy, self.image, self.noise = section.xy[train], section.image[train], section.noise[train]
         self.expression, self.folds = section.expression[train], draw_folds(section)
         self.whole = Scores.fit(self.expression, self.noise)
         self.known = self.whole.space.encode(self.expression)
-        self.solved = Solved(bank if self.image.shape[1] else without_image(bank), self.xy, self.image, self.noise,
-                             self.known)  # fmt: skip
+
+    @cached_property
+    def solved(self) -> Solved:
+        """The processes given the train spots: when they are first asked, as a run fits before it predicts."""
+        bank = self.bank if self.image.shape[1] else without_image(self.bank)
+        return Solved(bank, self.xy, self.image, self.noise, self.known)
 
     def save(self, folder: Path) -> None:
         """Notes the hash of the weights, all that a run folder needs; InputError where it is of others."""

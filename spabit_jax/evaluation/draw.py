@@ -26,6 +26,7 @@ SQUARE_FORMATS = ("visium", "visium_hd", "xenium", "spatialdata")  # visium with
 WIDTH = 5.4  # inches: text of TEXT points is still read on a phone
 TEXT = 8.5
 DPI = 200
+DRAWN_PX = 800  # of an image, at least: a panel has no more, and resampling takes its time
 # Okabe and Ito: told apart by the colour-blind
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 PALETTE = (ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW, "black")
@@ -102,7 +103,8 @@ def draw_places(
                 image = library["images"][key]
                 scale = library["scalefactors"][f"tissue_{key}_scalef"]
                 extent = (0, image.shape[1] / scale, image.shape[0] / scale, 0)
-                ax.imshow(image, extent=extent, alpha=0.4)
+                step = max(1, max(image.shape) // DRAWN_PX)
+                ax.imshow(image[::step, ::step], extent=extent, alpha=0.4)
                 break
     spots = adata if spots is None else spots
     xy, known = np.asarray(adata.obsm["spatial"], float), np.isfinite(values)

@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from spabit_jax.data.components import Space, expression_space
 
 N_COMPONENTS = 10  # of expression
-STEPS = 60  # of Adam
+STEPS, FEW, LAST_STEPS = 60, 200, 6  # of Adam, with a few spots and then with all
 MAX_FITTED = 1000  # train spots that parameters are learned from: the cost grows with the cube
 MIN_NOISE = 1e-2  # of a component's variance; also keeps the Cholesky factor sound in float32
 
@@ -154,20 +154,29 @@ def loss(params: Params, xy, image, scores):
     return (0.5 * sum(away) - likelihood) / len(xy)
 
 
-@jax.jit
-def optimize(xy, image, scores) -> Params:
-    """Parameters for (n, P) scores of variance 1 at (n, 2) places with (n, D) image components."""
-    n_kernels = 5 if image.shape[1] else 2
-    shapes = Params((2,), (image.shape[1],), (2,), (scores.shape[1], n_kernels), (scores.shape[1],))
-    params = Params(*(jnp.broadcast_to(m, s) for m, s in zip(PRIOR, shapes, strict=True)))
-    optimizer = optax.adam(0.1)
+@partial(jax.jit, static_argnames=("steps", "rate"))
+def optimize(params: Params, xy, image, scores, steps: int, rate: float) -> Params:
+    """Parameters after steps of Adam, for (n, P) scores of variance 1 at (n, 2) places with (n, D) image components."""
+    optimizer = optax.adam(rate)
 
     def step(carry, _):
         params, state = carry
         update, state = optimizer.update(jax.grad(loss)(params, xy, image, scores), state)
         return (optax.apply_updates(params, update), state), None
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS)[0][0]
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[0][0]
+
+
+def learn(xy, image, scores) -> Params:
+    """The parameters, from ``FEW`` spots first: where there are more, a few steps with all are enough after that."""
+    shapes = Params((2,), (image.shape[1],), (2,), (scores.shape[1], 5 if image.shape[1] else 2), (scores.shape[1],))
+    params = Params(*(jnp.broadcast_to(m, s) for m, s in zip(PRIOR, shapes, strict=True)))
+    few = np.sort(np.random.default_rng(1).permutation(len(xy))[:FEW])
+    with threadpool_limits(1, "blas"):  # XLA's own threads share out the components
+        params = jax.block_until_ready(optimize(params, xy[few], image[few], scores[few], STEPS, 0.1))
+        if len(few) < len(xy):
+            params = jax.block_until_ready(optimize(params, xy, image, scores, LAST_STEPS, 0.05))
+    return params
 
 
 def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Fitted:
@@ -187,8 +196,7 @@ def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Fitted:
     sd = np.maximum(scores.std(axis=0), 1e-6)
     residual = np.mean((expression - space.decode(scores)) ** 2, axis=0)
     some = np.sort(np.random.default_rng(0).permutation(len(xy))[:MAX_FITTED])
-    with threadpool_limits(1, "blas"):  # XLA's own threads share out the components
-        params = jax.block_until_ready(optimize(xy[some], image[some], (scores / sd)[some]))
+    params = learn(xy[some], image[some], (scores / sd)[some])
     if not all(np.isfinite(leaf).all() for leaf in params):
         raise FloatingPointError("kriging: parameters are not finite")
     return Fitted(params, Space(space.mean, space.loadings * sd[:, None]), residual)

@@ -12,6 +12,7 @@ Only distances enter, in space and among image components: turning or mirroring 
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -165,6 +166,11 @@ def new_network(seed: int):
     return nnx.split(InContext(rngs=nnx.Rngs(seed)))
 
 
+@cache
+def _shape_of_network():
+    return nnx.split(nnx.eval_shape(lambda: InContext(rngs=nnx.Rngs(0))))
+
+
 def save_weights(path: str | Path, bank: Bank, params) -> None:
     """Writes a bank and a network's parameters, these in half precision, as .npz."""
     leaves = {f"network{i}": np.asarray(leaf, np.float16) for i, leaf in enumerate(jax.tree.leaves(params))}
@@ -182,7 +188,7 @@ def load_weights(path: str | Path):
         with open(path, "rb") as file:
             content = dict(np.load(file))
         if (version := int(content["version"])) == VERSION:
-            graphdef, params = new_network(0)
+            graphdef, params = _shape_of_network()
             leaves, tree = jax.tree.flatten(params)
             found = [jnp.asarray(content[f"network{i}"], old.dtype).reshape(old.shape) for i, old in enumerate(leaves)]
             return Bank(*(content[name] for name in Bank._fields)), graphdef, jax.tree.unflatten(tree, found)

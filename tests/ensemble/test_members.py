@@ -54,7 +54,7 @@ def test_parameters_are_at_a_better_posterior_than_the_prior(section):
     xy, image = section.xy[train], section.image[train]
     scores = np.random.default_rng(0).normal(size=(len(train), 2)).astype(np.float32)
     scores[:, 1] = xy[:, 0] / xy[:, 0].std()
-    params = kriging.optimize(xy, image, scores)
+    params = kriging.learn(xy, image, scores)
     start = kriging.Params(*(jax.numpy.broadcast_to(m, p.shape) for m, p in zip(kriging.PRIOR, params, strict=True)))
     assert kriging.loss(params, xy, image, scores) < kriging.loss(start, xy, image, scores)
     assert params.noise[0] > params.noise[1]  # white noise beside a plane

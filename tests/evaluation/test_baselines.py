@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
 from spabit_jax.ensemble import ridge
 from spabit_jax.ensemble.ridge import NeighbourRegression
@@ -141,6 +143,7 @@ def test_neighbours_of_spots_at_one_place():
     assert not (index == np.arange(63)[:, None]).any()
 
 
+@pytest.mark.filterwarnings("ignore:The optimal value")  # a component without noise
 @pytest.mark.parametrize("with_image", [False, True])
 def test_kriging_is_a_gaussian_process_by_hand(with_image):
     """Posterior of the fitted kernel, and marginal likelihood at a maximum."""
@@ -175,9 +178,10 @@ def test_kriging_is_a_gaussian_process_by_hand(with_image):
     predicted, sd = model.predict(at)
     np.testing.assert_allclose(predicted, mean, atol=2e-3)
     np.testing.assert_allclose(sd, np.sqrt(variance), rtol=2e-2)  # seven components hold all of seven genes
-    best = model.processes[0].log_marginal_likelihood_value_
-    initial = model.processes[0].log_marginal_likelihood(model.processes[0].kernel.theta)
-    assert best > initial
+    kernel = ConstantKernel(0.5) * Matern(nu=1.5) + WhiteKernel(0.5)
+    for process in model.processes[:3]:  # as likely as what scikit-learn's optimiser finds, but for the grid's steps
+        found = GaussianProcessRegressor(kernel, n_restarts_optimizer=3, random_state=0).fit(a, process.y_train_)
+        assert process.log_marginal_likelihood_value_ > found.log_marginal_likelihood_value_ - 0.2
 
 
 @pytest.mark.parametrize("image", [False, True])
