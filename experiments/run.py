@@ -31,6 +31,8 @@ def main() -> None:
     config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
     encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
     if cli.FLAGS.features is not None:
+        if cli.FLAGS["encoder"].present:
+            raise InputError("give --encoder or --features, not both")
         encoder = encoder_name(cli.FLAGS.features)
     adata, of_related = cli.read_flagged_section(), config.of_related()
     related = [Prepared(other, of_related, encoder, cache_dir) for other in cli.read_related_sections()]

@@ -134,6 +134,21 @@ def test_features_that_do_not_fit_are_one_line(adata, values, tmp_path, write, m
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_one_section_is_not_taken_for_another(adata, values, tmp_path):
+    """Barcodes of two Visium sections are the same words."""
+    np.save(tmp_path / "f.npy", values)
+    other = adata.copy()
+    other.uns["spabit"] = adata.uns["spabit"] | {"name": "other"}
+    config, of_file = Config().with_data(n_genes=8), encoder_name(tmp_path / "f.npy")
+    with pytest.raises(InputError, match="is of one section"):
+        Prepared(adata, config, of_file, "cache", [Prepared(other, config, of_file, "cache")])
+    both = Prepared(adata, config, "obsm:X_mine", "cache", [Prepared(other, config, "obsm:X_mine", "cache")])
+    assert len(both.section().image) == 2 * adata.n_obs
+    other.obsm["X_mine"] = other.obsm["X_mine"][:, :3]
+    with pytest.raises(InputError, match="of another width in section other"):
+        Prepared(adata, config, "obsm:X_mine", "cache", [Prepared(other, config, "obsm:X_mine", "cache")])
+
+
 def test_features_that_are_not_there_are_one_line(adata, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         prepare(adata, tmp_path / "f.npy")

@@ -14,7 +14,7 @@ from anndata import AnnData
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config, is_own_split
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
-from spabit_jax.data.features import OwnFeatures, is_own
+from spabit_jax.data.features import FILE, OwnFeatures, is_own
 from spabit_jax.data.genes import select_genes
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.split import split_spots, with_absolute_split
@@ -155,6 +155,8 @@ class Prepared:
         names = [self.name, *(other.name for other in self.related)]
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise InputError(f"two of --section and --related are named {twice[0]}: give each section once")
+        if self.related and self.encoder.startswith(FILE):
+            raise InputError("--features=FILE is of one section: with --related give obsm:KEY, of each its own")
         for other in self.related:
             if is_own(self.encoder) and self.features().shape[1] != other.features().shape[1]:
                 raise InputError(f"{self.encoder} is of another width in section {other.name}: give the same features")
