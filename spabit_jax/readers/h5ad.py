@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers.assemble import assemble, is_raw
+from spabit_jax.readers.assemble import Images, assemble, is_raw
 from spabit_jax.readers.lattice import array_coordinates
 from spabit_jax.readers.tables import check_positions, read_positions_10x, reading
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
@@ -58,10 +58,7 @@ def from_anndata(
         counts_path=path,
         positions_path=positions or path,
         labels=labels or adata.obs.get("label"),
-        image=image,
-        image_scale=known.get("image_scale", 1.0) if same_image else 1.0,
-        images=images,
-        scalefactors=scalefactors,
+        images=Images(image, known.get("image_scale", 1.0) if same_image else 1.0, images, scalefactors),
     )
     result.uns["spabit"] |= {key: known[key] for key in OF_ITS_FILES if key in known}
     return result

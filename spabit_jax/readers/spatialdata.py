@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
-from spabit_jax.readers.assemble import assemble
+from spabit_jax.readers.assemble import Images, assemble
 from spabit_jax.readers.h5ad import raw_counts, spot_table
 from spabit_jax.readers.lattice import cell_squares
 from spabit_jax.readers.tables import reading
@@ -74,8 +74,7 @@ def read(
         counts_path=path,
         positions_path=path / "shapes" / region,
         labels=labels,
-        image=image,
-        scalefactors=None if size_um is None else {"spot_diameter_fullres": spot_pitch(xy)},
+        images=Images(image, scalefactors={} if size_um is None else {"spot_diameter_fullres": spot_pitch(xy)}),
         square_um=size_um,
     )
 

@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers.assemble import assemble
+from spabit_jax.readers.assemble import Images, assemble
 from spabit_jax.readers.tables import check_positions, read_counts, reading
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
@@ -43,7 +43,7 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
         counts_path=path,
         positions_path=positions,
         labels=labels or first_existing(folder, f"{stem}_labeled_coordinates.tsv"),
-        image=image or first_existing(folder, *(stem + suffix for suffix in IMAGE_SUFFIXES)),
+        images=Images(image or first_existing(folder, *(stem + suffix for suffix in IMAGE_SUFFIXES))),
         square_um=PITCH_UM,
     )
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.io import mmread
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers.assemble import THUMBNAIL_PX, assemble
+from spabit_jax.readers.assemble import THUMBNAIL_PX, Images, assemble
 from spabit_jax.readers.image import open_image
 from spabit_jax.readers.tables import read_counts, read_positions_10x, reading
 
@@ -93,10 +93,7 @@ def read_folder(
         counts_path=counts,
         positions_path=positions,
         labels=labels or first_existing(folder, f"{glob.escape(section)}_truth.txt", "label.txt", "layers.csv"),
-        image=image,
-        image_scale=image_scale,
-        images=images,
-        scalefactors=scalefactors,
+        images=Images(image, image_scale, images, scalefactors),
         um_per_px=scalefactors.get("microns_per_pixel"),
     )
 

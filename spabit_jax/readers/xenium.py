@@ -12,7 +12,7 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
-from spabit_jax.readers.assemble import assemble, make_names_unique
+from spabit_jax.readers.assemble import Images, assemble, make_names_unique
 from spabit_jax.readers.lattice import cell_squares, squares
 from spabit_jax.readers.tables import check_positions, reading
 from spabit_jax.readers.visium import first_existing, read_10x, root
@@ -86,8 +86,7 @@ def read(
         counts_path=counts_path,
         positions_path=cells_path,
         labels=labels,
-        image=image,
-        scalefactors=scalefactors,
+        images=Images(image, scalefactors=scalefactors),
         um_per_px=um_per_px,
     )
 
