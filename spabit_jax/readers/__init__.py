@@ -16,6 +16,7 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers import h5ad, reference, spatialdata, st, visium, visium_hd, xenium
+from spabit_jax.readers.nearest import around, nearest
 from spabit_jax.readers.orientation import check_orientation
 
 # The first that matches is taken: a reference folder may also hold all that a Visium folder does.
@@ -48,8 +49,9 @@ def read_section(
     """Reads one section.
 
     Args:
-      path: a folder (SpatialData: NAME.zarr); for legacy ST the counts file ``NAME.tsv[.gz]``; a .h5ad file; or an
-        AnnData in memory, with what a .h5ad file holds (of the other arguments it takes ``name`` and ``image``).
+      path: a folder (SpatialData: NAME.zarr), or its counts' .h5; for legacy ST the counts file ``NAME.tsv[.gz]``; a
+        .h5ad file; or an AnnData in memory, with what a .h5ad file holds (of the other arguments it takes ``name`` and
+        ``image``).
       format: a key of ``FORMATS``, or ``auto`` to find out.
       image: image file instead of the one that is found. It is taken to be in full-resolution pixels, unless it is
         the ``tissue_hires_image`` or ``tissue_lowres_image`` of a folder with scale factors.
@@ -60,7 +62,8 @@ def read_section(
       spot_um: Xenium: width of the squares over which the counts of cells are summed; None leaves cells as they are.
       alignment: Xenium: file of the (3, 3) matrix from pixels of the H&E image to Xenium's, instead of the one found.
       swap_xy: exchange x and y of the spots, for a positions file that has them transposed.
-      name: default: the file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``.
+      name: of several samples in a folder the prefix, of several in an .h5ad the library; else any name. Default:
+        the file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``.
 
     Returns:
       AnnData of the N spots in tissue that have counts, in the order of the positions file:
@@ -94,7 +97,8 @@ def read_section(
     for file in files:
         if file is not None and not (file.is_file() or (file == image and file.exists())):  # OME-Zarr is a folder
             raise InputError(f"{file}: no such file")
-    name = name or section_name(path)
+    path, prefix = around(path)
+    name = name or prefix or section_name(path)
     if "/" in name or "\0" in name or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
         raise InputError(
             f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
@@ -136,5 +140,4 @@ def _find_out(path: Path) -> str:
     for name, reader in FORMATS.items():
         if reader.matches(path):
             return name
-    known = "; ".join(f"{name}: {reader.LOOKS_FOR}" for name, reader in FORMATS.items())
-    raise InputError(f"{path}: not a section in a known format. Looked for {known}")
+    raise InputError(f"{path}: {nearest(path, lambda inner: any(r.matches(inner) for r in FORMATS.values()))}")

@@ -17,6 +17,7 @@ from spabit_jax.readers.lattice import measure
 from spabit_jax.readers.tables import read_labels
 
 THUMBNAIL_PX = 2000
+NO_IMAGE = Path("none")  # --image=none: run without the one that would be found
 
 
 class Images(NamedTuple):
@@ -35,7 +36,8 @@ class Images(NamedTuple):
     scalefactors: dict[str, float] = {}
 
 
-NO_IMAGE = Images()
+NO_IMAGES = Images()
+
 
 def assemble(
     counts: AnnData,
@@ -46,7 +48,7 @@ def assemble(
     counts_path: Path,
     positions_path: Path,
     labels: Path | pd.Series | None = None,
-    images: Images = NO_IMAGE,
+    images: Images = NO_IMAGES,
     square_um: float | None = None,
     um_per_px: float | None = None,
 ) -> AnnData:
@@ -96,6 +98,7 @@ def assemble(
     adata = AnnData(sparse.csr_matrix(counts.X, dtype=np.float32)[row], obs=obs, var=counts.var.copy())
     adata.obsm["spatial"] = xy
 
+    images = NO_IMAGES if images.file == NO_IMAGE else images
     previews, scalefactors = dict(images.previews), dict(images.scalefactors)
     section = {"name": name, "format": format, "array_min": array.min(0), "array_max": array.max(0), "lattice": lattice}
     section["positions_path"] = str(positions_path)
