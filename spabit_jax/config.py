@@ -190,10 +190,12 @@ TOGETHER = (
     ),
     (
         "model.members",
-        lambda c: c.model.members == "spabit"
-        or not (c.faults.no_validation or c.faults.self_in_gene_token)
-        and c.data.image_transform == "components"
-        and c.model.n_components > 0,
+        lambda c: (
+            c.model.members == "spabit"
+            or not (c.faults.no_validation or c.faults.self_in_gene_token)
+            and c.data.image_transform == "components"
+            and c.model.n_components > 0
+        ),
         "spabit alone with faults.no_validation, faults.self_in_gene_token, data.image_transform=reference or "
         "model.n_components=0: it needs train spots that the network has not seen, and components",
     ),

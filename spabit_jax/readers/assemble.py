@@ -96,6 +96,8 @@ def assemble(
     if label is not None:
         obs["label"] = label.reindex(obs.index).astype("category").cat.remove_unused_categories()
     adata = AnnData(sparse.csr_matrix(counts.X, dtype=np.float32)[row], obs=obs, var=counts.var.copy())
+    if not adata.X.nnz or not adata.X.sum() > 0:
+        raise InputError(f"{counts_path}: all counts of the spots in tissue are 0: is it the right file?")
     adata.obsm["spatial"] = xy
 
     images = NO_IMAGES if images.file == NO_IMAGE else images
