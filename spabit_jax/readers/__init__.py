@@ -15,7 +15,7 @@ from pathlib import Path
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers import h5ad, reference, spatialdata, st, visium, visium_hd, xenium
+from spabit_jax.readers import h5ad, reference, segmented, spatialdata, st, visium, visium_hd, xenium
 from spabit_jax.readers.nearest import around, nearest
 from spabit_jax.readers.orientation import check_orientation
 
@@ -25,13 +25,14 @@ FORMATS = {
     "st": st,
     "spatialdata": spatialdata,
     "visium_hd": visium_hd,
+    "segmented": segmented,
     "xenium": xenium,
     "reference": reference,
     "visium": visium,
 }
 
 LONGEST_NAME = 150  # bytes: a file's name has 255, and more is put behind it
-_NOT_A_NAME = re.compile(r"outs|binned_outputs|square_\d+um")
+_NOT_A_NAME = re.compile(r"outs|binned_outputs|segmented_outputs|square_\d+um")
 
 
 def read_section(
