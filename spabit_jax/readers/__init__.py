@@ -15,7 +15,7 @@ from pathlib import Path
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers import h5ad, reference, segmented, spatialdata, st, visium, visium_hd, xenium
+from spabit_jax.readers import h5ad, pairs, reference, segmented, spatialdata, st, visium, visium_hd, xenium
 from spabit_jax.readers.nearest import around, nearest
 from spabit_jax.readers.orientation import check_orientation
 
@@ -23,6 +23,7 @@ from spabit_jax.readers.orientation import check_orientation
 FORMATS = {
     "h5ad": h5ad,
     "st": st,
+    "pairs": pairs,
     "spatialdata": spatialdata,
     "visium_hd": visium_hd,
     "segmented": segmented,
@@ -131,7 +132,7 @@ def section_name(path: str | os.PathLike) -> str:
     """The file's stem, or the folder's name without .zarr, or its parent's if that is ``outs`` or ``square_XXXum``."""
     path = Path(path).resolve()
     if path.is_file():
-        return Path(path.name.removesuffix(".gz")).stem
+        return Path(path.name.removesuffix(".gz")).stem.removesuffix("_stdata")
     while _NOT_A_NAME.fullmatch(path.name):
         path = path.parent
     return path.name.removesuffix(".zarr")

@@ -14,6 +14,7 @@ _COUNTS = "filtered_feature_bc_matrix.h5, or matrix.mtx, features.tsv and barcod
 # What is in a folder, the layout that is nearest then, and what that lacks.
 _NEAREST = (
     ("*selection*.tsv* alignment_table_*.tsv*", "legacy ST", "its counts: give the file NAME.tsv[.gz] as --section"),
+    ("*coor*.csv* *locations*.csv* *coor*.txt*", "a pair of tables", "its counts: give their file as --section"),
     ("*cells.parquet *cells.csv *cells.csv.gz", "Xenium", "cell_feature_matrix.h5"),
     ("*_segmentations.geojson", "segmented Visium HD", "filtered_feature_cell_matrix.h5"),
     ("binned_outputs square_*um feature_slice.h5", "Visium HD", "binned_outputs/square_008um/ with its .h5"),

@@ -121,6 +121,11 @@ def test_legacy_st(legacy_st, tmp_path):
     legacy_st.table.drop(columns="pixel_x").to_csv(table, sep="\t", index=False)
     assert "no column pixel_x" in error(path)
     table.unlink()
+    Image.new("RGB", (9, 9)).save(tmp_path / "C2.png")  # pixels are not what the spots' names say
+    assert "--positions" in error(path)
+    (tmp_path / "C2.png").unlink()
+    legacy_st.counts.index = [f"spot {i}" for i in range(len(legacy_st.counts))]
+    legacy_st.counts.to_csv(path, sep="\t")
     assert "--positions" in error(path)
 
 
