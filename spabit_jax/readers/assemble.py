@@ -16,6 +16,7 @@ from spabit_jax.readers.lattice import measure
 from spabit_jax.readers.tables import read_labels
 
 THUMBNAIL_PX = 2000
+NO_IMAGE = Path("none")  # --image=none: run without the one that would be found
 
 
 def assemble(
@@ -83,6 +84,7 @@ def assemble(
     adata = AnnData(sparse.csr_matrix(counts.X, dtype=np.float32)[row], obs=obs, var=counts.var.copy())
     adata.obsm["spatial"] = xy
 
+    image, images = (None, None) if image == NO_IMAGE else (image, images)
     images, scalefactors = dict(images or {}), dict(scalefactors or {})
     section = {"name": name, "format": format, "array_min": array.min(0), "array_max": array.max(0), "lattice": lattice}
     section["positions_path"] = str(positions_path)

@@ -63,7 +63,8 @@ def from_anndata(
         images=images,
         scalefactors=scalefactors,
     )
-    result.uns["spabit"] |= {key: known[key] for key in OF_ITS_FILES if key in known}
+    keys = OF_ITS_FILES + (("turn",) if same_image else ())
+    result.uns["spabit"] |= {key: known[key] for key in keys if key in known}
     return result
 
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from scipy.io import mmread
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers.assemble import THUMBNAIL_PX, assemble
+from spabit_jax.readers.assemble import NO_IMAGE, THUMBNAIL_PX, assemble
 from spabit_jax.readers.image import open_image
 from spabit_jax.readers.tables import read_counts, read_positions_10x, reading
 
@@ -23,6 +23,10 @@ LOOKS_FOR = (
     "spatial/tissue_positions[_list].csv|parquet"
 )
 IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".jpg", ".jpeg", ".png")
+# Previews, copied under any prefix, and what Space Ranger draws
+_NOT_FULL = (
+    "tissue_hires_image", "tissue_lowres_image", "detected_tissue_image", "aligned_tissue_image", "aligned_fiducials",
+)  # fmt: skip
 _POSITIONS = [
     folder + file
     for folder in ("spatial/", "")
@@ -70,17 +74,20 @@ def read_folder(
 ) -> AnnData:
     """Reads a folder whose counts are found; the reference's layout shares all the rest.
 
-    The image is, in this order: the one given; one in full resolution (``full_image``);
+    The image is, in this order: the one given; one in full resolution (``full_image``) that is as large as the previews
+    say (in folders of bins also beside ``binned_outputs/``);
     ``spatial/tissue_hires_image.png``; ``…_lowres_image.png``.
     """
     positions = positions or first_existing(folder, *_POSITIONS)
     if positions is None:
         raise InputError(f"{folder}: no positions: looked for {', '.join(_POSITIONS)}; give --positions")
     previews, scalefactors = _previews(folder)  # {key: (file, image pixels per full-resolution pixel)}
-    image = image or full_image(folder) or next((file for file, _ in previews.values()), None)
+    beside = full_image(folder.parent.parent) if folder.parent.name == "binned_outputs" else None
+    image = image or _whole(full_image(folder) or beside, previews)
+    image = image or next((file for file, _ in previews.values()), None)
     image_scale, images = 1.0, {}
-    for key, (file, scale) in previews.items():
-        if image.resolve() == file.resolve():
+    for key, (file, scale) in previews.items() if image != NO_IMAGE else ():
+        if image.resolve() == file.resolve() or f"tissue_{key}_image" in image.name:
             image_scale = scale
         images[key], shrunk = open_image(file).thumbnail(THUMBNAIL_PX)
         scalefactors[f"tissue_{key}_scalef"] = scale * shrunk
@@ -140,8 +147,24 @@ def full_image(folder: Path) -> Path | None:
     for pattern in ("image", "*_tissue_image", "*_image", "spatial/*_full_image", "spatial/image"):
         for suffix in IMAGE_SUFFIXES:
             for path in sorted(folder.glob(pattern + suffix)):
-                if not path.name.startswith(("tissue_", "detected_")):
+                if not any(word in path.name for word in _NOT_FULL):
                     return path
+    return None
+
+
+def _whole(image: Path | None, previews: dict[str, tuple[Path, float]]) -> Path | None:
+    """The image, unless a preview shows that it is another than the one that positions refer to (CytAssist's)."""
+    if image is None or not previews:
+        return image
+    (file, scale), slide = next(iter(previews.values())), open_image(image)
+    preview = open_image(file)
+    width, height = preview.width / scale, preview.height / scale
+    if max(abs(slide.width - width), abs(slide.height - height)) <= 2 / scale + 1:
+        return image
+    logging.warning(
+        "%s: %d x %d px, but %s shows a picture of %.0f x %.0f px: used is the latter; --image names another",
+        image, slide.width, slide.height, file, width, height,
+    )  # fmt: skip
     return None
 
 

@@ -34,8 +34,6 @@ def read(
     counts = visium.find_counts(folder)
     if counts is None:
         raise InputError(f"{folder}: no counts: looked for filtered_feature_bc_matrix.h5 or filtered_feature_bc_matrix")
-    if image is None and folder.parent.name == "binned_outputs":
-        image = visium.full_image(folder) or visium.full_image(folder.parent.parent)
     return visium.read_folder(folder, counts, "visium_hd", name, image, positions, labels)
 
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
-from spabit_jax.readers.assemble import assemble, make_names_unique
+from spabit_jax.readers.assemble import NO_IMAGE, assemble, make_names_unique
 from spabit_jax.readers.lattice import cell_squares, squares
 from spabit_jax.readers.tables import check_positions, reading
 from spabit_jax.readers.visium import first_existing, read_10x, root
@@ -58,7 +58,7 @@ def read(
         raise InputError(f"--spot_um={spot_um:g}: pseudo-spots need a width in µm above 0")
     image = image or _beside(path, "*he_image.ome.tif", "*he_image.tif")
     alignment = alignment or _beside(path, "*imagealignment.csv")
-    if image is not None and alignment is None:
+    if image not in (None, NO_IMAGE) and alignment is None:
         raise InputError(
             f"{folder}: no *imagealignment.csv that places the cells on {image.name}: give --alignment=FILE"
         )
