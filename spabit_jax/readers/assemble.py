@@ -100,7 +100,7 @@ def assemble(
         raise InputError(f"{counts_path}: all counts of the spots in tissue are 0: is it the right file?")
     adata.obsm["spatial"] = xy
 
-    images = NO_IMAGES if images.file == NO_IMAGE else images
+    images = images._replace(file=None, previews={}) if images.file == NO_IMAGE else images
     previews, scalefactors = dict(images.previews), dict(images.scalefactors)
     section = {"name": name, "format": format, "array_min": array.min(0), "array_max": array.max(0), "lattice": lattice}
     section["positions_path"] = str(positions_path)

@@ -93,7 +93,8 @@ def read_folder(
 ) -> AnnData:
     """Reads a folder; the reference's layout, which has ``counts`` of its own, shares all the rest.
 
-    The image is, in this order: the one given; one in full resolution (``full_image``);
+    The image is, in this order: the one given; one in full resolution (``full_image``) that is as large as the previews
+    say (in folders of bins also beside ``binned_outputs/``);
     ``spatial/tissue_hires_image.png``; ``…_lowres_image.png``.
     """
     found = samples(folder)

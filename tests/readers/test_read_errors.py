@@ -131,9 +131,9 @@ def test_legacy_st(legacy_st, tmp_path):
 
 def test_image_must_reach_the_spots(visium, legacy_st, tmp_path):
     path = visium.write()
-    Image.new("RGB", (700, 1300)).save(tmp_path / "turned.png")  # as for exchanged x and y
+    Image.new("RGB", (500, 1300)).save(tmp_path / "turned.png")  # as for exchanged x and y
     message = error(path, image=tmp_path / "turned.png")
-    assert "700 x 1300" in message and "--image" in message and "tissue_positions_list.csv" in message
+    assert "500 x 1300" in message and "--image" in message and "tissue_positions_list.csv" in message
     assert "give --swap_xy" in message
     assert "image" in error(path, image=path / "spatial/scalefactors_json.json")
 
