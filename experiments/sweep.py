@@ -95,10 +95,10 @@ def command(section: str, patch_px: str | None, config: str, out: Path) -> tuple
     """The command of one run, every path absolute."""
     given = {"section": section, "cache_dir": cli.FLAGS.cache_dir}
     given |= {} if config in cli.PRESETS else {"config": config}
-    given |= {name: getattr(cli.FLAGS, name) for name in ("image", "positions", "labels")}
-    options = {name: Path(path).resolve() for name, path in given.items() if path}
+    options = {name: Path(path).resolve() for name, path in given.items()}
     options |= {"config": config} if config in cli.PRESETS else {}
-    options |= {"name": cli.FLAGS.name, "format": cli.FLAGS.format, "encoder": cli.FLAGS.encoder, "out": out}
+    options |= {name: value for name, value in cli.how_to_read().items() if value is not False}
+    options |= {"encoder": cli.FLAGS.encoder, "out": out}
     options |= {"patch_px": patch_px, "patch_um": cli.FLAGS.patch_um, "num_seeds": cli.FLAGS.num_seeds}
     flagged = (f"--{name}={value}" for name, value in options.items() if value is not None)
     return (sys.executable, "-m", "experiments.run", *flagged)

@@ -49,6 +49,7 @@ def request(adata, encoder: str, patch_px: float, transposed_crop: bool = False)
         "patch_px": float(patch_px),
         "transposed_crop": transposed_crop,
         "image_scale": float(section.get("image_scale", 1.0)),
+        "turn": section.get("turn", "0"),
         "image_file": None if path is None else os.fspath(path),
         "coordinates_sha256": hash_coordinates(adata.obs_names, adata.obsm["spatial"]),
         "barcodes": [str(name) for name in adata.obs_names],
@@ -129,8 +130,8 @@ def read_meta(npy: Path) -> dict[str, Any] | None:
 
 def check(npy: Path, meta: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises InputError, naming the first thing in which the cache ``meta`` is not what is ``asked``."""
-    for key in ("section", "encoder", "transposed_crop", "patch_px", "image_scale"):
-        have, want = meta.get(key), asked[key]
+    for key in ("section", "encoder", "transposed_crop", "patch_px", "image_scale", "turn"):
+        have, want = meta.get(key, "0" if key == "turn" else None), asked[key]  # caches once knew of no turns
         same = np.isclose(have, want, rtol=1e-6) if isinstance(want, float) and have is not None else have == want
         if not same:
             raise InputError(f"{npy}: made with {key} {have}, {want} is asked for: {_remedy(npy)}")

@@ -20,7 +20,8 @@ from spabit_jax.presets import PRESETS
 
 FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")
-READING = ("format", "name", "bin_um", "spot_um", "swap_xy", *FILES)  # flags that are arguments of read_section
+# Flags that are arguments of read_section
+READING = ("format", "name", "bin_um", "spot_um", "swap_xy", "turn", "image_scale", *FILES)
 EXTRAS = {"torch": "extract", "timm": "extract", "igraph": "analyses", "gseapy": "analyses", "submitit": "sweeps"}
 NO_CONFIG = "--config names no Python file with a get_config() that returns a spabit_jax.config.Config"
 
@@ -88,7 +89,9 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_string("section", None, "The section: a folder; for legacy ST and .h5ad the file.")
     flags.DEFINE_string("name", None, "Name of the section; by default the file's stem or the folder's name.")
     flags.DEFINE_string("format", "auto", "Layout on disk: auto, or a reader's name.")
-    flags.DEFINE_string("image", None, "Image file, instead of the one that is found.")
+    flags.DEFINE_string("image", None, "Image file, instead of the one that is found; none: run without one.")
+    flags.DEFINE_string("turn", None, "Turn the image: 90, 180, 270 (clockwise), mirror (left to right), mirror+90, …")
+    flags.DEFINE_float("image_scale", None, "Image pixels per full-resolution pixel (default: as files say, else 1).")
     flags.DEFINE_string("positions", None, "Positions file, instead of the one that is found.")
     flags.DEFINE_string("labels", None, "File with a label for each spot, instead of the one that is found.")
     flags.DEFINE_integer("bin_um", None, "Visium HD: size of the bins in µm (default 8).")
@@ -140,8 +143,8 @@ def read_flagged_sections(shard: int = 0, n_shards: int = 1):
     widths = FLAGS.patch_px or [None]
     if len(widths) not in (1, len(paths)):
         raise InputError(f"--patch_px has {len(widths)} values for {len(paths)} sections: give one, or one a section")
-    single = ("name", "image", "positions", "labels", "alignment")
-    if len(paths) > 1 and any(FLAGS[flag].value for flag in single):
+    single = ("name", "image", "turn", "image_scale", "positions", "labels", "alignment")
+    if len(paths) > 1 and any(FLAGS[flag].value not in (None, "none") for flag in single):
         names = ", ".join(f"--{flag}" for flag in single)
         raise InputError(f"{names} are for one section: use --section with them")
     for path, width in list(zip(paths, widths * len(paths), strict=False))[shard::n_shards]:
@@ -164,13 +167,15 @@ def read_related_sections():
 
 def how_to_read_related() -> dict:
     """What ``read_section`` is given for ``--related``: what is not of a single section. JSON, for config.json."""
-    return {name: FLAGS[name].value for name in ("bin_um", "spot_um")}
+    given = {name: FLAGS[name].value for name in ("bin_um", "spot_um")}
+    return given | ({"image": "none"} if FLAGS.image == "none" else {})
 
 
 def how_to_read() -> dict:
     """What ``read_section`` was given besides the path, files as absolute paths: JSON, for config.json."""
     given = {name: FLAGS[name].value for name in READING}
-    return {name: str(Path(v).resolve()) if v and name in FILES else v for name, v in given.items()}
+    files = {name for name in FILES if given[name] not in (None, "none")}
+    return {name: str(Path(v).resolve()) if name in files else v for name, v in given.items()}
 
 
 def asked_windows(patch_px: str | None, windows: str) -> str:

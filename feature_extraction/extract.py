@@ -81,7 +81,7 @@ def extract_section(
         logging.info("%s: already there, nothing to do", npy)
         return npy
 
-    image = open_image(asked["image_file"])
+    image = open_image(asked["image_file"], asked["turn"])
     loaded = encoders.load(encoder, weights, login, autocast)
     spots = adata.obsm["spatial"]
     patches = Patches(

@@ -68,7 +68,8 @@ class Cached(NamedTuple):
             self.cache_dir, self.adata.uns["spabit"]["name"], self.encoder, self.patch_px, self.transposed_crop
         )
         meta = cache.read_meta(npy)
-        return {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
+        turn = {} if meta.get("turn", "0") == "0" else {"turn": meta["turn"]}
+        return {key: meta.get(key) for key in ("image_sha256", "weights_hash")} | turn
 
 
 def side_by_side(windows: Sequence[Cached | OwnFeatures]) -> np.ndarray | None:

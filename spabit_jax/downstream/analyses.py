@@ -135,7 +135,6 @@ class Analyses:
 def write(run: Path, out: Path, metrics: dict, found: Analyses) -> str:
     """Tables, ``results.md`` and ``report.html``; returns the second, and where they are."""
 
-
     tables = found.tables | {"spots": found.spots.reset_index()}
     for name, table in tables.items():
         with replacing(out / f"{name}.csv") as temporary:
@@ -151,5 +150,3 @@ def write(run: Path, out: Path, metrics: dict, found: Analyses) -> str:
         temporary.write_text(text)
     names = ", ".join(f"{name}.csv" for name in tables)
     return f"{text}\nwritten to {out}: {names}, results.md, report.html, figures/"
-
-

@@ -38,7 +38,8 @@ def kept_in(out: Path, prepared: Prepared) -> dict:
         with replacing(path) as temporary:
             adata.write_h5ad(temporary)
     section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
-    section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
+    section["reading"] = {"name": info["name"], "format": "h5ad", "image": image or "none"}
+    section["reading"] |= {key: info[key] for key in ("turn", "image_scale") if key in info}
     cache_dir = prepared.windows[0].cache_dir if prepared.patch_px and prepared.windows else "cache"
     return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
 
