@@ -118,7 +118,7 @@ def check_image(adata: AnnData, swapped: bool) -> None:
     small, shrunk = slide.thumbnail(_LOOK_PX)
     if slide.orientation != 1:
         logging.info("%s: turned as its orientation tag (%s) says", slide.path, slide.orientation)
-    if slide.white != 255:
+    if slide.white not in (255, 65535):
         logging.info("%s: its values go up to %g: that is taken for white", slide.path, slide.white)
     tissue, xy = tissue_mask(small), adata.obsm["spatial"] * scale * shrunk
     ways = {turn: _fit(xy, tissue, turn) for turn in TURNS}
