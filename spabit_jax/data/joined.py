@@ -16,6 +16,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.data.components import standardised
+from spabit_jax.data.genes import match_genes
 from spabit_jax.data.section import Section
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.scale import TOTAL, total_counts
@@ -28,7 +29,7 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
 
     Args:
       sections: counts in ``X``, ``obsm["spatial"]``; array coordinates are those of each.
-      genes: the panel; a gene that a section has not measured has no counts there.
+      genes: the panel, names as in the first; a gene that another has not measured has no counts there.
 
     Returns:
       AnnData (N, G): the spots of the first section, then those of the next.
@@ -41,7 +42,7 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
             xy = (xy - xy.min(axis=0)) * pitch / spot_pitch(xy) + [right + APART * pitch, 0]
         right = xy[:, 0].max()
         places.append(xy)
-        counts.append(_panel(adata, genes))
+        counts.append(_panel(adata, sections[0].var.reindex(genes)))
     names = [f"{i}:{name}" if i else name for i, adata in enumerate(sections) for name in adata.obs_names]
     array = np.concatenate([adata.obs[["array_row", "array_col"]].to_numpy(np.float64) for adata in sections])
     totals = np.concatenate([total_counts(adata) for adata in sections])
@@ -54,8 +55,8 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
     )
 
 
-def _panel(adata: AnnData, genes: list[str]) -> sparse.csr_matrix:
-    column = adata.var_names.get_indexer(genes)
+def _panel(adata: AnnData, genes: pd.DataFrame) -> sparse.csr_matrix:
+    column = match_genes(adata, genes)
     if (column < 0).any():
         name = adata.uns["spabit"]["name"]
         logging.warning("%d of %d genes are not measured in section %s", (column < 0).sum(), len(genes), name)

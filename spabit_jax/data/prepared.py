@@ -13,7 +13,7 @@ from anndata import AnnData
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
-from spabit_jax.data.genes import select_genes
+from spabit_jax.data.genes import check_shares_genes, select_genes
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.split import split_spots
 from spabit_jax.data.windows import warn_of_windows, window_widths
@@ -152,6 +152,7 @@ class Prepared:
             if other.encoder != self.encoder:
                 without = other.name if self.windows else self.name
                 raise InputError(f"section {without} has no image, others have: leave out the one or the others")
+            check_shares_genes(other.adata, self.adata, self.genes)
 
     @property
     def test_spots(self) -> np.ndarray:

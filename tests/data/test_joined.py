@@ -106,6 +106,10 @@ def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
     del bare.uns["spabit"]["image_path"]
     with pytest.raises(InputError, match="S2 has no image"):
         Prepared(*again, [Prepared(bare, *again[1:])])
+    foreign = joint.related[0].adata.copy()
+    foreign.var_names = [f"X{i}" if i > 4 else name for i, name in enumerate(foreign.var_names)]
+    with pytest.raises(InputError, match="S2 has 0 of the panel's 13 genes by name or id .it names genes as"):
+        Prepared(*again, [Prepared(foreign, *again[1:])])
     tiny_config.gat.joint = False
     with pytest.raises(InputError, match="gat.joint"):
         Prepared(*again, joint.related)
