@@ -15,13 +15,17 @@ from absl import logging
 from anndata import AnnData
 from scipy import sparse
 
-from spabit_jax.data.components import standardised
+from spabit_jax.data.components import expression_space, standardised
 from spabit_jax.data.genes import match_genes
-from spabit_jax.data.section import Section
-from spabit_jax.neighbours import spot_pitch
+from spabit_jax.data.registration import register
+from spabit_jax.data.section import Frame, Section
+from spabit_jax.neighbours import Context, spot_pitch
 from spabit_jax.scale import TOTAL, total_counts
 
 APART = 1000.0  # pitches between two sections: correlation in space, and all weights by distance, are 0 there
+
+N_VALUES = 8  # of expression and of the image, by which sections are put where they lie
+IMAGE_SHARE = 0.7  # of an image component's unit, beside that of a score of expression
 
 
 def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
@@ -86,3 +90,32 @@ def align(section: Section, sizes: Sequence[int]) -> Section:
     for part, mean in zip(parts[1:], means[1:], strict=True):
         expression[part] += means[0] - mean
     return section._replace(expression=expression)
+
+
+def registered(section: Section, frame: Frame, sizes: Sequence[int], distance: float) -> tuple[Section, Frame]:
+    """Sections that lie far apart, put where they lie: the first in a plane, the others in planes above and below it.
+
+    Found by what is known: image components at all spots, expression at train spots.
+
+    Args:
+      section, frame: of all spots, each section within its own coordinates.
+      sizes: spots of each section, in order.
+      distance: pitches between one plane and the next.
+
+    Returns:
+      The same with coordinates (N, 3), and with the nearest train spots of all sections as context.
+    """
+    train = section.is_train
+    space = expression_space(section.expression[train], N_VALUES)
+    values = np.full((len(train), len(space.loadings)), np.nan)
+    values[train] = space.encode(section.expression[train])
+    values = np.concatenate([values, IMAGE_SHARE * section.image[:, :N_VALUES]], axis=1)
+    own, *others = np.split(np.arange(len(train)), np.cumsum(sizes)[:-1])
+    xy = np.pad(section.xy.astype(np.float64), ((0, 0), (0, 1)))
+    for i, other in enumerate(others):
+        xy[other, :2] = register(xy[own, :2], values[own], xy[other, :2], values[other])
+        xy[other, 2] = distance * (i // 2 + 1) * (-1) ** i
+    in_px = xy * frame.pitch + [*frame.centre, 0]
+    context = Context.of(in_px, train, frame.context.k)
+    section = section._replace(xy=xy.astype(np.float32), context=context.of_spots(in_px))
+    return section, frame._replace(context=context)
