@@ -15,7 +15,7 @@ from feature_extraction import cache, encoders
 from spabit_jax.config import Config, is_own_split
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
 from spabit_jax.data.features import FILE, OwnFeatures, is_own
-from spabit_jax.data.genes import select_genes
+from spabit_jax.data.genes import check_shares_genes, select_genes
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.split import split_spots, with_absolute_split
 from spabit_jax.data.windows import warn_of_windows, window_widths
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what brings JAX is imported when arrays are made: bad input
     from spabit_jax.data.section import Frame, Places, Section
 
 MIN_TRAIN_SPOTS = 3
+APART, ALONE = float("inf"), 0.0  # layouts: related sections far from this one, or left out
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
 ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
 
@@ -104,6 +105,7 @@ class Prepared:
       patch_px: widths of the image windows in full-resolution pixels; none of features of the user's own.
       windows: the image features of each; empty without an image.
       related: the inputs of other sections, from whose train spots is learned too.
+      layout: of ``lay_out``; None, which is far apart, where nobody has decided.
 
     Raises:
       InputError: the split, the panel, the encoder, a cache that is there already or a related section does not fit.
@@ -112,6 +114,7 @@ class Prepared:
     def __init__(self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = ()):
         config = with_absolute_split(config)
         self.adata, self.config, self.related = adata, config, list(related)
+        self.layout = None
         info = adata.uns["spabit"]
         self.name = info["name"]
         data = config.data
@@ -164,6 +167,7 @@ class Prepared:
             if other.encoder != self.encoder:
                 without = other.name if self.windows else self.name
                 raise InputError(f"section {without} has no image, others have: leave out the one or the others")
+            check_shares_genes(other.adata, self.adata, self.genes)
 
     @property
     def test_spots(self) -> np.ndarray:
@@ -199,15 +203,37 @@ class Prepared:
         drawn = {"num_seeds": len(seeds), "seeds": list(seeds)}
         return {"inputs": self.describe(), **drawn, "config": self.config.to_dict()}
 
-    @cached_property
-    def _arrays(self) -> tuple[Section, Frame]:
-        """Own spots, then those of related sections, one below the other; and how new places become arrays."""
-        from spabit_jax.data.joined import align
+    def _make(self, adata: AnnData, features, is_train: np.ndarray) -> tuple[Section, Frame]:
         from spabit_jax.data.section import make_section_and_frame
 
-        adata, features, is_train = self.joined()
-        section, frame = make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
-        return align(section, [len(prepared.is_train) for prepared in (self, *self.related)]), frame
+        return make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
+
+    @cached_property
+    def _apart(self) -> tuple[Section, Frame]:
+        """Own spots, then those of related sections, far from them; and how new places become arrays."""
+        from spabit_jax.data.joined import align
+
+        section, frame = self._make(*self.joined())
+        return align(section, self._sizes), frame
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(prepared.is_train) for prepared in (self, *self.related)]
+
+    @cached_property
+    def _arrays(self) -> tuple[Section, Frame]:
+        if self.layout == ALONE:
+            return self._make(self.adata, self.features(), self.is_train)
+        if not self.related or self.layout in (None, APART):
+            return self._apart
+        from spabit_jax.data.joined import registered
+
+        return registered(*self._apart, self._sizes, self.layout)
+
+    def lay_out(self, layout: float) -> None:
+        """Puts related sections where they lie on this one, in planes so many pitches apart; ``APART`` or ``ALONE``."""
+        self.layout = layout
+        self.__dict__.pop("_arrays", None)
 
     def joined(self) -> tuple[AnnData, np.ndarray | None, np.ndarray]:
         """Section, image features and train spots, or those of this and all related sections, one below the other."""
@@ -229,7 +255,7 @@ class Prepared:
         Args:
           features: (M, D) their image features; None without an image.
         """
-        if self.related and features is not None:
+        if self.related and self.layout != ALONE and features is not None:
             features = standardised(features, by=self.features())
         return self._arrays[1].places(locations.xy, features)
 

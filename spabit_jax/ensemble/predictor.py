@@ -16,7 +16,7 @@ from feature_extraction import cache
 from spabit_jax.config import Config
 from spabit_jax.data.features import is_own
 from spabit_jax.data.locations import Locations, find_locations
-from spabit_jax.data.prepared import Prepared, made_from, side_by_side
+from spabit_jax.data.prepared import ALONE, Prepared, made_from, side_by_side
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
     FittedMember,
@@ -26,6 +26,7 @@ from spabit_jax.ensemble.members import (
     make_members,
     restore_members,
 )
+from spabit_jax.ensemble.related import lay_out_related
 from spabit_jax.ensemble.run_folder import kept_in, read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing
@@ -176,6 +177,7 @@ def fit(
       folder: of a run, whose earlier fits are gone on from; None keeps all in memory.
       gene_tokens: of the reference's separate GAT; trained here if None and there is to be one.
     """
+    lay_out_related(prepared)
     section, config = prepared.section(), prepared.config
     if gene_tokens is None and not config.gat.joint:
         from spabit_jax.reference.separate_gat import gene_tokens as train_gat
@@ -186,6 +188,7 @@ def fit(
 
 def restore(prepared: Prepared, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:
     """What ``fit`` left in a folder; InputError if it is not there or not finished."""
+    lay_out_related(prepared)
     members = make_members(prepared.config, gene_tokens)
     return Model(prepared, seeds, restore_members(members, prepared.section(), seeds, folder))
 
@@ -246,7 +249,7 @@ def provenance(prepared: Prepared) -> dict:
     n_train, n = int(prepared.is_train.sum()), len(prepared.is_train)
     which = f"{n_train} of {n} spots" if n_train < n else f"all {n} spots"
     which += f" (split {prepared.config.data.split})"
-    for other in prepared.related:
+    for other in prepared.related if prepared.layout != ALONE else ():
         which += f", {int(other.is_train.sum())} of {other.name} (split {other.config.data.split})"
     return {
         "method": prepared.config.name,

@@ -45,7 +45,7 @@ class Query(NamedTuple):
 
     value: Float[Array, "B M"]  # the score at the spots; 0 at the place
     image: Float[Array, "B M C"]
-    offset: Float[Array, "B M 2"]  # from the place, in pitches
+    offset: Float[Array, "B M d"]  # from the place, in pitches
     mean: Float[Array, "B S"]  # of each process
     variance: Float[Array, "B S"]
     log_weight: Float[Array, "B S"]

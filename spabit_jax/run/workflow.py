@@ -14,6 +14,7 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model
+from spabit_jax.ensemble.related import lay_out_related
 from spabit_jax.ensemble.run_folder import read_made_by, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing, write_json
@@ -75,6 +76,7 @@ class Workflow:
     def train_networks(self) -> None:
         """One network for each seed, into ``checkpoints/seed_i``: what all processes do together."""
         network = make_members(self.prepared.config, self.gene_tokens()).get("spabit")
+        lay_out_related(self.prepared)
         section = self.prepared.section()
         distributed.first_does(self.write_config)
         if network is not None:
