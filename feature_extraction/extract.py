@@ -222,7 +222,11 @@ def _partial(npy: Path) -> tuple[Path, Path]:
 
 
 def _packages(encoder: str) -> list[str]:
-    return ["numpy", "pillow"] + (["scikit-image"] if encoder == "stain" else ["torch", "timm"])
+    """Those that decide on the features."""
+    if encoder == "stain":
+        return ["numpy", "pillow", "scikit-image"]
+    row = encoders.ENCODERS.get(encoder)
+    return ["numpy", "pillow", "torch", "transformers" if row and row.needs_transformers else "timm"]
 
 
 def main() -> None:
