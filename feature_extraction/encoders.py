@@ -26,23 +26,35 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 _LUNIT = ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464))
 _OPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_HIBOU = ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816))
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
 _UNI2H = {"patch_size": 14, "embed_dim": 1536, "depth": 24, "num_heads": 24, "mlp_ratio": 2.66667 * 2, **_SWIGLU}
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_GIGAPATH = {"patch_size": 16, "embed_dim": 1536, "depth": 40, "num_heads": 24, "mlp_ratio": 5.33334}
+_VIRCHOW = {"init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": "", **_SWIGLU}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}  # for transformers
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+_GIANT = {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24}
+_REGISTERS = {"image_size": 224, "patch_size": 14, "num_register_tokens": 4, "use_swiglu_ffn": True}
+_KAIKO = "kaiko_ai_towards_large_pathology_fms"
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model_vision.bin")
 
 
 @dataclass(frozen=True)
 class Encoder:
     name: str
-    arch: str  # timm architecture
+    arch: str  # timm architecture, transformers.CLASS, or conch or conch15
     repo: str  # on the Hugging Face hub
     dim: int | None  # None: what the model gives
     licence: str
     gated: bool = False  # access is granted on the model page
-    kwargs: dict[str, Any] = field(default_factory=dict)  # for timm.create_model
+    kwargs: dict[str, Any] = field(default_factory=dict)  # for timm.create_model, or the configuration of the class
     size: int = 224  # input width in pixels
     normalisation: tuple = IMAGENET  # mean and sd of R, G, B
-    tokens: bool = False  # the model gives tokens: features are the class token and the mean patch token
+    tokens: bool = False  # features are the class token and the mean patch token, not the class token alone
+
+    @property
+    def needs_transformers(self) -> bool:
+        return self.arch.startswith("transformers.")
 
 
 _TABLE = (
@@ -55,24 +67,65 @@ _TABLE = (
         kwargs={"init_values": 1e-5, "dynamic_img_size": True, "reg_tokens": 8, "no_embed_class": True, **_UNI2H},
     ),
     Encoder(
+        "conch", "conch", "MahmoodLab/CONCH", 512, "CC BY-NC-ND 4.0", gated=True, size=448, normalisation=_CLIP,
+    ),
+    Encoder("conch15", "conch15", "MahmoodLab/conchv1_5", 768, "CC BY-NC-ND 4.0", gated=True, size=448),
+    Encoder(
         "hoptimus0", "vit_giant_patch14_reg4_dinov2", "bioptimus/H-optimus-0", 1536, "Apache 2.0", gated=True,
         kwargs={"img_size": 224, "init_values": 1e-5}, normalisation=_OPTIMUS,
     ),
     Encoder(
+        "hoptimus1", "vit_giant_patch14_reg4_dinov2", "bioptimus/H-optimus-1", 1536, "CC BY-NC-ND 4.0", gated=True,
+        kwargs={"img_size": 224, "init_values": 1e-5}, normalisation=_OPTIMUS,
+    ),
+    Encoder(
+        "h0mini", "vit_base_patch14_reg4_dinov2", "bioptimus/H0-mini", 1536, "CC BY-NC-ND 4.0", gated=True, tokens=True,
+        kwargs={"img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.33334, "global_pool": "", **_SWIGLU},
+        normalisation=_OPTIMUS,
+    ),
+    Encoder(
+        "virchow", "vit_huge_patch14_224", "paige-ai/Virchow", 2560, "Apache 2.0", gated=True, tokens=True,
+        kwargs=_VIRCHOW,
+    ),
+    Encoder(
         "virchow2", "vit_huge_patch14_224", "paige-ai/Virchow2", 2560, "CC BY-NC-ND 4.0", gated=True, tokens=True,
-        kwargs={"init_values": 1e-5, "reg_tokens": 4, "mlp_ratio": 5.3375, "global_pool": "", **_SWIGLU},
+        kwargs={"reg_tokens": 4, **_VIRCHOW},
     ),
     Encoder(
-        "conch", "conch_ViT-B-16", "MahmoodLab/CONCH", 512, "CC BY-NC-ND 4.0", gated=True,
-        size=448, normalisation=_CLIP,
+        "gigapath", "vit_giant_patch14_dinov2", "prov-gigapath/prov-gigapath", 1536,
+        "Apache 2.0 with conditions, research only", gated=True,
+        kwargs={"img_size": 224, "init_values": 1e-5, **_GIGAPATH},
     ),
     Encoder(
-        "lunit", "vit_small_patch16_224", "1aurent/vit_small_patch16_224.lunit_dino", 384, "Lunit, non-commercial",
-        normalisation=_LUNIT,
+        "phikon2", "transformers.Dinov2Model", "owkin/phikon-v2", 1024, "Owkin, non-commercial",
+        kwargs={"image_size": 224, "patch_size": 16, **_LARGE},
     ),
     Encoder(
-        "kaiko", "vit_base_patch16_224", "1aurent/vit_base_patch16_224.kaiko_ai_towards_large_pathology_fms", 768,
-        "kaiko.ai, non-commercial", normalisation=_HALF,
+        "midnight", "transformers.Dinov2Model", "kaiko-ai/midnight", 3072, "MIT", tokens=True,
+        kwargs={"image_size": 518, "patch_size": 14, "use_swiglu_ffn": True, **_GIANT}, normalisation=_HALF,
+    ),
+    Encoder(
+        "hibou_b", "transformers.Dinov2WithRegistersModel", "histai/hibou-B", 768, "Apache 2.0", gated=True,
+        kwargs={**_BASE, **_REGISTERS}, normalisation=_HIBOU,
+    ),
+    Encoder(
+        "hibou_l", "transformers.Dinov2WithRegistersModel", "histai/hibou-L", 1024, "Apache 2.0", gated=True,
+        kwargs={**_LARGE, **_REGISTERS}, normalisation=_HIBOU,
+    ),
+    *(
+        Encoder(name, arch, f"1aurent/{arch}.lunit_dino", 384, "Lunit, non-commercial", normalisation=_LUNIT)
+        for name, arch in (("lunit", "vit_small_patch16_224"), ("lunit_s8", "vit_small_patch8_224"))
+    ),
+    *(
+        Encoder(name, arch, f"1aurent/{arch}.{_KAIKO}", dim, "kaiko.ai, non-commercial", normalisation=_HALF)
+        for name, arch, dim in (
+            ("kaiko", "vit_base_patch16_224", 768), ("kaiko_b8", "vit_base_patch8_224", 768),
+            ("kaiko_s16", "vit_small_patch16_224", 384), ("kaiko_s8", "vit_small_patch8_224", 384),
+        )
+    ),
+    Encoder(
+        "kaiko_l14", "vit_large_patch14_reg4_dinov2", f"1aurent/vit_large_patch14_reg4_dinov2.{_KAIKO}", 1024,
+        "kaiko.ai, non-commercial", kwargs={"img_size": 518, "dynamic_img_size": True}, normalisation=_HALF,
     ),
     Encoder("resnet50", "resnet50", "timm/resnet50.tv_in1k", 2048, "BSD 3-clause"),
     Encoder("densenet121", "densenet121", "timm/densenet121.tv_in1k", 1024, "Apache 2.0"),
@@ -174,14 +227,10 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
 
     import torch
 
-    if name == "conch" and importlib.util.find_spec("conch") is None:
-        source = "git+https://github.com/mahmoodlab/CONCH.git"
-        raise InputError(f"--encoder=conch needs its package: pip install {source}")
     encoder = ENCODERS.get(name) or _timm_encoder(name, login)
+    _need_package_of(encoder)
     path = weights or _download(encoder, login)
-    model = _conch(path) if name == "conch" else build(encoder)
-    if name != "conch":
-        _load_weights(model, path, encoder)
+    model = _load_model(encoder, path)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if autocast is None:
         cpu = torch.cpu.get_capabilities()
@@ -216,22 +265,30 @@ def embedding(model, encoder: Encoder, device: str, autocast: bool) -> Callable[
                     layer.forward = _packed(layer)
 
     mean, sd = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in encoder.normalisation)
-    forward = model
-    if encoder.name == "conch":
-        forward = lambda x: model.encode_image(x, proj_contrast=False, normalize=False)  # noqa: E731
+    forward, n_before = _forward(model, encoder)
 
     @torch.inference_mode()
     def embed(patches: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2).float().div(255).sub(mean).div(sd)
         with torch.autocast(device, torch.bfloat16, enabled=autocast):
             out = forward(x)
-        if encoder.tokens:  # class token, register tokens, patch tokens
-            out = torch.cat([out[:, 0], out[:, model.num_prefix_tokens :].mean(1)], dim=1)
+        if out.ndim == 3 and n_before:  # class token, register tokens, patch tokens
+            patch_tokens = out[:, n_before:].mean(1)
+            out = torch.cat([out[:, 0], patch_tokens], dim=1) if encoder.tokens else out[:, 0]
         if out.ndim != 2:
             raise InputError(f"--encoder={encoder.name} gives {tuple(out.shape)}, not one vector per patch")
         return out.float().cpu().numpy()
 
     return embed
+
+
+def _forward(model, encoder: Encoder) -> tuple[Callable, int]:
+    """What gives the features or tokens of a batch, and how many tokens come before those of the patches."""
+    if encoder.arch == "conch":
+        return lambda x: model.encode_image(x, proj_contrast=False, normalize=False), 0
+    if encoder.needs_transformers:
+        return lambda x: model(x).last_hidden_state, 1 + getattr(model.config, "num_register_tokens", 0)
+    return model, getattr(model, "num_prefix_tokens", 0)
 
 
 def _packed(layer) -> Callable:
@@ -270,6 +327,14 @@ def _timm_encoder(name: str, login: str | None) -> Encoder:
     )  # fmt: skip
 
 
+def _need_package_of(encoder: Encoder) -> None:
+    """Raises InputError, saying what to install, where an encoder needs a package that not all need."""
+    package = encoder.arch.partition(".")[0]
+    install = {"conch": "git+https://github.com/mahmoodlab/CONCH.git", "transformers": '"spabit_jax[transformers]"'}
+    if package in install and importlib.util.find_spec(package) is None:
+        raise InputError(f"--encoder={encoder.name} needs the package {package}: pip install {install[package]}")
+
+
 def build(encoder: Encoder):
     """The model of a row of the table, with random weights."""
     import timm
@@ -277,41 +342,87 @@ def build(encoder: Encoder):
 
     if not torch.cuda.is_available():
         timm.layers.set_fused_attn(False)  # slower on a CPU
+    if encoder.arch == "conch15":
+        from feature_extraction.conch15 import VisionTower
+
+        return VisionTower()
+    if encoder.needs_transformers:
+        return _transformers_class(encoder)(_transformers_config(encoder))
     kwargs = dict(encoder.kwargs)
     if "mlp_layer" in kwargs:
         kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])
     return timm.create_model(encoder.arch, pretrained=False, **{**kwargs, "num_classes": 0})
 
 
-def _conch(path: str):
-    from conch.open_clip_custom import create_model_from_pretrained
+def _transformers_class(encoder: Encoder):
+    import transformers
 
-    return create_model_from_pretrained("conch_ViT-B-16", checkpoint_path=path, return_transform=False)
+    return getattr(transformers, encoder.arch.removeprefix("transformers."))
 
 
-def _load_weights(model, path: str, encoder: Encoder) -> None:
+def _transformers_config(encoder: Encoder):
+    return _transformers_class(encoder).config_class(**encoder.kwargs)
+
+
+def _load_model(encoder: Encoder, path: str):
+    """The model of a row with the weights of a file."""
+    if encoder.arch == "conch":
+        from conch.open_clip_custom import create_model_from_pretrained
+
+        return create_model_from_pretrained("conch_ViT-B-16", checkpoint_path=path, return_transform=False)
+    state = _read_weights(path)
+    if encoder.needs_transformers:
+        return _load_transformers(state, path, encoder)
+    model = build(encoder)
+    if encoder.arch == "conch15":
+        state = model.at_its_size(state)
+    own = model.state_dict()
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    state = {k: v for k, v in state.items() if k in own or k.rpartition(".")[0] not in heads}
+    shapes = {key: (state[key].shape, own[key].shape) for key in own if key in state}
+    _refuse(path, encoder, [k for k in own if k not in state], [k for k in state if k not in own], shapes)
+    model.load_state_dict(state)
+    return model
+
+
+def _load_transformers(state: dict, path: str, encoder: Encoder):
+    """Weights under the names that they have on the hub, which the package knows to be its own of another version."""
+    from transformers.utils import logging as their_logging
+
+    their_logging.set_verbosity_error()  # what does not fit is said below, in one line
+    their_logging.disable_progress_bar()
+    model, found = _transformers_class(encoder).from_pretrained(
+        None, config=_transformers_config(encoder), state_dict=state, ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    shapes = {key: (have, want) for key, have, want in found["mismatched_keys"]}
+    _refuse(path, encoder, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]), shapes)
+    return model
+
+
+def _read_weights(path: str) -> dict:
     from timm.models import load_state_dict
 
     try:
         state = load_state_dict(path, use_ema=False, weights_only=True)
-        state = {key: value for key, value in state.items() if hasattr(value, "shape")}
+        return {key: value for key, value in state.items() if hasattr(value, "shape")}
     except Exception as error:  # torch, pickle, zipfile and safetensors each raise their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not a file of weights that torch or safetensors can read ({reason})") from error
-    own = model.state_dict()
-    classifier = (model.pretrained_cfg or {}).get("classifier")
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-    state = {k: v for k, v in state.items() if k in own or k.rpartition(".")[0] not in heads}
-    wrong = [f"lacks {key}" for key in own if key not in state][:1]
-    wrong += [f"has {key}, which the model has not" for key in state if key not in own][:1]
-    wrong += [
-        f"has {key} of shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ][:1]
+
+
+def _refuse(path: str, encoder: Encoder, missing: list, unknown: list, shapes: dict) -> None:
+    """Raises InputError where a file's weights are not those of a model, with one example of each kind.
+
+    Args:
+      shapes: name → shape in the file, shape in the model.
+    """
+    wrong = [f"lacks {key}" for key in missing][:1]
+    wrong += [f"has {key}, which the model has not" for key in unknown][:1]
+    wrong += [f"has {k} of shape {tuple(a)} instead of {tuple(b)}" for k, (a, b) in shapes.items() if a != b][:1]
     if wrong:
         raise InputError(f"{path}: not the weights of --encoder={encoder.name} ({encoder.arch}): {'; '.join(wrong)}")
-    model.load_state_dict(state)
 
 
 def _download(encoder: Encoder, login: str | None) -> str:

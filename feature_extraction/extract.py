@@ -222,9 +222,13 @@ def _partial(npy: Path) -> tuple[Path, Path]:
 
 
 def _packages(encoder: str) -> list[str]:
+    """Those that decide on the features."""
     if encoder in encoders.OWN:
         return ["numpy", "pillow"]
-    return ["numpy", "pillow"] + (["scikit-image"] if encoder == "stain" else ["torch", "timm"])
+    if encoder == "stain":
+        return ["numpy", "pillow", "scikit-image"]
+    row = encoders.ENCODERS.get(encoder)
+    return ["numpy", "pillow", "torch", "transformers" if row and row.needs_transformers else "timm"]
 
 
 def main() -> None:
