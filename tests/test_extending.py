@@ -127,17 +127,16 @@ def test_features_of_ones_own_as_written(simulated, tmp_path, monkeypatch):
     assert len(predict.predict(tmp_path / "run", "spots")[0]) == adata.n_obs
 
 
-@pytest.mark.parametrize("kind", ["obs", "csv"])
-def test_a_split_of_ones_own_is_known_to_the_run(simulated, tmp_path, monkeypatch, kind):
+def test_a_split_of_ones_own_is_known_to_the_run(simulated, tmp_path, monkeypatch):
     adata = sj.read_section(simulated)
     fold = np.where(np.arange(adata.n_obs) % 3 == 0, "train", "test")
     adata.obs["fold"] = fold
     adata.obs["fold"].to_csv(tmp_path / "split.csv")
     monkeypatch.chdir(tmp_path)
-    split = "obs:fold" if kind == "obs" else "split.csv"
-    section = sj.prepare(adata, small(Config()).with_data(split=split), cache_dir=tmp_path / "cache")
-    np.testing.assert_array_equal(section.is_train, fold == "train")
-    monkeypatch.chdir(ROOT)
+    for split in ("obs:fold", "split.csv"):
+        section = sj.prepare(adata, small(Config()).with_data(split=split), cache_dir=tmp_path / "cache")
+        np.testing.assert_array_equal(section.is_train, fold == "train")
+    monkeypatch.chdir(ROOT)  # the file is found from any folder
     found = run_and_predict(section, tmp_path / "run", "grid:2x")
     assert (found.obs["split"] == "train").sum() == (fold == "train").sum()
 
