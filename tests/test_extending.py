@@ -94,7 +94,7 @@ def run_and_predict(section, out, at):
 
 
 def small(config):
-    config.data.n_genes = 12
+    config.data.n_genes, config.data.windows = 12, "1d"
     return config
 
 
@@ -152,8 +152,9 @@ def test_a_loss_of_ones_own_as_written(simulated, tables, tmp_path):
     genes = Space(np.zeros(3, np.float32), np.ones(3, np.float32))
     wanted = -nbinom.logpmf(count, 5, 5 / (5 + mean)).mean()
     assert float(loss(np.log2(mean + 1), np.log2(count + 1), genes)) == pytest.approx(wanted, rel=1e-4)
-    config.model.members, config.train.epochs, config.train.chunk_epochs = "spabit", 4, 2
+    config.model.members, config.train.epochs, config.train.chunk_epochs = "spabit", 2, 2
     config.model.width = config.model.mlp_width = 16
+    config.model.n_context, config.model.depth, config.gat.heads, config.gat.head_width = 4, 0, 2, 4
     section = sj.prepare(simulated, config, cache_dir=tmp_path / "cache")
     out = tmp_path / "run"
     run_and_predict(section, out, "grid:2x")
