@@ -94,7 +94,7 @@ def run_and_predict(section, out, at):
 
 
 def small(config):
-    config.data.n_genes = 12
+    config.data.n_genes, config.data.windows = 12, "1d"
     return config
 
 
@@ -127,17 +127,16 @@ def test_features_of_ones_own_as_written(simulated, tmp_path, monkeypatch):
     assert len(predict.predict(tmp_path / "run", "spots")[0]) == adata.n_obs
 
 
-@pytest.mark.parametrize("kind", ["obs", "csv"])
-def test_a_split_of_ones_own_is_known_to_the_run(simulated, tmp_path, monkeypatch, kind):
+def test_a_split_of_ones_own_is_known_to_the_run(simulated, tmp_path, monkeypatch):
     adata = sj.read_section(simulated)
     fold = np.where(np.arange(adata.n_obs) % 3 == 0, "train", "test")
     adata.obs["fold"] = fold
     adata.obs["fold"].to_csv(tmp_path / "split.csv")
     monkeypatch.chdir(tmp_path)
-    split = "obs:fold" if kind == "obs" else "split.csv"
-    section = sj.prepare(adata, small(Config()).with_data(split=split), cache_dir=tmp_path / "cache")
-    np.testing.assert_array_equal(section.is_train, fold == "train")
-    monkeypatch.chdir(ROOT)
+    for split in ("obs:fold", "split.csv"):
+        section = sj.prepare(adata, small(Config()).with_data(split=split), cache_dir=tmp_path / "cache")
+        np.testing.assert_array_equal(section.is_train, fold == "train")
+    monkeypatch.chdir(ROOT)  # the file is found from any folder
     found = run_and_predict(section, tmp_path / "run", "grid:2x")
     assert (found.obs["split"] == "train").sum() == (fold == "train").sum()
 
@@ -153,8 +152,9 @@ def test_a_loss_of_ones_own_as_written(simulated, tables, tmp_path):
     genes = Space(np.zeros(3, np.float32), np.ones(3, np.float32))
     wanted = -nbinom.logpmf(count, 5, 5 / (5 + mean)).mean()
     assert float(loss(np.log2(mean + 1), np.log2(count + 1), genes)) == pytest.approx(wanted, rel=1e-4)
-    config.model.members, config.train.epochs, config.train.chunk_epochs = "spabit", 4, 2
+    config.model.members, config.train.epochs, config.train.chunk_epochs = "spabit", 2, 2
     config.model.width = config.model.mlp_width = 16
+    config.model.n_context, config.model.depth, config.gat.heads, config.gat.head_width = 4, 0, 2, 4
     section = sj.prepare(simulated, config, cache_dir=tmp_path / "cache")
     out = tmp_path / "run"
     run_and_predict(section, out, "grid:2x")
