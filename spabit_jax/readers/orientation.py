@@ -69,7 +69,8 @@ def place_image(adata: AnnData, turn: str | int | None, image_scale: float | Non
         info["image_scale"] = float(image_scale)
     if turn is not None:
         info["turn"] = turn
-    library = adata.uns["spatial"].setdefault(info["name"], {"images": {}, "scalefactors": {}, "metadata": {}})
+    empty = {"images": {}, "scalefactors": {}, "metadata": {}}
+    library = adata.uns.setdefault("spatial", {}).setdefault(info["name"], empty)
     image, shrunk = open_used(info).thumbnail(THUMBNAIL_PX)
     kept = {key: value for key, value in library["scalefactors"].items() if not key.startswith("tissue_")}
     library["images"] = {"hires": np.ascontiguousarray(image)}

@@ -96,6 +96,17 @@ def test_a_turn_too_many(with_spots, caplog):
         read_section(with_spots.folder, turn="90", image="none")
 
 
+def test_an_h5ad_knows_how_its_image_is_turned(with_spots, tmp_path, caplog):
+    path = with_spots.folder / "image.png"
+    paint().transpose(Image.Transpose.ROTATE_90).save(path)
+    adata = read_section(with_spots.folder, turn="90")
+    adata.write_h5ad(tmp_path / "kept.h5ad")
+    again = read_section(tmp_path / "kept.h5ad", image=path, name="S1")
+    assert again.uns["spabit"]["turn"] == "90" and not caplog.text
+    in_memory = read_section(adata, image=path, turn="0", name="S1")
+    assert in_memory.uns["spabit"]["turn"] == "0" and "give --turn=90" in caplog.text
+
+
 def test_fluorescence_is_light_on_black(with_spots, caplog):
     paint((90, 90, 200), (2, 2, 2)).save(with_spots.folder / "image.png")
     read_section(with_spots.folder)
