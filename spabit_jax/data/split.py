@@ -17,8 +17,8 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
     Args:
       adata: a section; ``uns["spabit"]`` has its lattice and the extent of all its array positions.
       split: ``lattice`` (the reference's, no randomness), ``random``, ``block`` (whole regions are held out: of 16
-        k-means clusters of the spots, train regions are drawn until they hold ``train_fraction`` of the spots), or
-        ``none`` (every spot is a train spot).
+        k-means clusters of the spots, train regions are drawn until they hold ``train_fraction`` of the spots), 
+        ``none`` (every spot is a train spot), or ``image_only`` (none is: all is learned from related sections).
 
     Returns:
       (N,) bool, True for train spots.
@@ -27,8 +27,8 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
       InputError: an unknown split, or one that leaves no train or no test spot.
     """
     rng = np.random.default_rng(seed)
-    if split == "none":
-        return np.ones(adata.n_obs, bool)
+    if split in ("none", "image_only"):
+        return np.full(adata.n_obs, split == "none")
     if split == "lattice":
         info = adata.uns["spabit"]
         is_train = lattice_split(
