@@ -38,7 +38,7 @@ COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes
 COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
 COLUMNS += ("scale", "panel", "weight", "depth_only")
 GENE_COLUMNS = ["section", "split", "scale", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
-TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
+TEST_SPLITS = tuple(split for split in SPLITS if split not in ("none", "image_only"))
 RELATED = "_related"  # after a method's name: learned from the section's group of --related together
 ON_REQUEST = ("reference", "reference_stopped", "oracle")
 

@@ -13,7 +13,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.scale import SCALES
 
 CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
-SPLITS = ("lattice", "random", "block", "none")
+SPLITS = ("lattice", "random", "block", "none", "image_only")
 OWN_SPLITS = "obs:COLUMN or FILE.csv"  # the user's, of which each spot says train or test
 IMAGE_TRANSFORMS = ("components", "reference")
 
@@ -70,9 +70,10 @@ class DataConfig:
     panel: str = "informative"  # genes: informative, hvg, train_spots, reference or a file, one a line; +A,B adds
     n_genes: int = _that(500, POSITIVE)  # size of the panel (a file's panel is taken whole)
     windows: str = "0.75d+1.5d+3d"  # widths of the image windows, side by side: d (spot diameters), px or um
-    # lattice, random, block, none (every spot is a train spot), or one's own: obs:COLUMN or FILE.csv
+    # lattice, random, block, none (every spot is a train spot), image_only (none is; needs related sections), or one's
+    # own: obs:COLUMN or FILE.csv
     split: str = _that("lattice", split_of(SPLITS))
-    # of related sections: same, or another split; none gives all their spots
+    # of related sections: same, or another split; none, also the same of image_only, gives all their spots
     related_split: str = _that("same", split_of(("same", *SPLITS)))
     train_fraction: float = _that(0.25, SHARE)  # share of train spots in a random or block split
     split_seed: int = _that(0, NOT_NEGATIVE)  # seed of a random or block split
@@ -173,7 +174,8 @@ class Config:
 
     def of_related(self) -> "Config":
         """The configuration for related sections, whose split may be another one."""
-        return self if self.data.related_split == "same" else self.with_data(split=self.data.related_split)
+        same = "none" if self.data.split == "image_only" else self.data.split
+        return self.with_data(split=same if self.data.related_split == "same" else self.data.related_split)
 
     def with_data(self, **changes) -> "Config":
         """This configuration with other values of fields of ``data``."""

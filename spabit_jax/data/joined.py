@@ -18,7 +18,7 @@ from scipy import sparse
 from spabit_jax.data.components import expression_space, standardised
 from spabit_jax.data.genes import match_genes
 from spabit_jax.data.registration import register
-from spabit_jax.data.section import Frame, Section
+from spabit_jax.data.section import Frame, Places, Section
 from spabit_jax.neighbours import Context, spot_pitch
 from spabit_jax.scale import TOTAL, total_counts
 
@@ -78,6 +78,8 @@ def join_features(features: Sequence[np.ndarray | None]) -> np.ndarray | None:
 def align(section: Section, sizes: Sequence[int]) -> Section:
     """Moves the expression of each section's train spots so that every gene has the mean that it has in the first.
 
+    That is the first related section where the section itself has none.
+
     Args:
       section: N spots.
       sizes: spots of each section, in order, the first ones of the N.
@@ -86,6 +88,7 @@ def align(section: Section, sizes: Sequence[int]) -> Section:
         return section
     expression = section.expression.copy()
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    parts = [part for part in parts if section.is_train[part].any()]
     means = [expression[part[section.is_train[part]]].mean(axis=0) for part in parts]
     for part, mean in zip(parts[1:], means[1:], strict=True):
         expression[part] += means[0] - mean
@@ -119,3 +122,27 @@ def registered(section: Section, frame: Frame, sizes: Sequence[int], distance: f
     context = Context.of(in_px, train, frame.context.k)
     section = section._replace(xy=xy.astype(np.float32), context=context.of_spots(in_px))
     return section, frame._replace(context=context)
+
+
+def parts_of(section: Section, sizes: Sequence[int]) -> list[np.ndarray]:
+    """The train spots of each related section, (m,) indices; of a single one those of its left and its right half."""
+    _, *others = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    parts = [other[section.is_train[other]] for other in others]
+    if len(parts) == 1:
+        right = section.xy[parts[0], 0] > np.median(section.xy[parts[0], 0])
+        parts = [parts[0][~right], parts[0][right]]
+    return parts
+
+
+def leave_out(section: Section, frame: Frame, spots: np.ndarray) -> tuple[Section, Places]:
+    """The section as if these train spots, (m,) indices, were not measured; and these as places far from all others."""
+    is_train, expression, noise = section.is_train.copy(), section.expression.copy(), section.noise.copy()
+    is_train[spots], expression[spots], noise[spots] = False, np.nan, np.nan
+    xy = section.xy.copy()
+    xy[spots, 1] += APART
+    in_px = xy.astype(np.float64) * frame.pitch + frame.centre
+    context = Context.of(in_px, is_train, frame.context.k)
+    section = section._replace(
+        expression=expression, noise=noise, xy=xy, is_train=is_train, context=context.of_spots(in_px)
+    )
+    return section, section.places(spots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ from feature_extraction import cache, encoders
 from spabit_jax.config import Config, is_own_split
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
 from spabit_jax.data.features import FILE, OwnFeatures, is_own
-from spabit_jax.data.genes import check_shares_genes, select_genes
+from spabit_jax.data.genes import check_shares_genes, match_genes, select_genes
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.split import split_spots, with_absolute_split
 from spabit_jax.data.windows import warn_of_windows, window_widths
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what brings JAX is imported when arrays are made: bad input
     from spabit_jax.data.section import Frame, Places, Section
 
 MIN_TRAIN_SPOTS = 3
+MOST_FAR = 1200  # train spots of related sections that are learned from where none is the section's own
 APART, ALONE = float("inf"), 0.0  # layouts: related sections far from this one, or left out
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
 ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
@@ -119,13 +120,20 @@ class Prepared:
         self.name = info["name"]
         data = config.data
         self.is_train = split_spots(adata, data.split, data.train_fraction, data.split_seed)
-        if self.is_train.sum() < MIN_TRAIN_SPOTS:
+        few = self.is_train.sum() < MIN_TRAIN_SPOTS
+        if few and not self.related:
             raise InputError(
                 f"section {self.name} has {self.is_train.sum()} train spots under the split {data.split!r}: "
-                f"at least {MIN_TRAIN_SPOTS} are needed"
+                f"at least {MIN_TRAIN_SPOTS} are needed, or related sections (--related) that have them"
             )
-        self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
-        self.scale = find_scale(data.scale, adata, self.is_train)
+        if few:  # next to nothing is known here: panel and scale are those of the first related section
+            self.is_train = np.zeros_like(self.is_train)
+            measured = self.related[0]
+            found = match_genes(adata, measured.adata.var.loc[measured.genes])
+            self.genes, self.scale = list(adata.var_names[found[found >= 0]]), measured.scale
+        else:
+            self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
+            self.scale = find_scale(data.scale, adata, self.is_train)
         self.encoder, own = encoder, is_own(encoder)
         if not own:
             encoders.check_name(encoder)
@@ -142,6 +150,8 @@ class Prepared:
             for window in self.windows:
                 cache.is_cached(*window)  # refuses a cache that does not match
             warn_of_windows(self.patch_px, adata)
+        elif few:
+            raise InputError(f"section {self.name} has no image and next to no train spots: there is nothing to go by")
         self._check_related()
 
     def __repr__(self) -> str:
@@ -242,12 +252,28 @@ class Prepared:
         from spabit_jax.data.joined import join, join_features
 
         parts = (self, *self.related)
-        adata = join([prepared.adata for prepared in parts], self.genes)
-        return adata, join_features([i.features() for i in parts]), np.concatenate([i.is_train for i in parts])
+        adata, is_train = join([part.adata for part in parts], self.genes), np.concatenate([i.is_train for i in parts])
+        if not self.is_train.any():  # no known spot is near: of very many, some say as much
+            known = np.flatnonzero(is_train)
+            is_train[np.random.default_rng(0).permutation(known)[MOST_FAR:]] = False
+        return adata, join_features([i.features() for i in parts]), is_train
 
     def section(self) -> Section:
         """The spots of this configuration: own ones, then those of related sections."""
         return self._arrays[0]
+
+    def sections_left_out(self) -> Iterator[tuple[Section, Places, np.ndarray]]:
+        """Each related section (of a single one, each half) as a section of which nothing is measured.
+
+        Yields:
+          The section without its expression, its m train spots as places that are far from all others, and which rows
+          of ``section().train_spots`` they are.
+        """
+        from spabit_jax.data.joined import leave_out, parts_of
+
+        section, frame = self._arrays
+        for spots in parts_of(section, self._sizes):
+            yield *leave_out(section, frame, spots), np.searchsorted(section.train_spots, spots)
 
     def places(self, locations: Locations, features=None) -> Places:
         """M new places.

@@ -22,7 +22,8 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
       adata: a section; ``uns["spabit"]`` has its lattice and the extent of all its array positions.
       split: ``lattice`` (the reference's, no randomness), ``random``, ``block`` (whole regions are held out: of 16
         k-means clusters of the spots, train regions are drawn until they hold ``train_fraction`` of the spots),
-        ``none`` (every spot is a train spot), or the user's own (``own_split``).
+        ``none`` (every spot is a train spot), ``image_only`` (none is: all is learned from related sections), or the
+        user's own (``own_split``).
 
     Returns:
       (N,) bool, True for train spots.
@@ -33,8 +34,8 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
     rng = np.random.default_rng(seed)
     if is_own_split(split):
         return own_split(adata, split)
-    if split == "none":
-        return np.ones(adata.n_obs, bool)
+    if split in ("none", "image_only"):
+        return np.full(adata.n_obs, split == "none")
     if split == "lattice":
         info = adata.uns["spabit"]
         is_train = lattice_split(

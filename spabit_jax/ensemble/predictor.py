@@ -26,7 +26,7 @@ from spabit_jax.ensemble.members import (
     make_members,
     restore_members,
 )
-from spabit_jax.ensemble.related import lay_out_related
+from spabit_jax.ensemble.related import held_out_sections, lay_out_related
 from spabit_jax.ensemble.run_folder import kept_in, read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing
@@ -52,6 +52,8 @@ class Model:
     @cached_property
     def held_out(self) -> dict[str, HeldOut]:
         """What each member says at the train spots, as if each had never been measured."""
+        if not self.prepared.is_train.any():
+            return held_out_sections(self.prepared, make_members(self.prepared.config), self.seeds)
         return {name: member.held_out() for name, member in self.fitted.items()}
 
     @cached_property

@@ -182,3 +182,25 @@ def test_related_sections_are_laid_out_as_held_out_train_spots_say(sections, tin
     tiny_config.model.members, joint.layout = "spabit", None
     lay_out_related(joint)
     assert joint.layout is None  # a network that is trained on a section knows places on a plane only
+
+
+def test_a_section_of_which_nothing_is_measured(sections, tiny_config, tmp_path):
+    """Its panel and scale are its sister's; none of its own expression enters; each half of the sister is left out."""
+    few = tiny_config.with_data(split="image_only")
+    sister = prepared(sections, few.of_related(), tmp_path).related[0]
+    adata = sections[0][0].copy()
+    adata.uns["spabit"]["image_path"] = str(tmp_path / "S1.png")
+    joint = Prepared(adata, few, "stain", str(tmp_path / "cache"), [sister])
+    joint.extract()
+    assert joint.genes == sister.genes and joint.scale == sister.scale
+    section, n = joint.section(), adata.n_obs
+    assert np.isnan(section.expression[:n]).all() and section.is_train[n:].all()
+    rows = []
+    for others, places, of_train in joint.sections_left_out():
+        rows += of_train.tolist()
+        hidden = section.train_spots[of_train]
+        assert np.isnan(others.expression[hidden]).all() and not np.isin(places.context, hidden).any()
+        assert cdist(places.xy, others.xy[others.is_train]).min() > 900
+    assert sorted(rows) == list(range(len(section.train_spots)))
+    with pytest.raises(InputError, match="0 train spots .* related sections"):
+        Prepared(adata, few, "stain", str(tmp_path / "cache"))
