@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from absl import logging
+
 from spabit_jax.config import Config
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.errors import InputError
-from spabit_jax.files import first_difference, replacing, write_or_match
+from spabit_jax.files import check_format, check_whole, first_difference, is_whole, read_json, replacing, write_or_match
 from spabit_jax.models import MODELS
 from spabit_jax.readers import read_section
+from spabit_jax.readers.tables import reading
 
+LOCK = ".run.lock"  # of the command that writes into the folder
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 
 
@@ -32,8 +35,8 @@ def kept_in(out: Path, prepared: Prepared) -> dict:
     """A section from memory, written into the run folder, and what config.json says of it."""
     info, adata = prepared.adata.uns["spabit"], prepared.adata
     path, image = out / "section.h5ad", str(info.get("image_path", ""))
-    if not path.exists():
-        with replacing(path) as temporary:
+    if not is_whole(path):
+        with replacing(path, sealed=True) as temporary:
             adata.write_h5ad(temporary)
     section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
     section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
@@ -46,11 +49,12 @@ def read_run(run: Path) -> dict:
     path = run / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file: --run must be the folder of a run of experiments.run")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): run experiments.run again") from error
-    if "reading" not in content.get("section", {}):
+    content = read_json(path, "run experiments.run again")
+    check_format(content, path)
+    if not is_whole(path):
+        logging.warning("%s was changed since it was written", path)
+    section = content.get("section")
+    if not isinstance(section, dict) or "reading" not in section:
         raise InputError(f"{path} does not say how its section is read: run experiments.run again, into another --out")
     return content
 
@@ -111,7 +115,10 @@ def _of_its_time(config: Config, described: dict) -> Config:
 
 
 def read_made_by(path: Path, stage: str, read):
-    """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is not there."""
+    """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is missing or damaged."""
     if not path.exists():
         raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")
-    return read(path)
+    remedy = f"delete it and run the stage {stage} again (--stages={stage})"
+    check_whole(path, remedy)
+    with reading(path, f"what the stage {stage} writes", remedy):
+        return read(path)
