@@ -159,8 +159,8 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     """
     path = Path(path)
     made = not path.parent.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # the one before removes what it made, where it is empty
         file = open(path, "a+")  # noqa: SIM115  (held while the lock is)
         try:
             _wait_for(file, path)

@@ -85,15 +85,18 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
     """
     section, before = content["section"], content["inputs"]
     encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
+    cache_dir = content["cache_dir"]
+    if not Path(cache_dir).is_dir():  # of another machine; a folder that a file names is not made
+        cache_dir = str(run / "cache")
     paths = section.get("related", [])
     related = [
         Prepared(read_section(path, **section["reading_related"]), _of_its_time(config.of_related(), was), encoder,
-               content["cache_dir"])
+               cache_dir)
         for path, was in zip(paths, before.get("related", []), strict=True)
     ]  # fmt: skip
     adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
     config = _of_its_time(config, before)
-    prepared = Prepared(adata, config, encoder, content["cache_dir"], related)
+    prepared = Prepared(adata, config, encoder, cache_dir, related)
     prepared.extract(weights)
     now = prepared.describe()
     if now != before:

@@ -83,7 +83,7 @@ def read_section(
     Spots that would cover the tissue better with x and y exchanged give a warning (``orientation``), never a change.
     """
     if isinstance(path, AnnData):
-        return _in_memory(path, name or "section", image)
+        return _in_memory(path, check_name("section" if name is None else name), image)
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -94,12 +94,7 @@ def read_section(
     for file in files:
         if file is not None and not (file.is_file() or (file == image and file.exists())):  # OME-Zarr is a folder
             raise InputError(f"{file}: no such file")
-    name = name or section_name(path)
-    if "/" in name or "\0" in name or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
-        raise InputError(
-            f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
-            f"{LONGEST_NAME} letters"
-        )
+    name = check_name(section_name(path) if name is None else name)
     format = _find_out(path) if format == "auto" else format
     options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment}
     options = {option: value for option, value in options.items() if value is not None}
@@ -111,6 +106,16 @@ def read_section(
         adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
     check_orientation(adata, swap_xy)
     return adata
+
+
+def check_name(name: str) -> str:
+    """The name itself; InputError unless it is one component of a path, short enough for what is put behind it."""
+    if "/" in name or not name.isprintable() or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
+            f"{LONGEST_NAME} letters"
+        )
+    return name
 
 
 def _in_memory(adata: AnnData, name: str, image) -> AnnData:

@@ -6,6 +6,7 @@ import glob
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 from absl import logging
@@ -110,7 +111,17 @@ def read_10x(path: Path) -> AnnData:
     import scanpy
 
     with reading(path, "a 10x .h5 file"):
+        _check_10x(path)
         return scanpy.read_10x_h5(path)
+
+
+def _check_10x(path: Path) -> None:
+    """ValueError where a matrix of the file points outside itself: compiled code follows its indices unchecked."""
+    with h5py.File(path) as file:
+        for matrix in file.values():
+            if isinstance(matrix, h5py.Group) and {"data", "indices", "indptr", "shape"} <= set(matrix):
+                arrays = tuple(matrix[name][:] for name in ("data", "indices", "indptr"))
+                sparse.csc_matrix(arrays, shape=tuple(matrix["shape"][:])).check_format(full_check=True)
 
 
 def _read_mtx(folder: Path) -> AnnData:
