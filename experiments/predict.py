@@ -11,7 +11,6 @@ Maps of a few genes lie in figures/ beside the output.
 from __future__ import annotations
 
 import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -112,22 +111,17 @@ def default_genes(spots) -> list[str]:
 
 def write(predictions, out: Path) -> None:
     """Writes .h5ad or .zarr (SpatialData: a table and circles in pixels, with the image), whole or not at all."""
-    from spabit_jax.files import replacing
+    from spabit_jax.files import locked, replacing, temporary_name
 
     if out.suffix == ".h5ad":
-        with replacing(out) as temporary:
+        with locked(out.with_name(f".{out.name}.lock")), replacing(out) as temporary:
             predictions.write_h5ad(temporary)
         return
     from spabit_jax.predictions_spatialdata import to_spatialdata
 
-    temporary = out.with_name(f".tmp.{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier call that was killed
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_name(out) as temporary:
         to_spatialdata(predictions).write(temporary)
         os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":

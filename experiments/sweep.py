@@ -33,10 +33,7 @@ def main() -> None:
     jobs = plan(out)
     todo = [job for job in jobs if not job.is_done]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done already")
-    try:
-        failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+    failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
     if done := [job for job in jobs if job.is_done]:
         collect(out, done)
     if failed:
@@ -130,6 +127,12 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
     from tqdm import tqdm
 
     waiting, running, failed = list(jobs), {}, []
+
+    def cancel() -> None:
+        for task in list(running.values()):
+            task.cancel()
+
+    cli.AT_SIGNAL.append(cancel)
     with tqdm(total=len(jobs), unit="run", disable=None) as bar:
         try:
             while waiting or running:
@@ -144,8 +147,7 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
                         bar.update()
                 time.sleep(0.2)
         finally:
-            for task in running.values():
-                task.cancel()
+            cancel()
     return failed
 
 

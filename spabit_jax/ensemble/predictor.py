@@ -27,9 +27,9 @@ from spabit_jax.ensemble.members import (
     restore_members,
 )
 from spabit_jax.ensemble.related import held_out_sections, lay_out_related
-from spabit_jax.ensemble.run_folder import kept_in, read_config, read_inputs, read_run, write_config
+from spabit_jax.ensemble.run_folder import LOCK, kept_in, read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing
+from spabit_jax.files import locked, replacing
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
 
@@ -96,13 +96,14 @@ class Model:
         out = Path(out)
         if self.prepared.related:
             raise InputError("a model with related sections is not saved from memory: use experiments.run --related")
-        write_config(out, self.prepared, self.seeds, kept_in(out, self.prepared))
-        for member in self.fitted.values():
-            if hasattr(member, "save"):
-                member.save(out)
-        if len(self.history):
-            with replacing(out / "history.csv") as temporary:
-                self.history.to_csv(temporary, index=False)
+        with locked(out / LOCK):
+            write_config(out, self.prepared, self.seeds, kept_in(out, self.prepared))
+            for member in self.fitted.values():
+                if hasattr(member, "save"):
+                    member.save(out)
+            if len(self.history):
+                with replacing(out / "history.csv") as temporary:
+                    self.history.to_csv(temporary, index=False)
 
     def predict_spots(self) -> Prediction:
         """At the section's own spots, of a train spot without its own measurement."""

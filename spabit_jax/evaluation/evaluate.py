@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from absl import logging
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
@@ -115,7 +116,7 @@ def write_evaluation(
         by_seed = zip(header["seeds"], per_seed, strict=False)  # one alone where no member has seeds
         genes = evaluate(predictions, members, dict(by_seed))
         content |= genes.attrs["summary"]
-        with replacing(out / "genes.csv") as temporary:
+        with replacing(out / "genes.csv", sealed=True) as temporary:
             genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]].to_csv(
                 temporary, index=False
             )
@@ -129,11 +130,14 @@ def write_evaluation(
     if shown := genes_to_show(predictions, genes):
         plots.plot_gene_maps(predictions, shown, out / "figures" / "gene_maps.png")
     if (out / "history.csv").exists():
-        history = pd.read_csv(out / "history.csv")
-        if len(history):  # an imported network has none
-            curves.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
+        try:
+            history = pd.read_csv(out / "history.csv")
+            if len(history):  # an imported network has none
+                curves.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
+        except (ValueError, KeyError, TypeError) as error:  # nothing depends on it
+            logging.warning("%s is damaged (%s): no figure of it", out / "history.csv", error)
     write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
-    write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
+    write_json(out / "metrics.json", content, sealed=True)  # last: its presence says that the run is whole
     return content
 
 

@@ -95,7 +95,7 @@ def read_section(
     The image that is used is compared with the spots (``orientation.check_image``): the flag that mends it is named.
     """
     if isinstance(path, AnnData):
-        return _in_memory(path, name or "section", image, turn, image_scale)
+        return _in_memory(path, check_name("section" if name is None else name), image, turn, image_scale)
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -108,12 +108,7 @@ def read_section(
         if file not in (None, NO_IMAGE) and not (file.is_file() or is_zarr):
             raise InputError(f"{file}: no such file")
     path, prefix = around(path)
-    name = name or prefix or section_name(path)
-    if "/" in name or "\0" in name or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
-        raise InputError(
-            f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
-            f"{LONGEST_NAME} letters"
-        )
+    name = check_name((prefix or section_name(path)) if name is None else name)
     format = _find_out(path) if format == "auto" else format
     options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment}
     options = {option: value for option, value in options.items() if value is not None}
@@ -126,6 +121,16 @@ def read_section(
     place_image(adata, turn, image_scale)
     check_image(adata, swap_xy)
     return adata
+
+
+def check_name(name: str) -> str:
+    """The name itself; InputError unless it is one component of a path, short enough for what is put behind it."""
+    if "/" in name or not name.isprintable() or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
+            f"{LONGEST_NAME} letters"
+        )
+    return name
 
 
 def _in_memory(adata: AnnData, name: str, image, turn: str | int | None, image_scale: float | None) -> AnnData:

@@ -42,9 +42,18 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
         raise InputError(f"{path}: a folder: give {LOOKS_FOR}")
     with reading(path, "an .h5ad file"):
         adata = anndata.read_h5ad(path)
+        check_sparse(adata)
     stem = name if one_library(adata, name, path).n_obs < adata.n_obs else path.stem
     image = image or first_existing(path.parent, *(glob.escape(stem) + suffix for suffix in IMAGE_SUFFIXES))
     return from_anndata(adata, path, name, image, positions, labels)
+
+
+def check_sparse(adata: AnnData) -> None:
+    """ValueError where a sparse matrix points outside itself: compiled code follows its indices unchecked."""
+    raw = None if adata.raw is None else adata.raw.X
+    for x in (adata.X, *adata.layers.values(), raw):
+        if isinstance(x, sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array):
+            x.check_format(full_check=True)
 
 
 def from_anndata(

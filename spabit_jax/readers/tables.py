@@ -19,7 +19,7 @@ POSITIONS_10X = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_f
 
 
 @contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str, remedy: str = "replace the file") -> Iterator[None]:
     """Turns whatever a library raises on a broken file into one line that names it."""
     try:
         with warnings.catch_warnings():
@@ -30,7 +30,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # h5py, pandas, scanpy and zlib share no base class
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be read as {what}, or is truncated ({reason}): replace the file") from error
+        raise InputError(f"{path}: cannot be read as {what}, or is truncated ({reason}): {remedy}") from error
 
 
 def _first_line(path: Path) -> str:

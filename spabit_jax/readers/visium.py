@@ -147,6 +147,7 @@ def _read_h5(path: Path) -> AnnData:
     import scanpy
 
     with reading(path, "a 10x .h5 file"):
+        _check_10x(path)
         with h5py.File(path, "r") as file:
             genomes = list(file) if "matrix" not in file else []
         if len(genomes) < 2:
@@ -163,6 +164,15 @@ def _read_h5(path: Path) -> AnnData:
             path, len(genomes), ", ".join(genomes),
         )  # fmt: skip
     return adata
+
+
+def _check_10x(path: Path) -> None:
+    """ValueError where a matrix of the file points outside itself: compiled code follows its indices unchecked."""
+    with h5py.File(path) as file:
+        for matrix in file.values():
+            if isinstance(matrix, h5py.Group) and {"data", "indices", "indptr", "shape"} <= set(matrix):
+                arrays = tuple(matrix[name][:] for name in ("data", "indices", "indptr"))
+                sparse.csc_matrix(arrays, shape=tuple(matrix["shape"][:])).check_format(full_check=True)
 
 
 def _read_mtx(matrix: Path) -> AnnData:
