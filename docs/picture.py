@@ -15,7 +15,8 @@ def main(section: str, gene: str, path: str) -> None:
     prepared = sj.prepare(section, sj.Config())
     model = sj.fit(prepared)
     spots, dense = model.predict(), model.predict(sj.grid(prepared, 4))
-    figure, axes = plt.subplots(1, 4, figsize=(16, 4.2), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
+    axes = axes.ravel()
     sj.plot_gene(dense, gene, ax=axes[2])
     sj.plot_gene(dense, gene, layer="sd", ax=axes[3])
     given = spots[spots.obs["split"] == "train"]
@@ -30,8 +31,8 @@ def main(section: str, gene: str, path: str) -> None:
     correlation = np.corrcoef(*(spots[spots.obs["split"] == "test"].obs_vector(gene, layer=x) for x in (None, "truth")))
     axes[0].set_title(f"{prepared.name}: H&E")
     axes[1].set_title(f"{gene}: measured at {given.n_obs} of {spots.n_obs} spots")
-    axes[2].set_title(f"predicted at {dense.n_obs} places (test spots: r = {correlation[0, 1]:.2f})")
-    axes[3].set_title("sd of a measurement")
+    axes[2].set_title(f"predicted at {dense.n_obs} places; PCC {correlation[0, 1]:.2f} at the other spots")
+    axes[3].set_title("how sure: sd of a measurement")
     figure.savefig(path, dpi=110, pil_kwargs={"quality": 88})
 
 

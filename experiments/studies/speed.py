@@ -298,7 +298,7 @@ def products(n: int, layers: list[tuple[int, int]], first: list[int]) -> float:
 
 
 def markdown(rows: list[dict]) -> str:
-    """The table, as it stands in the README."""
+    """The table, as it stands in docs/SPEED.md."""
     formats = {"seconds": ".3g", "per_unit": ".3g", "peak_gib": ".2f", "flops_per_s": ".3g", "share_of_peak": ".0%"}
     formats["ratio"] = ".2f"
     lines = [" | ".join(COLUMNS), " | ".join(["---"] * len(COLUMNS))]

@@ -313,7 +313,7 @@ class Prepared:
         return self.adata[:, self.genes].X.toarray()
 
     def protocol(self) -> dict:
-        """The protocol as metrics.json has it; ``related``, train spots by section, only where there are some."""
+        """The protocol as metrics.json has it; ``related``, train spots by section, only where they are used."""
         protocol = {
             "split": self.config.data.split,
             "panel": self.config.data.panel,
@@ -322,5 +322,6 @@ class Prepared:
             "n_train": int(self.is_train.sum()),
             "n_test": len(self.test_spots),
         }
-        related = {other.name: int(other.is_train.sum()) for other in self.related}
+        seen = () if self.layout == ALONE else self.related
+        related = {other.name: int(other.is_train.sum()) for other in seen}
         return protocol | ({"related": related} if related else {})

@@ -29,7 +29,7 @@ class DataSet:
     """One section.
 
     Attributes:
-      name: as the reference or the README has it.
+      name: as the reference or the documents have it.
       what: tissue and technique.
       published: page of the publisher.
       format: the reader, a key of ``spabit_jax.readers.FORMATS``; None where what is published is not known to fit one.
@@ -65,7 +65,7 @@ def _dlpfc(name: str) -> DataSet:
             *((f"{_HUMANPILOT}/{name}/{file}", f"{name}/spatial/{file}") for file in spatial),
         ),
         by_hand=f"for a full-resolution image put {name}_full_image.tif, which github.com/LieberInstitute/HumanPilot "
-        f"links, into {name}/; the README's tables are with the lowres image and the spots with counts in paste2 1.0.1",
+        f"links, into {name}/; the tables in docs are with the lowres image and the spots with counts in paste2 1.0.1",
     )
 
 
@@ -87,7 +87,7 @@ def _her2st(name: str, image: str | None = None, labels: bool = False) -> DataSe
         f"{name}.tsv.gz",
         _SQUARE,
         files=tuple(files),
-        by_hand="" if image else f"the image is in data/ST-imgs/{name[0]}/{name}/; the README's tables are without",
+        by_hand="" if image else f"the image is in data/ST-imgs/{name[0]}/{name}/; the tables in docs are without",
     )
 
 
