@@ -104,6 +104,8 @@ def _unpack(place: str, out: Path) -> None:
         if place.endswith(".zip"):
             with zipfile.ZipFile(out / place) as archive:
                 archive.extractall((out / place).parent)
+        elif not hasattr(tarfile, "data_filter"):
+            raise InputError(f"{out / place} is not unpacked by this Python: update it to 3.11.4 or later")
         else:
             with tarfile.open(out / place) as archive:
                 archive.extractall((out / place).parent, filter="data")  # nothing outside the folder
