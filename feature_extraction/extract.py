@@ -52,7 +52,7 @@ def extract_section(
 
     Args:
       adata: as ``spabit_jax.readers.read_section`` makes it.
-      encoder: see ``feature_extraction.encoders``.
+      encoder: one, see ``feature_extraction.encoders``.
       patch_px: width of a patch in full-resolution pixels.
       cache_dir: folder of the cache.
       weights, login, autocast: see ``feature_extraction.encoders.load``.
@@ -77,12 +77,18 @@ def extract_section(
     npy, json_path = cache.cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
     if asked["image_file"] is None:
         raise InputError(f"section {asked['section']} has no image: name one with --image=FILE")
+    if weights and encoder in encoders.PLAIN:
+        raise InputError(f"--encoder={encoder} has no weights: leave --weights out")
     if _is_done(npy, asked, dtype, weights, autocast):
         logging.info("%s: already there, nothing to do", npy)
         return npy
 
     image = open_image(asked["image_file"])
-    loaded = encoders.load(encoder, weights, login, autocast)
+    um_per_px = adata.uns["spabit"].get("um_per_px")
+    if encoder in encoders.PLAIN:
+        loaded = encoders.load_plain(encoder, image, um_per_px, asked["image_scale"])
+    else:
+        loaded = encoders.load(encoder, weights, login, autocast)
     spots = adata.obsm["spatial"]
     patches = Patches(
         image, spots, patch_px, asked["image_scale"], loaded.size, loaded.patch_transform, transposed_crop
@@ -93,7 +99,6 @@ def extract_section(
         batch_size = DEFAULT_BATCH[loaded.device]
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if on_gpu else 0
-    um_per_px = adata.uns["spabit"].get("um_per_px")
     meta = asked | {
         "image_file": Path(asked["image_file"]).name,
         **cache.image_stamp(asked["image_file"]),
@@ -223,7 +228,7 @@ def _partial(npy: Path) -> tuple[Path, Path]:
 
 def _packages(encoder: str) -> list[str]:
     """Those that decide on the features."""
-    if encoder == "stain":
+    if encoder in encoders.PLAIN:
         return ["numpy", "pillow", "scikit-image"]
     row = encoders.ENCODERS.get(encoder)
     return ["numpy", "pillow", "torch", "transformers" if row and row.needs_transformers else "timm"]
@@ -231,11 +236,13 @@ def _packages(encoder: str) -> list[str]:
 
 def main() -> None:
     shard, n_shards = _shard(cli.FLAGS.shard)
+    encoders.check_name(cli.FLAGS.encoder)
     names = ("weights", "login", "batch_size", "num_workers", "dtype", "autocast", "transposed_crop")
     options = {name: cli.FLAGS[name].value for name in names}
     for adata, patch_px in cli.read_flagged_sections(shard, n_shards):
         for width in window_widths(cli.asked_windows(patch_px, DataConfig().windows), adata):
-            extract_section(adata, cli.FLAGS.encoder, width, cli.FLAGS.cache_dir, **options)
+            for encoder in encoders.split_names(cli.FLAGS.encoder):
+                extract_section(adata, encoder, width, cli.FLAGS.cache_dir, **options)
 
 
 def _shard(text: str) -> tuple[int, int]:

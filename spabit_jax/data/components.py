@@ -93,9 +93,7 @@ class Projection(NamedTuple):
         return cls(mean, sd, vectors)
 
     def of(self, x) -> Float[np.ndarray, "N C"]:
-        return np.concatenate(
-            [((part - self.mean) / self.sd @ self.vectors).astype(np.float32) for part in _rows(x)]
-        )
+        return np.concatenate([((part - self.mean) / self.sd @ self.vectors).astype(np.float32) for part in _rows(x)])
 
 
 def _rows(x):

@@ -81,7 +81,7 @@ import os, pickle, signal, sys
 import dataclasses
 from feature_extraction import encoders, extract
 
-load, calls = encoders.load, []
+load, calls = encoders.load_plain, []
 
 def embed(batch):
     calls.append(len(batch))
@@ -89,7 +89,7 @@ def embed(batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return batch
 
-encoders.load = lambda *args: dataclasses.replace(load(*args), embed=embed)
+encoders.load_plain = lambda *args: dataclasses.replace(load(*args), embed=embed)
 extract._SAVE_EVERY = 0
 extract.extract_section(pickle.load(open(sys.argv[1], "rb")), "stain", 16, sys.argv[2], batch_size=2)
 """
