@@ -31,14 +31,14 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
 from spabit_jax.evaluation.tables import markdown, pivot
-from spabit_jax.files import replacing, write_or_match
+from spabit_jax.files import is_whole, locked, replacing, write_or_match
 from spabit_jax.scale import LABELS, SCALES, total_counts
 
 COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes", "pcc", "pcc_defined")
 COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
 COLUMNS += ("scale", "panel", "weight", "depth_only")
 GENE_COLUMNS = ["section", "split", "scale", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
-TEST_SPLITS = tuple(split for split in SPLITS if split != "none")
+TEST_SPLITS = tuple(split for split in SPLITS if split not in ("none", "image_only"))
 RELATED = "_related"  # after a method's name: learned from the section's group of --related together
 ON_REQUEST = ("reference", "reference_stopped", "oracle")
 
@@ -79,24 +79,25 @@ def main() -> None:
         sections[name] = adata, cli.with_windows(config, patch_px)
     _known("--related", [name for group in groups for name in group], sections)
 
-    rows, genes = [], []
-    n_pieces = len(sections) * len(splits) * len(scales) * len(asked_encoders) * len(methods)
-    with tqdm(total=n_pieces, unit="piece", disable=None) as bar:
-        for piece in pieces(sections, groups, splits, scales, asked_encoders):
-            for method in methods:
-                alone = method.removesuffix(RELATED)
-                data = piece.prepared.config.data
-                bar.set_description(f"{piece.prepared.name} {data.split} {data.scale} {method}", refresh=True)
-                if piece.prepared.encoder != "none" or alone not in baselines.NEED_IMAGE:
-                    prepared = piece.together if method != alone else piece.prepared
-                    predicted = compute(prepared, method if prepared.related else alone, out / "predictions")
-                    for row, table in scores(piece, method, predicted):
-                        rows.append(row)
-                        genes.append(table.assign(ceiling=piece.ceiling))
-                bar.update()
-    if not rows:
-        raise InputError(f"nothing to do: {', '.join(methods)} need an image, and no section has one")
-    write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), config.name)
+    with locked(out / ".lock"):
+        rows, genes = [], []
+        n_pieces = len(sections) * len(splits) * len(scales) * len(asked_encoders) * len(methods)
+        with tqdm(total=n_pieces, unit="piece", disable=None) as bar:
+            for piece in pieces(sections, groups, splits, scales, asked_encoders):
+                for method in methods:
+                    alone = method.removesuffix(RELATED)
+                    data = piece.prepared.config.data
+                    bar.set_description(f"{piece.prepared.name} {data.split} {data.scale} {method}", refresh=True)
+                    if piece.prepared.encoder != "none" or alone not in baselines.NEED_IMAGE:
+                        prepared = piece.together if method != alone else piece.prepared
+                        predicted = compute(prepared, method if prepared.related else alone, out / "predictions")
+                        for row, table in scores(piece, method, predicted):
+                            rows.append(row)
+                            genes.append(table.assign(ceiling=piece.ceiling))
+                    bar.update()
+        if not rows:
+            raise InputError(f"nothing to do: {', '.join(methods)} need an image, and no section has one")
+        write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), config.name)
 
 
 def _known(flag: str, asked: list[str], known: Iterable[str]) -> None:
@@ -178,7 +179,7 @@ def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarr
         settings |= {"config": prepared.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
     settings["inputs"] = prepared.describe()
     write_or_match(path.with_suffix(".json"), settings, keys=tuple(settings))
-    if not path.exists():
+    if not is_whole(path):
         start, more = time.monotonic(), {}
         if is_baseline:
             mean, sd = predict_baseline(prepared, method)
@@ -188,7 +189,7 @@ def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarr
         else:
             per_seed, mean, sd, more = predict_model(prepared)
         arrays = {"mean": mean, "sd": sd, "per_seed": per_seed, **more}
-        with replacing(path) as temporary:
+        with replacing(path, sealed=True) as temporary:
             np.savez(
                 temporary,
                 seconds=time.monotonic() - start,

@@ -3,15 +3,14 @@
     python -m experiments.predict --run=runs/151673 --locations=grid:4x --out=runs/151673/grid_4x.h5ad
 
 ``--locations``: ``grid:2x`` (the section's own lattice, twice as dense along each axis, inside the tissue), ``um:16``
-(a square grid of 16 µm), a CSV file with columns x, y (full-resolution pixels) and optionally name, or ``spots``. For
-real use train on every spot: ``experiments.run --config.data.split=none``. Maps of a few genes lie in figures/ beside
-the output.
+(a square grid of 16 µm), a CSV file with columns x, y (full-resolution pixels) and optionally name, a GeoJSON file (the
+cells that it outlines), or ``spots``. For real use train on every spot: ``experiments.run --config.data.split=none``.
+Maps of a few genes lie in figures/ beside the output.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,7 +65,7 @@ def predict(run: Path, asked: str, weights: str | None = None):
 
     Args:
       run: its folder.
-      asked: ``grid:Nx``, ``um:N``, a CSV file, or ``spots``.
+      asked: ``grid:Nx``, ``um:N``, a CSV or GeoJSON file, or ``spots``.
       weights: file of the encoder's weights, where it needs one.
 
     Returns:
@@ -112,29 +111,24 @@ def default_genes(spots) -> list[str]:
 
 def write(predictions, out: Path) -> None:
     """Writes .h5ad or .zarr (SpatialData: a table and circles in pixels, with the image), whole or not at all."""
-    from spabit_jax.files import replacing
+    from spabit_jax.files import locked, replacing, temporary_name
 
     if out.suffix == ".h5ad":
-        with replacing(out) as temporary:
+        with locked(out.with_name(f".{out.name}.lock")), replacing(out) as temporary:
             predictions.write_h5ad(temporary)
         return
     from spabit_jax.predictions_spatialdata import to_spatialdata
 
-    temporary = out.with_name(f".tmp.{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier call that was killed
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_name(out) as temporary:
         to_spatialdata(predictions).write(temporary)
         os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("run", None, "Folder of a finished run of experiments.run.")
-    flags.DEFINE_string("locations", None, "grid:Nx (as in grid:2x), um:N (as in um:16), FILE.csv, or spots.")
+    flags.DEFINE_string("locations", None, "grid:Nx (as in grid:2x), um:N (um:16), FILE.csv, FILE.geojson, or spots.")
     flags.DEFINE_string("out", None, "File to write: NAME.h5ad, or NAME.zarr (SpatialData).")
     flags.DEFINE_list("genes", [], f"Genes to draw (default: the {N_GENES} best predicted, or most variable).")
-    flags.DEFINE_string("config", None, "Preset that defines the run's model, where it is not the library's.")
+    flags.DEFINE_string("config", None, "Preset that defines what the run uses and the library has not.")
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     cli.run(main)

@@ -1,6 +1,6 @@
 """Everything for one section: features, training, prediction of the held-out spots, metrics, figures, report.
 
-    python -m experiments.run --section=PATH --config=experiments/configs/default.py --out=DIR
+    python -m experiments.run --section=PATH --config=default --out=DIR
 
 What is done already in DIR is not done again, and an interrupted run continues where it was.
 """
@@ -25,10 +25,15 @@ def main() -> None:
     from spabit_jax.run import distributed
 
     distributed.join(cli.FLAGS.distributed)  # before anything asks JAX for devices
+    from spabit_jax.data.features import encoder_name
     from spabit_jax.data.prepared import Prepared
 
     config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
     encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
+    if cli.FLAGS.features is not None:
+        if cli.FLAGS["encoder"].present:
+            raise InputError("give --encoder or --features, not both")
+        encoder = encoder_name(cli.FLAGS.features)
     adata, of_related = cli.read_flagged_section(), config.of_related()
     related = [Prepared(other, of_related, encoder, cache_dir) for other in cli.read_related_sections()]
     prepared = Prepared(adata, config, encoder, cache_dir, related)
@@ -57,6 +62,8 @@ if __name__ == "__main__":
     cli.define_section_flags()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder of the run.")
+    files = "FILE.npy|.npz|.parquet|.h5, or obsm:KEY of an .h5ad"
+    flags.DEFINE_string("features", None, f"Image features of your own, instead of --encoder: {files}.")
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)

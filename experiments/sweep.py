@@ -33,10 +33,7 @@ def main() -> None:
     jobs = plan(out)
     todo = [job for job in jobs if not job.is_done]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done already")
-    try:
-        failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from here")
+    failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
     if done := [job for job in jobs if job.is_done]:
         collect(out, done)
     if failed:
@@ -93,10 +90,12 @@ def read_configs() -> dict[str, object]:
 
 def command(section: str, patch_px: str | None, config: str, out: Path) -> tuple[str, ...]:
     """The command of one run, every path absolute."""
-    given = {"section": section, "config": config, "cache_dir": cli.FLAGS.cache_dir}
-    given |= {name: getattr(cli.FLAGS, name) for name in ("image", "positions", "labels")}
-    options = {name: Path(path).resolve() for name, path in given.items() if path}
-    options |= {"name": cli.FLAGS.name, "format": cli.FLAGS.format, "encoder": cli.FLAGS.encoder, "out": out}
+    given = {"section": section, "cache_dir": cli.FLAGS.cache_dir}
+    given |= {} if config in cli.PRESETS else {"config": config}
+    options = {name: Path(path).resolve() for name, path in given.items()}
+    options |= {"config": config} if config in cli.PRESETS else {}
+    options |= {name: value for name, value in cli.how_to_read().items() if value is not False}
+    options |= {"encoder": cli.FLAGS.encoder, "out": out}
     options |= {"patch_px": patch_px, "patch_um": cli.FLAGS.patch_um, "num_seeds": cli.FLAGS.num_seeds}
     flagged = (f"--{name}={value}" for name, value in options.items() if value is not None)
     return (sys.executable, "-m", "experiments.run", *flagged)
@@ -128,6 +127,12 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
     from tqdm import tqdm
 
     waiting, running, failed = list(jobs), {}, []
+
+    def cancel() -> None:
+        for task in list(running.values()):
+            task.cancel()
+
+    cli.AT_SIGNAL.append(cancel)
     with tqdm(total=len(jobs), unit="run", disable=None) as bar:
         try:
             while waiting or running:
@@ -142,8 +147,7 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
                         bar.update()
                 time.sleep(0.2)
         finally:
-            for task in running.values():
-                task.cancel()
+            cancel()
     return failed
 
 
@@ -200,7 +204,8 @@ def results(run: Path):
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
     flags.DEFINE_string("out", None, "Folder for the runs and the table.")
-    flags.DEFINE_list("configs", ["experiments/configs/default.py"], "Configurations: files with a get_config().")
+    names = ", ".join(cli.PRESETS)
+    flags.DEFINE_list("configs", ["default"], f"Presets ({names}), or files with a get_config().")
     flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
     flags.DEFINE_enum("executor", "local", EXECUTORS, "Where runs are executed: debug is this process.")
     flags.DEFINE_integer("workers", 1, "Runs at a time.", lower_bound=1)

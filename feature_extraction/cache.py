@@ -7,7 +7,6 @@ so that a cache without it is not whole. Pure NumPy: shared by the PyTorch side,
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spabit_jax.errors import InputError
-from spabit_jax.files import sha256, size_and_time
+from spabit_jax.files import check_format, has_digest, read_json, sha256, size_and_time
 
 
 def cache_paths(
@@ -49,6 +48,7 @@ def request(adata, encoder: str, patch_px: float, transposed_crop: bool = False)
         "patch_px": float(patch_px),
         "transposed_crop": transposed_crop,
         "image_scale": float(section.get("image_scale", 1.0)),
+        "turn": section.get("turn", "0"),
         "image_file": None if path is None else os.fspath(path),
         "coordinates_sha256": hash_coordinates(adata.obs_names, adata.obsm["spatial"]),
         "barcodes": [str(name) for name in adata.obs_names],
@@ -71,7 +71,7 @@ def image_stamp(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def is_cached(adata, encoder: str, patch_px: float, cache_dir, transposed_crop: bool = False) -> bool:
-    """Whether the cache holds these features.
+    """Whether the cache holds these features, whole: a damaged one is made again.
 
     Raises:
       InputError: there is a cache of that name, but of something else.
@@ -82,7 +82,12 @@ def is_cached(adata, encoder: str, patch_px: float, cache_dir, transposed_crop: 
     if meta is None:
         return False
     check(npy, meta, asked)
-    return True
+    return is_undamaged(npy, meta)
+
+
+def is_undamaged(npy: Path, meta: dict[str, Any]) -> bool:
+    """Whether the data are those that were written, as far as ``meta`` knows: older caches have no hash."""
+    return has_digest(npy, meta.get("data_sha256"))
 
 
 def read_cache(adata, encoder: str, patch_px: float, cache_dir, transposed_crop: bool = False) -> np.ndarray:
@@ -100,6 +105,8 @@ def read_cache(adata, encoder: str, patch_px: float, cache_dir, transposed_crop:
     if meta is None:
         raise InputError(f"{npy}: no such feature cache: run python -m feature_extraction.extract --encoder={encoder}")
     check(npy, meta, asked)
+    if not is_undamaged(npy, meta):
+        raise InputError(f"{npy} is damaged, its bytes are not those that were written: {_remedy(npy)}")
     try:
         features = np.load(npy, mmap_mode="r")
     except (ValueError, EOFError) as error:
@@ -117,20 +124,17 @@ def read_meta(npy: Path) -> dict[str, Any] | None:
     path = npy.with_suffix(".json")
     if not path.is_file() or not npy.is_file():
         return None
-    try:
-        meta = json.loads(path.read_text())
-        missing = {"encoder", "barcodes", "dim", "coordinates_sha256"} - set(meta)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not the description of a feature cache ({error}): {_remedy(npy)}") from error
-    if missing:
+    meta = read_json(path, _remedy(npy), "not the description of a feature cache")
+    check_format(meta, path)
+    if missing := {"encoder", "barcodes", "dim", "coordinates_sha256"} - set(meta):
         raise InputError(f"{path}: lacks {', '.join(sorted(missing))}: {_remedy(npy)}")
     return meta
 
 
 def check(npy: Path, meta: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises InputError, naming the first thing in which the cache ``meta`` is not what is ``asked``."""
-    for key in ("section", "encoder", "transposed_crop", "patch_px", "image_scale"):
-        have, want = meta.get(key), asked[key]
+    for key in ("section", "encoder", "transposed_crop", "patch_px", "image_scale", "turn"):
+        have, want = meta.get(key, "0" if key == "turn" else None), asked[key]  # caches once knew of no turns
         same = np.isclose(have, want, rtol=1e-6) if isinstance(want, float) and have is not None else have == want
         if not same:
             raise InputError(f"{npy}: made with {key} {have}, {want} is asked for: {_remedy(npy)}")

@@ -6,19 +6,26 @@ Imports neither jax nor torch, so that ``--help`` is fast and the PyTorch side c
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from logging import INFO, Formatter
 from pathlib import Path
 
 from absl import app, flags, logging
 
+from spabit_jax import presets
 from spabit_jax.errors import InputError
-from spabit_jax.files import keep_compiled
+from spabit_jax.files import keep_compiled, remove_temporary
+from spabit_jax.presets import PRESETS
 
 FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")
-READING = ("format", "name", "bin_um", "spot_um", "swap_xy", *FILES)  # flags that are arguments of read_section
+# Flags that are arguments of read_section
+READING = ("format", "name", "bin_um", "spot_um", "swap_xy", "turn", "image_scale", *FILES)
 EXTRAS = {"torch": "extract", "timm": "extract", "igraph": "analyses", "gseapy": "analyses", "submitit": "sweeps"}
 NO_CONFIG = "--config names no Python file with a get_config() that returns a spabit_jax.config.Config"
 
@@ -26,8 +33,10 @@ NO_CONFIG = "--config names no Python file with a get_config() that returns a sp
 def run(main: Callable[[], None]) -> None:
     """Runs ``main()`` under absl; bad flags and ``InputError`` give one line on stderr and exit status 2.
 
-    So does a package of ``EXTRAS`` that is not installed.
+    So does a package of ``EXTRAS`` that is not installed, and what the system refuses: a full disk, too little memory.
+    SIGINT and SIGTERM end the process at once, with one line, and status 130 or 143.
     """
+    end_by_signal()
 
     def guarded(argv: Sequence[str]) -> None:
         _quiet_logging()
@@ -43,10 +52,61 @@ def run(main: Callable[[], None]) -> None:
             if error.name not in EXTRAS:
                 raise
             _fail(f'{error.name} is not installed: pip install "spabit_jax[{EXTRAS[error.name]}]"')
+        except Exception as error:
+            if (refused := refused_by_the_system(error)) is None:
+                raise
+            _fail(refused)
 
     for flag in _own_flags():  # --help shows the flags that are key flags of the script, wherever they were defined
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse_flags)
+
+
+AT_SIGNAL: list[Callable[[], None]] = [remove_temporary]  # what is done before a signal ends the process
+
+
+def end_by_signal() -> None:
+    """SIGINT and SIGTERM end the process whatever it is in: files are whole or not there, so nothing need be finished.
+
+    Python's own handlers wait until a compiled program returns, and their exception may be lost in a library.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # the thread does it
+
+    def wait() -> None:
+        while (number := os.read(read, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        try:
+            for action in AT_SIGNAL:
+                action()
+            os.write(2, b"\ninterrupted: the same command goes on from here\n"[not sys.stderr.isatty() :])
+        finally:
+            os._exit(128 + number)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EFBIG,
+            errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ESTALE}  # fmt: skip
+
+
+def refused_by_the_system(error: BaseException) -> str | None:
+    """A line on what the system refused, where that is why ``error`` was raised: disk or memory; None otherwise."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{error.strerror or error}: make room, or give a folder that can be written to"
+        text = " ".join(str(error).split())
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # h5py and TensorStore have it in their text
+            if os.strerror(number) in text:
+                return f"{os.strerror(number)} ({text[:200]}): make room, or give a folder that can be written to"
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+            return f"not enough memory ({text[:200]}): ask for less, as fewer spots, genes, epochs or narrower windows"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _quiet_logging() -> None:
@@ -86,7 +146,9 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_string("section", None, "The section: a folder; for legacy ST and .h5ad the file.")
     flags.DEFINE_string("name", None, "Name of the section; by default the file's stem or the folder's name.")
     flags.DEFINE_string("format", "auto", "Layout on disk: auto, or a reader's name.")
-    flags.DEFINE_string("image", None, "Image file, instead of the one that is found.")
+    flags.DEFINE_string("image", None, "Image file, instead of the one that is found; none: run without one.")
+    flags.DEFINE_string("turn", None, "Turn the image: 90, 180, 270 (clockwise), mirror (left to right), mirror+90, …")
+    flags.DEFINE_float("image_scale", None, "Image pixels per full-resolution pixel (default: as files say, else 1).")
     flags.DEFINE_string("positions", None, "Positions file, instead of the one that is found.")
     flags.DEFINE_string("labels", None, "File with a label for each spot, instead of the one that is found.")
     flags.DEFINE_integer("bin_um", None, "Visium HD: size of the bins in µm (default 8).")
@@ -138,8 +200,8 @@ def read_flagged_sections(shard: int = 0, n_shards: int = 1):
     widths = FLAGS.patch_px or [None]
     if len(widths) not in (1, len(paths)):
         raise InputError(f"--patch_px has {len(widths)} values for {len(paths)} sections: give one, or one a section")
-    single = ("name", "image", "positions", "labels", "alignment")
-    if len(paths) > 1 and any(FLAGS[flag].value for flag in single):
+    single = ("name", "image", "turn", "image_scale", "positions", "labels", "alignment")
+    if len(paths) > 1 and any(FLAGS[flag].value not in (None, "none") for flag in single):
         names = ", ".join(f"--{flag}" for flag in single)
         raise InputError(f"{names} are for one section: use --section with them")
     for path, width in list(zip(paths, widths * len(paths), strict=False))[shard::n_shards]:
@@ -162,13 +224,15 @@ def read_related_sections():
 
 def how_to_read_related() -> dict:
     """What ``read_section`` is given for ``--related``: what is not of a single section. JSON, for config.json."""
-    return {name: FLAGS[name].value for name in ("bin_um", "spot_um")}
+    given = {name: FLAGS[name].value for name in ("bin_um", "spot_um")}
+    return given | ({"image": "none"} if FLAGS.image == "none" else {})
 
 
 def how_to_read() -> dict:
     """What ``read_section`` was given besides the path, files as absolute paths: JSON, for config.json."""
     given = {name: FLAGS[name].value for name in READING}
-    return {name: str(Path(v).resolve()) if v and name in FILES else v for name, v in given.items()}
+    files = {name for name in FILES if given[name] not in (None, "none")}
+    return {name: str(Path(v).resolve()) if name in files else v for name, v in given.items()}
 
 
 def asked_windows(patch_px: str | None, windows: str) -> str:
@@ -190,36 +254,51 @@ def with_windows(config, patch_px: str | None):
     return config.with_data(windows=asked_windows(patch_px, config.data.windows))
 
 
-def define_config_flag(default: str = "experiments/configs/default.py") -> None:
-    """Defines ``--config=FILE``, from the command line the overrides of its fields, and ``--genes``."""
+def define_config_flag(default: str = "default") -> None:
+    """Defines ``--config=NAME|FILE``, from the command line the overrides of its fields, and ``--genes``."""
     from ml_collections import config_flags
 
     flags.DEFINE_string("genes", None, "+A,B: genes added to the panel, whatever it is.")
 
     # ml_collections wants the file before its overrides in sys.argv; users should not have to know
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
+    rest = sorted(sys.argv[1:], key=lambda a: not a.lstrip("-").startswith("config="))
+    sys.argv[1:] = [
+        f"--config={_preset_file(a.partition('=')[2])}" if a.lstrip("-").startswith("config=") else a for a in rest
+    ]
     try:
-        help = "Preset; its fields are set as in --config.model.depth=6, and an unknown one lists all."
-        config_flags.DEFINE_config_file("config", default, help)
+        help = f"Preset ({', '.join(PRESETS)}, or a file); its fields are set as in --config.model.depth=6, and an "
+        config_flags.DEFINE_config_file("config", _preset_file(default), f"{help}unknown one lists all.")
     except Exception as error:  # ml_collections looks at the overrides on the command line as it defines them
         _fail_config(error)
 
 
+def _preset_file(given: str) -> str:
+    """What ml_collections reads for ``--config``: a preset's name, or a file of this folder or of the checkout."""
+    if given in PRESETS:
+        return f"{presets.__file__}:{given}"
+    of_checkout = Path(__file__).parents[1] / given
+    return str(of_checkout) if not Path(given).exists() and of_checkout.is_file() else given
+
+
 def run_preset(path: str) -> dict:
-    """What a preset's file defines, once it is run; InputError if it cannot be."""
+    """What a preset's file defines, once it is run, or a preset by name; InputError if it cannot be run."""
     import runpy
 
+    if path in PRESETS:
+        return {"get_config": PRESETS[path]}
     try:
+        path = _preset_file(path)
         return runpy.run_path(path)
     except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
         raise InputError(f"{path}: {' '.join(str(error).split())}: {NO_CONFIG}") from error
 
 
 def preset_path() -> str:
-    """Absolute path of the file that ``--config`` names."""
+    """Absolute path of the file that ``--config`` names, or the preset's name."""
     from ml_collections import config_flags
 
-    return str(Path(config_flags.get_config_filename(FLAGS["config"])).resolve())
+    path, _, name = config_flags.get_config_filename(FLAGS["config"]).partition(f"{presets.__file__}:")
+    return name or str(Path(path).resolve())
 
 
 def read_flagged_config():

@@ -133,6 +133,7 @@ _TABLE = (
 )  # fmt: skip
 ENCODERS = {encoder.name: encoder for encoder in _TABLE}
 PLAIN = ("stain", "nuclei")  # without a network: no weights, no PyTorch
+OWN: dict[str, Callable[[], Embedder]] = {}  # encoders of users
 
 
 @dataclass(frozen=True)
@@ -154,12 +155,41 @@ def split_names(names: str) -> list[str]:
     return list(dict.fromkeys(names.split("+")))
 
 
+def register_encoder(
+    name: str, embed: Callable[[np.ndarray], np.ndarray], *, dim: int, size: int = 224, version: str = "1"
+) -> None:
+    """Makes an encoder known as ``--encoder=NAME``.
+
+    Args:
+      embed: (B, size, size, 3) uint8 patches → (B, dim) features, called where there are none in the cache.
+      dim: width of the features.
+      size: width in pixels to which patches are resized.
+      version: of the weights, or whatever else decides on the features: noted with them, and in config.json.
+
+    Raises:
+      InputError: the name is one of the library's.
+    """
+    if name in (*PLAIN, *ENCODERS) or ":" in name or "+" in name:
+        raise InputError(f"register_encoder({name!r}): the name is taken: give another one")
+
+    def checked(patches: np.ndarray) -> np.ndarray:
+        features = np.asarray(embed(patches), np.float32)
+        if features.shape != (len(patches), dim):
+            raise InputError(f"--encoder={name} gives {features.shape} for {len(patches)} patches, not dim={dim} each")
+        return features
+
+    OWN[name] = lambda: Embedder(dim, size, f"Lanczos to {size} px", version, "float32", "cpu", None, checked)
+
+
 def check_name(names: str) -> None:
     """Raises InputError, naming the known encoders, if one of ``names`` is none of them."""
     for name in split_names(names):
-        if name not in PLAIN and name not in ENCODERS and not name.startswith("timm:"):
-            known = ", ".join([*PLAIN, *ENCODERS, "timm:NAME"])
-            raise InputError(f"--encoder={names}: {name} is unknown; known encoders: {known}; several as stain+nuclei")
+        if name not in (*PLAIN, *ENCODERS, *OWN) and not name.startswith("timm:"):
+            known = ", ".join([*PLAIN, *ENCODERS, *OWN, "timm:NAME"])
+            raise InputError(
+                f"--encoder={name} is unknown; known encoders: {known}; several as stain+nuclei; one of your own: "
+                "--config=FILE"
+            )
 
 
 def need_torch(asked: str, instead: str) -> None:
@@ -214,6 +244,10 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
       InputError: unknown encoder; no PyTorch; weights that cannot be had, or that are another architecture's.
     """
     check_name(name)
+    if name in OWN:
+        if weights:
+            raise InputError(f"--encoder={name} is registered with its weights: leave --weights out")
+        return OWN[name]()
     if weights and not Path(weights).is_file():
         raise InputError(f"{weights}: no such weights file")
     need_torch(f"--encoder={name}", "use --encoder=stain")

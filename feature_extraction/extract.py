@@ -8,6 +8,7 @@ An extraction that was killed goes on from the last rows that it saved when the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -27,7 +28,7 @@ from feature_extraction.patches import Patches
 from spabit_jax.config import DataConfig
 from spabit_jax.data.windows import window_widths
 from spabit_jax.errors import InputError
-from spabit_jax.files import sha256, write_json
+from spabit_jax.files import FORMAT, locked, sha256, write_json
 from spabit_jax.readers.image import open_image
 
 DEFAULT_BATCH = {"cpu": 8, "cuda": 256}  # patches per forward pass
@@ -74,16 +75,28 @@ def extract_section(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"--batch_size={batch_size}: at least 1 is needed")
     asked = cache.request(adata, encoder, patch_px, transposed_crop)
-    npy, json_path = cache.cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
+    npy, _ = cache.cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
     if asked["image_file"] is None:
         raise InputError(f"section {asked['section']} has no image: name one with --image=FILE")
     if weights and encoder in encoders.PLAIN:
         raise InputError(f"--encoder={encoder} has no weights: leave --weights out")
+    try:
+        npy.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--cache_dir={cache_dir} cannot be made ({error.strerror}): give a folder") from error
     if _is_done(npy, asked, dtype, weights, autocast):
         logging.info("%s: already there, nothing to do", npy)
         return npy
+    with locked(npy.with_suffix(".lock")):
+        if not _is_done(npy, asked, dtype, weights, autocast):  # another process may have been at it
+            _extract(adata, asked, npy, dtype, weights, login, autocast, batch_size, num_workers)
+    return npy
 
-    image = open_image(asked["image_file"])
+
+def _extract(adata, asked, npy: Path, dtype, weights, login, autocast, batch_size, num_workers) -> None:
+    encoder, patch_px, transposed_crop = (asked[key] for key in ("encoder", "patch_px", "transposed_crop"))
+    json_path = npy.with_suffix(".json")
+    image = open_image(asked["image_file"], asked["turn"])
     um_per_px = adata.uns["spabit"].get("um_per_px")
     if encoder in encoders.PLAIN:
         loaded = encoders.load_plain(encoder, image, um_per_px, asked["image_scale"])
@@ -114,10 +127,6 @@ def extract_section(
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _packages(encoder)}},
     }
     began = time.perf_counter()
-    try:
-        npy.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--cache_dir={cache_dir} cannot be made ({error.strerror}): give a folder") from error
     partial, progress = _partial(npy)
     try:
         _compute(npy, meta, patches, loaded, batch_size, num_workers)
@@ -125,11 +134,12 @@ def extract_section(
         partial.unlink(missing_ok=True)
         progress.unlink(missing_ok=True)
         raise
+    meta |= {"format": FORMAT, "data_sha256": sha256(partial)}
+    json_path.unlink(missing_ok=True)  # of a damaged one
     os.replace(partial, npy)
     write_json(json_path, meta)  # last: a cache is whole once this is there
     progress.unlink()
     logging.info("%s: %d spots x %d, %.1f s", npy, len(spots), loaded.dim, time.perf_counter() - began)
-    return npy
 
 
 def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None, autocast: bool | None) -> bool:
@@ -137,6 +147,9 @@ def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None, autocast: 
     if meta is None:
         return False
     cache.check(npy, meta, asked)
+    if not cache.is_undamaged(npy, meta):
+        logging.warning("%s is damaged, its bytes are not those that were written: it is made again", npy)
+        return False
     also = {"dtype": dtype}
     if autocast is not None and "computed_in" in meta:
         also["computed_in"] = encoders.precision(meta["encoder"], autocast)
@@ -162,6 +175,8 @@ def _compute(npy: Path, meta: dict, patches: Patches, loaded: encoders.Embedder,
     else:
         progress.unlink(missing_ok=True)  # before the rows that it speaks of are gone
         rows = np.lib.format.open_memmap(partial, "w+", dtype=meta["dtype"], shape=shape)
+        _reserve(partial)
+    hashed = hashlib.sha256(rows[:done].tobytes())
     saved = time.monotonic()
     with tqdm(total=len(patches), initial=done, unit="spot", disable=None) as bar:
         for batch in batches(patches, done, batch_size, workers):
@@ -170,11 +185,12 @@ def _compute(npy: Path, meta: dict, patches: Patches, loaded: encoders.Embedder,
             if not np.isfinite(features).all():
                 raise InputError(f"{meta['encoder']} gives features that are not finite: weights or --dtype unsuited")
             rows[done : done + len(features)] = features
+            hashed.update(features.tobytes())
             done += len(features)
             bar.update(len(features))
             if time.monotonic() - saved > _SAVE_EVERY or done == len(patches):
                 rows.flush()  # the rows must be on disk before anything says that they are
-                write_json(progress, meta | {"done": done})
+                write_json(progress, meta | {"done": done, "rows_sha256": hashed.hexdigest()})
                 saved = time.monotonic()
 
 
@@ -182,11 +198,28 @@ def _rows_done(partial: Path, progress: Path, meta: dict, shape: tuple[int, int]
     """Rows that an earlier run of exactly this extraction has left in the partial file."""
     if not partial.is_file() or not progress.is_file():
         return 0
-    state = json.loads(progress.read_text())  # written by rename, so it is whole
-    done = state.pop("done")
-    if state != json.loads(json.dumps(meta)) or np.load(partial, mmap_mode="r").shape != shape:
+    try:
+        state = json.loads(progress.read_text())
+        done, digest = state.pop("done"), state.pop("rows_sha256", None)
+        rows = np.load(partial, mmap_mode="r")
+    except (ValueError, EOFError, KeyError, TypeError, AttributeError):  # damaged
         return 0
-    return done
+    if state != json.loads(json.dumps(meta)) or rows.shape != shape:
+        return 0
+    return done if digest in (None, hashlib.sha256(rows[:done].tobytes()).hexdigest()) else 0
+
+
+def _reserve(path: Path) -> None:
+    """Takes the space of a file that is to be mapped: a full disk is an error here, and would be a crash later."""
+    try:
+        with open(path, "r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        needed = path.stat().st_size / 1e9
+        raise InputError(
+            f"{path}: {needed:.3g} GB cannot be had ({error.strerror}): make room, or use another --cache_dir"
+        ) from error
 
 
 def batches(patches: Patches, start: int, batch_size: int, workers: int) -> Iterator[np.ndarray]:
@@ -228,6 +261,8 @@ def _partial(npy: Path) -> tuple[Path, Path]:
 
 def _packages(encoder: str) -> list[str]:
     """Those that decide on the features."""
+    if encoder in encoders.OWN:
+        return ["numpy", "pillow"]
     if encoder in encoders.PLAIN:
         return ["numpy", "pillow", "scikit-image"]
     row = encoders.ENCODERS.get(encoder)

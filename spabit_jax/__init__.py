@@ -18,6 +18,7 @@ _FACE = {
     "InputError": "errors",
     "presets": "presets",
     **dict.fromkeys(("prepare", "fit", "load", "grid", "evaluate", "report"), "api"),
+    **dict.fromkeys(("register_encoder", "register_loss", "register_member"), "api"),
     "plot_gene": "evaluation.plots",
 }
 __all__ = ["__version__", *_FACE]

@@ -10,11 +10,14 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from feature_extraction.encoders import register_encoder
 from spabit_jax.config import Config
 from spabit_jax.data import locations
+from spabit_jax.data.features import encoder_name
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
+from spabit_jax.ensemble.members import register_member
 from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.run_folder import kept_in
 from spabit_jax.evaluation import evaluate as evaluation
@@ -22,6 +25,10 @@ from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import keep_compiled
 from spabit_jax.readers import read_section
 from spabit_jax.run.workflow import Workflow
+from spabit_jax.training.losses import register_loss
+
+__all__ = ["evaluate", "fit", "grid", "load", "prepare", "report"]
+__all__ += ["register_encoder", "register_loss", "register_member"]
 
 
 def prepare(
@@ -29,6 +36,7 @@ def prepare(
     config: Config | None = None,
     *,
     encoder: str = "stain",
+    features: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike = "cache",
     related: Sequence[AnnData | str | os.PathLike] = (),
 ) -> Prepared:
@@ -38,6 +46,8 @@ def prepare(
       section: of ``read_section``, an AnnData of your own, or a path.
       config: ``Config()`` by default.
       encoder: of the image; needs PyTorch unless it is ``stain``.
+      features: image features of your own instead: a file (``data.features.read_features`` says of what content), or
+        ``obsm:KEY``.
       cache_dir: folder of image features.
       related: other sections of the same tissue, from whose train spots is learned too.
 
@@ -45,6 +55,7 @@ def prepare(
       InputError: whatever does not fit, in one line.
     """
     config = Config() if config is None else config.validate()
+    encoder = encoder if features is None else encoder_name(features)
     keep_compiled(Path(cache_dir) / "compiled")
     others = [Prepared(_read(other), config.of_related(), encoder, str(cache_dir)) for other in related]
     prepared = Prepared(_read(section), config, encoder, str(cache_dir), others)

@@ -13,7 +13,8 @@ from spabit_jax.errors import InputError
 from spabit_jax.scale import SCALES
 
 CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
-SPLITS = ("lattice", "random", "block", "none")
+SPLITS = ("lattice", "random", "block", "none", "image_only")
+OWN_SPLITS = "obs:COLUMN or FILE.csv"  # the user's, of which each spot says train or test
 IMAGE_TRANSFORMS = ("components", "reference")
 
 
@@ -33,6 +34,15 @@ PROBABILITY = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 
 def one_of(names: tuple[str, ...]) -> Rule:
     return Rule(f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def split_of(names: tuple[str, ...]) -> Rule:
+    return Rule(f"one of {', '.join(names)}, {OWN_SPLITS}", lambda value: value in names or is_own_split(value))
+
+
+def is_own_split(split: str) -> bool:
+    """Whether a split is the user's own: ``obs:COLUMN`` or ``FILE.csv``."""
+    return split.startswith("obs:") or split.lower().endswith(".csv")
 
 
 def _that(default, rule: Rule):
@@ -60,9 +70,11 @@ class DataConfig:
     panel: str = "informative"  # genes: informative, hvg, train_spots, reference or a file, one a line; +A,B adds
     n_genes: int = _that(500, POSITIVE)  # size of the panel (a file's panel is taken whole)
     windows: str = "0.75d+1.5d+3d"  # widths of the image windows, side by side: d (spot diameters), px or um
-    split: str = _that("lattice", one_of(SPLITS))  # lattice, random, block, or none (every spot is a train spot)
-    # of related sections: same, or another split; none gives all their spots
-    related_split: str = _that("same", one_of(("same", *SPLITS)))
+    # lattice, random, block, none (every spot is a train spot), image_only (none is; needs related sections), or one's
+    # own: obs:COLUMN or FILE.csv
+    split: str = _that("lattice", split_of(SPLITS))
+    # of related sections: same, or another split; none, also the same of image_only, gives all their spots
+    related_split: str = _that("same", split_of(("same", *SPLITS)))
     train_fraction: float = _that(0.25, SHARE)  # share of train spots in a random or block split
     split_seed: int = _that(0, NOT_NEGATIVE)  # seed of a random or block split
     # components, or reference: raw where the width fits, else projected to it
@@ -118,6 +130,7 @@ class TrainConfig:
     # train spots in an epoch, drawn at random where there are more; 0: all
     epoch_spots: int = _that(2048, NOT_NEGATIVE)
     batch_size: int = _that(128, POSITIVE)  # spots a step; the last batch of an epoch is short
+    loss: str = "mse"  # a name in training.losses.LOSSES: mse (of the scores), or one of your own
     learning_rate: float = _that(1e-3, POSITIVE)
     weight_decay: float = _that(1e-2, NOT_NEGATIVE)  # decoupled (AdamW); the reference has none
     neighbour_dropout: float = _that(0.5, PROBABILITY)  # probability with which a training step hides each context spot
@@ -127,8 +140,16 @@ class TrainConfig:
     chunk_epochs: int = _that(10, POSITIVE)  # epochs run between checkpoints, in one call
 
 
+CONFIGS: dict[str, type["Config"]] = {}  # by name: Config, and subclasses of users as they are defined
+
+
 @dataclass
 class Config:
+    """A configuration. A subclass may have further fields, and parts that are subclasses; it needs its ``@dataclass``.
+
+    Each of them needs a default, and is a part (a dataclass) or a plain value.
+    """
+
     name: str = "default"  # the method's name in result files
     data: DataConfig = field(default_factory=DataConfig)
     gat: GATConfig = field(default_factory=GATConfig)
@@ -136,9 +157,13 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     faults: Faults = field(default_factory=Faults)
 
+    def __init_subclass__(cls):
+        CONFIGS[cls.__name__] = cls
+
     def validate(self) -> "Config":
         """Returns itself; raises InputError naming the first field whose value makes no sense."""
-        for part in (of_config.name for of_config in dataclasses.fields(self) if of_config.name != "name"):
+        parts = (field.name for field in dataclasses.fields(self))
+        for part in (name for name in parts if dataclasses.is_dataclass(getattr(self, name))):
             for of_part in dataclasses.fields(getattr(self, part)):
                 rule, name = of_part.metadata.get("rule"), f"{part}.{of_part.name}"
                 if rule is not None:
@@ -149,7 +174,8 @@ class Config:
 
     def of_related(self) -> "Config":
         """The configuration for related sections, whose split may be another one."""
-        return self if self.data.related_split == "same" else self.with_data(split=self.data.related_split)
+        same = "none" if self.data.split == "image_only" else self.data.split
+        return self.with_data(split=same if self.data.related_split == "same" else self.data.related_split)
 
     def with_data(self, **changes) -> "Config":
         """This configuration with other values of fields of ``data``."""
@@ -166,8 +192,11 @@ class Config:
         if "companions" in model:  # as it was before there were other members
             model["members"] = "spabit,kriging,ridge" if model.pop("companions") else "spabit"
         values = values | {"data": {"scale": "log2_count"} | values["data"], "model": model}
-        parts = {field.name: field.default_factory for field in dataclasses.fields(cls) if field.name != "name"}
+        parts = {name: type(part) for name, part in vars(cls()).items() if dataclasses.is_dataclass(part)}
         return cls(**{name: parts[name](**part) if name in parts else part for name, part in values.items()})
+
+
+CONFIGS["Config"] = Config
 
 
 # Rules of several fields: the field that is named, whether a configuration holds it, and what it must be.
@@ -190,10 +219,12 @@ TOGETHER = (
     ),
     (
         "model.members",
-        lambda c: c.model.members == "spabit"
-        or not (c.faults.no_validation or c.faults.self_in_gene_token)
-        and c.data.image_transform == "components"
-        and c.model.n_components > 0,
+        lambda c: (
+            c.model.members == "spabit"
+            or not (c.faults.no_validation or c.faults.self_in_gene_token)
+            and c.data.image_transform == "components"
+            and c.model.n_components > 0
+        ),
         "spabit alone with faults.no_validation, faults.self_in_gene_token, data.image_transform=reference or "
         "model.n_components=0: it needs train spots that the network has not seen, and components",
     ),

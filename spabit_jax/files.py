@@ -1,39 +1,203 @@
-"""Writing files so that a crash leaves nothing half-written."""
+"""Files that are whole or not there, are known to be what was written, and have one writer at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
+import shlex
+import shutil
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from spabit_jax.errors import InputError
 
+FORMAT = 1  # of run folders, checkpoints and feature caches; those without one are older
+DIGESTS = "sha256.json"  # in a folder: hashes of what was written there
+_TEMPORARY: set[Path] = set()  # being written; what ends the process at once removes them
+
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary name in the folder of ``path``, renamed to ``path`` once the block ends without an error."""
+def temporary_name(path: str | os.PathLike) -> Iterator[Path]:
+    """A name for a file or folder that is to become ``path``, in the same folder; what is left there is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp.{path.name}")  # keeps the suffix: writers go by it
+    _remove(temporary)  # of a process that was killed
+    _TEMPORARY.add(temporary)
     try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _TEMPORARY.discard(temporary)
+
+
+def remove_temporary() -> None:
+    """Removes what is being written, for a process that ends at once."""
+    for temporary in list(_TEMPORARY):
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, sealed: bool = False) -> Iterator[Path]:
+    """Gives a temporary name in the folder of ``path``, renamed to ``path`` once the block ends without an error.
+
+    Args:
+      sealed: its hash is noted, for ``is_whole``.
+    """
+    path = Path(path)
+    with temporary_name(path) as temporary:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if not sealed:
+            os.replace(temporary, path)
+            return
+        digest = sha256(temporary)
+        if _digests(path.parent).get(path.name, digest) != digest:
+            _note(path, None)  # else a process that is killed here would leave a file with another's hash
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _note(path, digest)
 
 
-def write_json(path: str | os.PathLike, content: dict) -> None:
+def write_json(path: str | os.PathLike, content: dict, sealed: bool = False) -> None:
     """Writes ``content`` as JSON, whole or not at all; NaN is refused (it is not JSON)."""
-    with replacing(path) as temporary:
+    with replacing(path, sealed) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, remedy: str, otherwise: str = "damaged") -> dict:
+    """The content of a JSON file that holds an object; InputError with the remedy where it is damaged."""
+    try:
+        content = json.loads(Path(path).read_text())
+        if isinstance(content, dict):
+            return content
+        reason = "no object"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise InputError(f"{path} is {otherwise} ({reason}): {remedy}")
+
+
+def seal(path: Path) -> None:
+    """Notes the hash of a file or folder that is whole, for ``is_whole``; forgets those that are gone."""
+    _note(path, sha256(path))
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether a file or folder is what was written; where no hash of it was noted, as by older versions, it counts so.
+
+    Raises:
+      InputError: the hashes themselves cannot be read, or a newer version wrote them.
+    """
+    path = Path(path)
+    return path.exists() and has_digest(path, _digests(path.parent).get(path.name))
+
+
+def has_digest(path: Path, digest: str | None) -> bool:
+    """Whether a file or folder has this hash; True where none is known."""
+    return digest is None or digest == _known_sha256(path, *size_and_time(path))
+
+
+def check_whole(path: str | os.PathLike, remedy: str) -> None:
+    """InputError with the remedy unless ``is_whole``."""
+    if not is_whole(path):
+        raise InputError(f"{path} is damaged, its bytes are not those that were written: {remedy}")
+
+
+def check_format(content: dict, path: str | os.PathLike) -> None:
+    """InputError where ``content``, of the file ``path``, was written by a version that is newer than this one."""
+    found = content.get("format", 0)
+    if not isinstance(found, int) or found > FORMAT:
+        raise InputError(
+            f"{path} is of a newer format, {found} (this version knows up to {FORMAT}): update spabit_jax"
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    path = folder / DIGESTS
+    if not path.exists():
+        return {}
+    content = read_json(path, "delete it, and what lies beside it is taken as it is")
+    check_format(content, path)
+    return content.get("files", {})
+
+
+def _note(path: Path, digest: str | None) -> None:
+    files = {name: known for name, known in _digests(path.parent).items() if (path.parent / name).exists()}
+    files[path.name] = digest
+    write_json(path.parent / DIGESTS, {"format": FORMAT, "files": {n: d for n, d in files.items() if d is not None}})
+
+
+@lru_cache
+def _known_sha256(path: Path, size: int, time_ns: int) -> str:
+    return sha256(path)
+
+
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Holds ``path``, a file name, as a lock: one process at a time; another waits, and says for whom.
+
+    The kernel's lock (flock) ends with its process, so that none is ever left behind; the file says who has it. It
+    holds between the processes of a machine, and between machines on NFS 4 and where else flock is shared; where a
+    file system has no locks that is said, and nothing is locked.
+    """
+    path = Path(path)
+    made = not path.parent.exists()
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)  # the one before removes what it made, where it is empty
+        file = open(path, "a+")  # noqa: SIM115  (held while the lock is)
+        try:
+            _wait_for(file, path)
+            if _is_file_at(file, path):  # else the one before has removed it: a third may have made another
+                break
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}: {shlex.join(sys.orig_argv)[:500]}")
+        file.flush()
+        _TEMPORARY.add(path)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        _TEMPORARY.discard(path)
+        file.close()
+        if made and not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+def _wait_for(file, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.05)  # until it has said who it is
+        file.seek(0)
+        logging.warning("%s is in use by %s: waiting until it ends", path.parent, file.read() or "another process")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        logging.warning("%s: not locked (%s): let no other command write there", path.parent, error.strerror)
+
+
+def _is_file_at(file, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -64,12 +228,10 @@ def write_or_match(path: str | os.PathLike, content: dict, keys: Sequence[str]) 
     """
     path = Path(path)
     if not path.exists():
-        write_json(path, content)
+        write_json(path, {"format": FORMAT, **content}, sealed=True)
         return
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): delete the folder, or give another --out") from error
+    before = read_json(path, "delete the folder, or give another --out")
+    check_format(before, path)
     for key in keys:
         if before.get(key) != content[key]:
             where = first_difference(before.get(key), content[key], key)

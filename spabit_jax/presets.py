@@ -1,4 +1,4 @@
-"""Configurations by name; ``experiments/configs`` has the same as files."""
+"""Configurations by name, as in ``--config=default``; ``experiments/configs`` has the same as files."""
 
 from __future__ import annotations
 
@@ -58,3 +58,11 @@ def reference() -> Config:
             relu_output=True,
         ),
     )
+
+
+PRESETS = {preset.__name__: preset for preset in (default, trained, demo, reference)}
+
+
+def get_config(name: str) -> Config:
+    """The preset of that name, for ``--config``."""
+    return PRESETS[name]()

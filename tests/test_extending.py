@@ -12,20 +12,43 @@ import numpy as np
 import pytest
 
 import spabit_jax as sj
+from experiments import predict
+from feature_extraction import command, encoders
+from spabit_jax.config import Config
 from spabit_jax.ensemble import members
+from spabit_jax.run.workflow import save_predictions
+from spabit_jax.training import losses
 
 ROOT = Path(__file__).parents[1]
 
 
-def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "EXTENDING.md").read_text(), re.DOTALL)
+def block(name: str) -> str:
+    """The Python that the page says to save under a name."""
+    text = (ROOT / "docs" / "EXTENDING.md").read_text()
+    return re.search(rf"`{name}`:\n\n```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+def preset(name: str, folder: Path):
+    """What the page's preset of that name gives, run from a file as ``--config`` does."""
+    (folder / name).write_text(block(name))
+    return command.run_preset(str(folder / name))["get_config"]()
+
+
+@pytest.fixture
+def tables():
+    """What is registered within a test is forgotten after it."""
+    known = [(table, dict(table)) for table in (members.MEMBERS, losses.LOSSES, encoders.OWN)]
+    yield
+    for table, before in known:
+        table.clear()
+        table.update(before)
 
 
 @pytest.mark.slow
 def test_the_walkthrough_runs_as_written(simulated, tmp_path):
     """The two commands, and the number that the text says is the model's: it changes with the model."""
     text = (ROOT / "docs" / "EXTENDING.md").read_text()
-    code, _ = blocks()
+    code = block("gated.py")
     assert 15 <= len([line for line in code.split("MODELS[")[0].splitlines() if line.strip()]) <= 25
     (tmp_path / "gated.py").write_text(code)
     small = ["--config.train.epochs=6", "--config.data.n_genes=20", "--config.model.members=spabit"]
@@ -47,12 +70,8 @@ def test_the_walkthrough_runs_as_written(simulated, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_member_of_ones_own_as_written(simulated, monkeypatch, tmp_path):
-    monkeypatch.setattr(members, "MEMBERS", dict(members.MEMBERS))
-    _, code = blocks()
-    namespace = {}
-    exec(code, namespace)
-    config = namespace["get_config"]()
+def test_a_member_of_ones_own_as_written(simulated, tables, tmp_path):
+    config = preset("nearest.py", tmp_path)
     config.data.n_genes = 12
     model = sj.fit(sj.prepare(simulated, config, cache_dir=tmp_path), seeds=1)
     assert list(model.weights) == ["pretrained", "nearest"]
@@ -61,3 +80,91 @@ def test_a_member_of_ones_own_as_written(simulated, monkeypatch, tmp_path):
     alone = sj.evaluate(model.predict(), model).attrs["summary"]
     baseline = alone["baselines"]["knn_mean"]["pcc"]  # the same but for ties
     assert alone["members"]["nearest"]["pcc"] == pytest.approx(baseline, abs=0.01)
+
+
+def run_and_predict(section, out, at):
+    """A run of a small section, and what ``experiments.predict`` makes of its folder."""
+    model = sj.fit(section, seeds=1)
+    model.save(out)
+    save_predictions(model, *(out / name for name in ("predictions.h5ad", "per_seed.npy", "members.npz")))
+    found, spots = predict.predict(out, at)
+    assert np.isfinite(found.X).all() and np.ptp(found.X, axis=0).max() > 0
+    np.testing.assert_array_equal(spots.X, model.predict().X)
+    return found
+
+
+def small(config):
+    config.data.n_genes, config.data.windows = 12, "1d"
+    return config
+
+
+def test_an_encoder_of_ones_own_as_written(simulated, tables, tmp_path):
+    config = small(preset("colours.py", tmp_path))
+    section = sj.prepare(simulated, config, encoder="colours", cache_dir=tmp_path / "cache")
+    features = section.windows[0].read()
+    assert features.shape == (section.adata.n_obs, 6) and 0 < features.min() < features.max() <= 1
+    out = tmp_path / "run"
+    run_and_predict(section, out, "grid:2x")
+    encoders.OWN.clear()
+    with pytest.raises(sj.InputError, match="--encoder=colours is unknown; .*--config=FILE"):
+        sj.load(out)
+
+
+def test_features_of_ones_own_as_written(simulated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "EXTENDING.md").read_text()
+    code = re.search(r"In Python:\n\n```python\n(.*?)```", text, re.DOTALL)[1]
+    namespace = {"SECTION": simulated}
+    exec(code, namespace)
+    adata, new = namespace["adata"], namespace["new"]
+    assert namespace["section"].features().shape == (adata.n_obs, 8)
+    section = sj.prepare(adata, small(Config()), features="mine.npz")
+    (tmp_path / "new.csv").write_text("x,y\n" + "\n".join(f"{x},{y}" for x, y in new))
+    monkeypatch.chdir(ROOT)
+    assert len(run_and_predict(section, tmp_path / "run", str(tmp_path / "new.csv"))) == 5
+    with pytest.raises(sj.InputError, match="no features at"):
+        predict.predict(tmp_path / "run", "grid:2x")
+    assert len(predict.predict(tmp_path / "run", "spots")[0]) == adata.n_obs
+
+
+def test_a_split_of_ones_own_is_known_to_the_run(simulated, tmp_path, monkeypatch):
+    adata = sj.read_section(simulated)
+    fold = np.where(np.arange(adata.n_obs) % 3 == 0, "train", "test")
+    adata.obs["fold"] = fold
+    adata.obs["fold"].to_csv(tmp_path / "split.csv")
+    monkeypatch.chdir(tmp_path)
+    for split in ("obs:fold", "split.csv"):
+        section = sj.prepare(adata, small(Config()).with_data(split=split), cache_dir=tmp_path / "cache")
+        np.testing.assert_array_equal(section.is_train, fold == "train")
+    monkeypatch.chdir(ROOT)  # the file is found from any folder
+    found = run_and_predict(section, tmp_path / "run", "grid:2x")
+    assert (found.obs["split"] == "train").sum() == (fold == "train").sum()
+
+
+def test_a_loss_of_ones_own_as_written(simulated, tables, tmp_path):
+    from scipy.stats import nbinom
+
+    from spabit_jax.data.components import Space
+
+    config = small(preset("counts.py", tmp_path))
+    loss, rng = losses.find_loss("negative_binomial"), np.random.default_rng(0)
+    count, mean = rng.poisson(6, (4, 3)), rng.uniform(1, 9, (4, 3))
+    genes = Space(np.zeros(3, np.float32), np.ones(3, np.float32))
+    wanted = -nbinom.logpmf(count, 5, 5 / (5 + mean)).mean()
+    assert float(loss(np.log2(mean + 1), np.log2(count + 1), genes)) == pytest.approx(wanted, rel=1e-4)
+    config.model.members, config.train.epochs, config.train.chunk_epochs = "spabit", 2, 2
+    config.model.width = config.model.mlp_width = 16
+    config.model.n_context, config.model.depth, config.gat.heads, config.gat.head_width = 4, 0, 2, 4
+    section = sj.prepare(simulated, config, cache_dir=tmp_path / "cache")
+    out = tmp_path / "run"
+    run_and_predict(section, out, "grid:2x")
+    del losses.LOSSES["negative_binomial"]
+    with pytest.raises(sj.InputError, match="the loss 'negative_binomial', which is not registered"):
+        sj.load(out)
+
+
+def test_settings_of_ones_own_as_written(tmp_path):
+    config = preset("settings.py", tmp_path)
+    config.model.gate = 0.2
+    again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config.validate() and again.model.gate == 0.2 and again.name == "settings"

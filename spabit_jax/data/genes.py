@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
@@ -17,6 +19,9 @@ from spabit_jax.scale import find_scale, total_counts
 NAMED_PANELS = ("informative", "hvg", "train_spots", "reference")
 FEW = 3  # train spots: a gene that fewer have is in no named panel but the reference's
 CANDIDATES = 5  # times the panel's size: genes that most train spots have, among which those that vary are looked for
+LEAST_SHARE = 0.25  # of a panel, that a related section has measured
+NAMINGS = ("gene_ids", "gene_id", "gene_name", "gene_names", "gene_symbol", "gene_symbols", "feature_name", "symbol")
+VERSION = r"^(ENS[A-Z]*\d+)\.\d+$"
 NOT_BIOLOGY = re.compile(r"(MT-|MTRNR|RP[LS]\d|MRP[LS]\d)", re.IGNORECASE)  # mitochondrial and ribosomal genes
 
 
@@ -63,6 +68,41 @@ def check_genes(asked, names, problem: str) -> None:
             found = get_close_matches(gene.upper(), upper, n=3, cutoff=0.75)
             like = f"; like it are {', '.join(upper[name] for name in found)}" if found else f", as {names[0]}"
             raise InputError(f"gene {gene} is {problem}, which has {len(names)} genes{like}")
+
+
+def match_genes(adata: AnnData, genes: pd.DataFrame) -> np.ndarray:
+    """Columns of a section that hold the genes of another one's panel: (G,), -1 for a gene that it has not measured.
+
+    A gene is found by its id where both have ids, else by its name; then by id among names and by name among ids.
+    Versions of Ensembl ids do not count, and what two genes are called says nothing.
+
+    Args:
+      adata: the section.
+      genes: the panel, as rows of ``var`` of the section that it is of.
+    """
+    found = np.full(len(genes), -1)
+    for asked, known in itertools.product(_namings(genes), _namings(adata.var)):
+        column = pd.Series(np.arange(len(known)), known)[~known.duplicated(keep=False)].reindex(asked).fillna(-1)
+        free = (found < 0) & ~asked.duplicated(keep=False) & ~np.isin(column, found)
+        found[free] = column[free]
+    return found
+
+
+def _namings(var: pd.DataFrame) -> list[pd.Index]:
+    """Each way in which ``var`` names its genes, ids before symbols, without the version of an Ensembl id."""
+    namings = [*(pd.Index(var[column]) for column in NAMINGS if column in var), var.index]
+    return [naming.astype(str).str.replace(VERSION, r"\1", regex=True) for naming in namings]
+
+
+def check_shares_genes(adata: AnnData, of: AnnData, genes: list[str]) -> None:
+    """Raises InputError if a related section has measured less than ``LEAST_SHARE`` of the panel of section ``of``."""
+    n = int((match_genes(adata, of.var.loc[genes]) >= 0).sum())
+    if n < LEAST_SHARE * len(genes):
+        name, here = (section.uns["spabit"]["name"] for section in (adata, of))
+        raise InputError(
+            f"related section {name} has {n} of the panel's {len(genes)} genes by name or id (it names genes as "
+            f"{adata.var_names[0]}, {here} as {genes[0]}): name them alike, or leave it out"
+        )
 
 
 def informative_panel(adata: AnnData, n_genes: int) -> list[str]:

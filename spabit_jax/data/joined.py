@@ -15,12 +15,17 @@ from absl import logging
 from anndata import AnnData
 from scipy import sparse
 
-from spabit_jax.data.components import standardised
-from spabit_jax.data.section import Section
-from spabit_jax.neighbours import spot_pitch
+from spabit_jax.data.components import expression_space, standardised
+from spabit_jax.data.genes import match_genes
+from spabit_jax.data.registration import register
+from spabit_jax.data.section import Frame, Places, Section
+from spabit_jax.neighbours import Context, spot_pitch
 from spabit_jax.scale import TOTAL, total_counts
 
 APART = 1000.0  # pitches between two sections: correlation in space, and all weights by distance, are 0 there
+
+N_VALUES = 8  # of expression and of the image, by which sections are put where they lie
+IMAGE_SHARE = 0.7  # of an image component's unit, beside that of a score of expression
 
 
 def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
@@ -28,7 +33,7 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
 
     Args:
       sections: counts in ``X``, ``obsm["spatial"]``; array coordinates are those of each.
-      genes: the panel; a gene that a section has not measured has no counts there.
+      genes: the panel, names as in the first; a gene that another has not measured has no counts there.
 
     Returns:
       AnnData (N, G): the spots of the first section, then those of the next.
@@ -41,7 +46,7 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
             xy = (xy - xy.min(axis=0)) * pitch / spot_pitch(xy) + [right + APART * pitch, 0]
         right = xy[:, 0].max()
         places.append(xy)
-        counts.append(_panel(adata, genes))
+        counts.append(_panel(adata, sections[0].var.reindex(genes)))
     names = [f"{i}:{name}" if i else name for i, adata in enumerate(sections) for name in adata.obs_names]
     array = np.concatenate([adata.obs[["array_row", "array_col"]].to_numpy(np.float64) for adata in sections])
     totals = np.concatenate([total_counts(adata) for adata in sections])
@@ -54,8 +59,8 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
     )
 
 
-def _panel(adata: AnnData, genes: list[str]) -> sparse.csr_matrix:
-    column = adata.var_names.get_indexer(genes)
+def _panel(adata: AnnData, genes: pd.DataFrame) -> sparse.csr_matrix:
+    column = match_genes(adata, genes)
     if (column < 0).any():
         name = adata.uns["spabit"]["name"]
         logging.warning("%d of %d genes are not measured in section %s", (column < 0).sum(), len(genes), name)
@@ -73,6 +78,8 @@ def join_features(features: Sequence[np.ndarray | None]) -> np.ndarray | None:
 def align(section: Section, sizes: Sequence[int]) -> Section:
     """Moves the expression of each section's train spots so that every gene has the mean that it has in the first.
 
+    That is the first related section where the section itself has none.
+
     Args:
       section: N spots.
       sizes: spots of each section, in order, the first ones of the N.
@@ -81,7 +88,61 @@ def align(section: Section, sizes: Sequence[int]) -> Section:
         return section
     expression = section.expression.copy()
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    parts = [part for part in parts if section.is_train[part].any()]
     means = [expression[part[section.is_train[part]]].mean(axis=0) for part in parts]
     for part, mean in zip(parts[1:], means[1:], strict=True):
         expression[part] += means[0] - mean
     return section._replace(expression=expression)
+
+
+def registered(section: Section, frame: Frame, sizes: Sequence[int], distance: float) -> tuple[Section, Frame]:
+    """Sections that lie far apart, put where they lie: the first in a plane, the others in planes above and below it.
+
+    Found by what is known: image components at all spots, expression at train spots.
+
+    Args:
+      section, frame: of all spots, each section within its own coordinates.
+      sizes: spots of each section, in order.
+      distance: pitches between one plane and the next.
+
+    Returns:
+      The same with coordinates (N, 3), and with the nearest train spots of all sections as context.
+    """
+    train = section.is_train
+    space = expression_space(section.expression[train], N_VALUES)
+    values = np.full((len(train), len(space.loadings)), np.nan)
+    values[train] = space.encode(section.expression[train])
+    values = np.concatenate([values, IMAGE_SHARE * section.image[:, :N_VALUES]], axis=1)
+    own, *others = np.split(np.arange(len(train)), np.cumsum(sizes)[:-1])
+    xy = np.pad(section.xy.astype(np.float64), ((0, 0), (0, 1)))
+    for i, other in enumerate(others):
+        xy[other, :2] = register(xy[own, :2], values[own], xy[other, :2], values[other])
+        xy[other, 2] = distance * (i // 2 + 1) * (-1) ** i
+    in_px = xy * frame.pitch + [*frame.centre, 0]
+    context = Context.of(in_px, train, frame.context.k)
+    section = section._replace(xy=xy.astype(np.float32), context=context.of_spots(in_px))
+    return section, frame._replace(context=context)
+
+
+def parts_of(section: Section, sizes: Sequence[int]) -> list[np.ndarray]:
+    """The train spots of each related section, (m,) indices; of a single one those of its left and its right half."""
+    _, *others = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    parts = [other[section.is_train[other]] for other in others]
+    if len(parts) == 1:
+        right = section.xy[parts[0], 0] > np.median(section.xy[parts[0], 0])
+        parts = [parts[0][~right], parts[0][right]]
+    return parts
+
+
+def leave_out(section: Section, frame: Frame, spots: np.ndarray) -> tuple[Section, Places]:
+    """The section as if these train spots, (m,) indices, were not measured; and these as places far from all others."""
+    is_train, expression, noise = section.is_train.copy(), section.expression.copy(), section.noise.copy()
+    is_train[spots], expression[spots], noise[spots] = False, np.nan, np.nan
+    xy = section.xy.copy()
+    xy[spots, 1] += APART
+    in_px = xy.astype(np.float64) * frame.pitch + frame.centre
+    context = Context.of(in_px, is_train, frame.context.k)
+    section = section._replace(
+        expression=expression, noise=noise, xy=xy, is_train=is_train, context=context.of_spots(in_px)
+    )
+    return section, section.places(spots)

@@ -1,7 +1,8 @@
-"""Places where nobody measured: a denser lattice, a grid in µm, or a list; and what of it is tissue."""
+"""Places where nobody measured: a denser lattice, a grid in µm, a list, or cells; and what of it is tissue."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +22,11 @@ MOST = 2_000_000  # locations in one call
 FURTHEST = 3.0  # pitches from a spot: what is further away has neither neighbours nor surroundings to go by
 TRUSTED = 0.8  # share of the spots that must lie on what is taken for tissue
 SPOT_RADIUS = 0.275  # of the pitch (Visium: 55 µm wide every 100 µm): under a measured spot there is tissue
+CELL_IDS = ("cell_id", "id", "name", "label")  # properties of GeoJSON's features, beside their own id
 MASK_PX = 1000  # longer side of the image in which tissue is looked for
 _SMOOTHING = 0.15  # of the pitch: width of the blur before tissue is told from background
 
-KINDS = "grid:Nx (as in grid:2x), um:N (as in um:16), a CSV file with columns x and y, or spots"
+KINDS = "grid:Nx (as in grid:2x), um:N (as in um:16), a CSV file with columns x and y, FILE.geojson (cells), or spots"
 
 
 class Locations(NamedTuple):
@@ -36,7 +38,7 @@ class Locations(NamedTuple):
 
 
 def find_locations(adata: AnnData, asked: str) -> Locations:
-    """The locations that ``--locations`` asks for: ``grid:Nx``, ``um:N`` or a CSV file.
+    """The locations that ``--locations`` asks for: ``grid:Nx``, ``um:N``, a CSV file or GeoJSON.
 
     Args:
       adata: the section, as ``spabit_jax.readers.read_section`` makes it.
@@ -56,6 +58,8 @@ def find_locations(adata: AnnData, asked: str) -> Locations:
             raise InputError(f"--locations={asked}: {step!r} is no distance in µm: give {KINDS}") from error
     if Path(asked).suffix.lower() == ".csv":
         return read_locations(adata, Path(asked))
+    if Path(asked).suffix.lower() in (".geojson", ".json"):
+        return read_cells(adata, Path(asked))
     raise InputError(f"--locations={asked}: give {KINDS}")
 
 
@@ -155,6 +159,70 @@ def read_locations(adata: AnnData, path: Path) -> Locations:
     if table["name"].isna().any() or table["name"].duplicated().any():
         raise InputError(f"{path}: a name is missing or occurs twice: give every location its own, or none")
     return located._replace(names=table["name"].to_numpy(str))
+
+
+def read_cells(adata: AnnData, path: Path) -> Locations:
+    """Locations of GeoJSON (QuPath, Space Ranger's ``cell_segmentations.geojson``): the centroid of each cell.
+
+    Cells are polygons or points in full-resolution pixels. Their names are the features' ``id``, or a property of
+    ``CELL_IDS``; without them they are numbered. Cells further than ``FURTHEST`` pitches from all spots are left out.
+
+    Raises:
+      InputError: no such file, not GeoJSON, another geometry, names that occur twice, or no cell near a spot.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable GeoJSON file ({' '.join(str(error).split())})") from error
+    cells = content.get("features", [content]) if isinstance(content, dict) else content
+    if not isinstance(cells, list) or not cells:
+        raise InputError(f"{path}: no features: a GeoJSON FeatureCollection of polygons is needed")
+    _check_number(len(cells), path)
+    xy = np.array([_centroid(cell, f"{path}: feature {i + 1}") for i, cell in enumerate(cells)])
+    known = np.asarray(adata.obsm["spatial"], np.float64)
+    near = KDTree(known).query(xy)[0] <= FURTHEST * spot_pitch(known)
+    if not near.any():
+        raise InputError(f"{path}: no cell lies near a spot: coordinates must be x and y in full-resolution pixels")
+    if not near.all():
+        logging.warning("%s: %d of %d cells are left out: no spot is near", path, (~near).sum(), len(near))
+    names = np.array([_cell_name(cell, i) for i, cell in enumerate(cells)])[near]
+    if len(np.unique(names)) < len(names):
+        raise InputError(f"{path}: an id is missing or occurs twice: give every cell its own, or none")
+    return Locations(names, xy[near], continued(known, _array(adata), xy[near]))
+
+
+def _cell_name(cell: dict, i: int) -> str:
+    properties = cell.get("properties") or {}
+    names = (cell.get("id"), *(properties.get(key) for key in CELL_IDS))
+    return next((str(name) for name in names if name is not None), f"cell_{i}")
+
+
+def _centroid(cell: dict, where: str) -> np.ndarray:
+    """(2,) of the outline; of several parts that of the largest."""
+    try:
+        geometry = cell["geometry"]
+        kind, parts = geometry["type"], geometry["coordinates"]
+        rings = {
+            "Point": lambda: [[parts]],
+            "Polygon": lambda: [parts[0]],
+            "MultiPolygon": lambda: [p[0] for p in parts],
+        }
+        outlines = [np.asarray(ring, np.float64)[:, :2] for ring in rings[kind]()]
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise InputError(f"{where} is no Polygon, MultiPolygon or Point with coordinates: mend the file") from error
+    if not all(len(ring) and np.isfinite(ring).all() for ring in outlines):
+        raise InputError(f"{where} has a coordinate that is not a number, or none: mend the file")
+    return max((_area_and_centre(ring) for ring in outlines), key=lambda found: found[0])[1]
+
+
+def _area_and_centre(ring: np.ndarray) -> tuple[float, np.ndarray]:
+    """Of a polygon with (n, 2) corners, by Gauss's area formula; without an area the mean of its corners."""
+    first = ring[0]
+    a, b = ring - first, np.roll(ring, -1, axis=0) - first
+    cross = a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]
+    if abs(cross.sum()) <= 1e-9 * np.square(a).sum():
+        return 0.0, ring.mean(axis=0)
+    return abs(cross.sum()) / 2, first + ((a + b) * cross[:, None]).sum(axis=0) / (3 * cross.sum())
 
 
 def continued(known: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,11 +12,12 @@ from absl import logging
 from anndata import AnnData
 
 from feature_extraction import cache, encoders
-from spabit_jax.config import Config
+from spabit_jax.config import Config, is_own_split
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
-from spabit_jax.data.genes import select_genes
+from spabit_jax.data.features import FILE, OwnFeatures, is_own
+from spabit_jax.data.genes import check_shares_genes, match_genes, select_genes
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.split import split_spots
+from spabit_jax.data.split import split_spots, with_absolute_split
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
@@ -25,6 +27,8 @@ if TYPE_CHECKING:  # what brings JAX is imported when arrays are made: bad input
     from spabit_jax.data.section import Frame, Places, Section
 
 MIN_TRAIN_SPOTS = 3
+MOST_FAR = 1200  # train spots of related sections that are learned from where none is the section's own
+APART, ALONE = float("inf"), 0.0  # layouts: related sections far from this one, or left out
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
 ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
 
@@ -67,17 +71,18 @@ class Cached(NamedTuple):
             self.cache_dir, self.adata.uns["spabit"]["name"], self.encoder, self.patch_px, self.transposed_crop
         )
         meta = cache.read_meta(npy)
-        return {key: meta.get(key) for key in ("image_sha256", "weights_hash")}
+        turn = {} if meta.get("turn", "0") == "0" else {"turn": meta["turn"]}
+        return {key: meta.get(key) for key in ("image_sha256", "weights_hash")} | turn
 
 
-def side_by_side(windows: Sequence[Cached]) -> np.ndarray | None:
+def side_by_side(windows: Sequence[Cached | OwnFeatures]) -> np.ndarray | None:
     """(N, D) features of all windows; None where there is none."""
     if len(windows) < 2:
         return windows[0].read() if windows else None
     return np.concatenate([window.read() for window in windows], axis=1)
 
 
-def made_from(windows: Sequence[Cached]) -> dict:
+def made_from(windows: Sequence[Cached | OwnFeatures]) -> dict:
     """Hashes of image and weights, these by encoder where there are several; empty without an image.
 
     Raises:
@@ -104,50 +109,67 @@ class Prepared:
       is_train: (N,) bool.
       genes: the panel, G names.
       scale: of expression, from the train spots.
-      encoder: of the image, or several as ``stain+nuclei``; ``none`` where there is no image.
-      patch_px: widths of the image windows in full-resolution pixels.
+      encoder: of the image, or several as ``stain+nuclei``; ``none`` where there is no image; or what
+        ``features.encoder_name`` gives.
+      patch_px: widths of the image windows in full-resolution pixels; none of features of the user's own.
       windows: the image features of each encoder and window; empty without an image.
       related: the inputs of other sections, from whose train spots is learned too.
+      layout: of ``lay_out``; None, which is far apart, where nobody has decided.
 
     Raises:
       InputError: the split, the panel, the encoder, a cache that is there already or a related section does not fit.
     """
 
     def __init__(self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = ()):
+        config = with_absolute_split(config)
         self.adata, self.config, self.related = adata, config, list(related)
+        self.layout = None
         info = adata.uns["spabit"]
         self.name = info["name"]
         data = config.data
         self.is_train = split_spots(adata, data.split, data.train_fraction, data.split_seed)
-        if self.is_train.sum() < MIN_TRAIN_SPOTS:
+        few = self.is_train.sum() < MIN_TRAIN_SPOTS
+        if few and not self.related:
             raise InputError(
                 f"section {self.name} has {self.is_train.sum()} train spots under the split {data.split!r}: "
-                f"at least {MIN_TRAIN_SPOTS} are needed"
+                f"at least {MIN_TRAIN_SPOTS} are needed, or related sections (--related) that have them"
             )
-        self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
-        self.scale = find_scale(data.scale, adata, self.is_train)
-        encoders.check_name(encoder)
-        self.encoder = encoder
-        if "image_path" not in info:
+        if few:  # next to nothing is known here: panel and scale are those of the first related section
+            self.is_train = np.zeros_like(self.is_train)
+            measured = self.related[0]
+            found = match_genes(adata, measured.adata.var.loc[measured.genes])
+            self.genes, self.scale = list(adata.var_names[found[found >= 0]]), measured.scale
+        else:
+            self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
+            self.scale = find_scale(data.scale, adata, self.is_train)
+        self.encoder, own = encoder, is_own(encoder)
+        if not own:
+            encoders.check_name(encoder)
+        if "image_path" not in info and not own:
             logging.warning("section %s has no image: running without image features", self.name)
             self.encoder = "none"
-        self.patch_px = window_widths(data.windows, adata)
-        self.windows = []
-        if self.encoder != "none":
+        self.patch_px = () if own else window_widths(data.windows, adata)
+        self.windows = [OwnFeatures(adata, encoder)] if own else []
+        if own:
+            self.windows[0].read()  # refuses features that do not fit
+        elif self.encoder != "none":
             transposed = transposed_crop(adata, config)
             names = encoders.split_names(self.encoder)
             self.windows = [Cached(adata, n, width, cache_dir, transposed) for n in names for width in self.patch_px]
             for window in self.windows:
                 cache.is_cached(*window)  # refuses a cache that does not match
             warn_of_windows(self.patch_px, adata)
+        elif few:
+            raise InputError(f"section {self.name} has no image and next to no train spots: there is nothing to go by")
         self._check_related()
 
     def __repr__(self) -> str:
         data, widths = self.config.data, " + ".join(f"{width:g}" for width in self.patch_px)
+        windows = f", windows of {widths} px" if widths else ""
         return (
             f"{self.name}: {self.is_train.sum()} train and {len(self.test_spots)} test spots (split {data.split}), "
             f"{len(self.genes)} genes (panel {data.panel}), {data.scale}\n"
-            f"image features: {self.encoder}, windows of {widths} px; {len(self.related)} related sections"
+            f"image features: {self.encoder}{windows}; {len(self.related)} related sections"
         )
 
     def _check_related(self) -> None:
@@ -156,10 +178,15 @@ class Prepared:
         names = [self.name, *(other.name for other in self.related)]
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
             raise InputError(f"two of --section and --related are named {twice[0]}: give each section once")
+        if self.related and self.encoder.startswith(FILE):
+            raise InputError("--features=FILE is of one section: with --related give obsm:KEY, of each its own")
         for other in self.related:
+            if is_own(self.encoder) and self.features().shape[1] != other.features().shape[1]:
+                raise InputError(f"{self.encoder} is of another width in section {other.name}: give the same features")
             if other.encoder != self.encoder:
                 without = other.name if self.windows else self.name
                 raise InputError(f"section {without} has no image, others have: leave out the one or the others")
+            check_shares_genes(other.adata, self.adata, self.genes)
 
     @property
     def test_spots(self) -> np.ndarray:
@@ -178,7 +205,9 @@ class Prepared:
 
     def describe(self) -> dict:
         """What decides on results besides the configuration: JSON; the features must be in the cache."""
-        described = {
+        own_split = is_own_split(self.config.data.split)
+        described = {"split_sha256": hashlib.sha256(self.is_train.tobytes()).hexdigest()} if own_split else {}
+        described |= {
             "counts_and_positions": content_hash(self.adata),
             "genes": self.genes,
             "encoder": self.encoder,
@@ -193,15 +222,37 @@ class Prepared:
         drawn = {"num_seeds": len(seeds), "seeds": list(seeds)}
         return {"inputs": self.describe(), **drawn, "config": self.config.to_dict()}
 
-    @cached_property
-    def _arrays(self) -> tuple[Section, Frame]:
-        """Own spots, then those of related sections, one below the other; and how new places become arrays."""
-        from spabit_jax.data.joined import align
+    def _make(self, adata: AnnData, features, is_train: np.ndarray) -> tuple[Section, Frame]:
         from spabit_jax.data.section import make_section_and_frame
 
-        adata, features, is_train = self.joined()
-        section, frame = make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
-        return align(section, [len(prepared.is_train) for prepared in (self, *self.related)]), frame
+        return make_section_and_frame(adata, self.genes, is_train, features, self.config, self.scale)
+
+    @cached_property
+    def _apart(self) -> tuple[Section, Frame]:
+        """Own spots, then those of related sections, far from them; and how new places become arrays."""
+        from spabit_jax.data.joined import align
+
+        section, frame = self._make(*self.joined())
+        return align(section, self._sizes), frame
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(prepared.is_train) for prepared in (self, *self.related)]
+
+    @cached_property
+    def _arrays(self) -> tuple[Section, Frame]:
+        if self.layout == ALONE:
+            return self._make(self.adata, self.features(), self.is_train)
+        if not self.related or self.layout in (None, APART):
+            return self._apart
+        from spabit_jax.data.joined import registered
+
+        return registered(*self._apart, self._sizes, self.layout)
+
+    def lay_out(self, layout: float) -> None:
+        """Puts related sections where they lie on this one, in planes so many pitches apart; ``APART`` or ``ALONE``."""
+        self.layout = layout
+        self.__dict__.pop("_arrays", None)
 
     def joined(self) -> tuple[AnnData, np.ndarray | None, np.ndarray]:
         """Section, image features and train spots, or those of this and all related sections, one below the other."""
@@ -210,12 +261,28 @@ class Prepared:
         from spabit_jax.data.joined import join, join_features
 
         parts = (self, *self.related)
-        adata = join([prepared.adata for prepared in parts], self.genes)
-        return adata, join_features([i.features() for i in parts]), np.concatenate([i.is_train for i in parts])
+        adata, is_train = join([part.adata for part in parts], self.genes), np.concatenate([i.is_train for i in parts])
+        if not self.is_train.any():  # no known spot is near: of very many, some say as much
+            known = np.flatnonzero(is_train)
+            is_train[np.random.default_rng(0).permutation(known)[MOST_FAR:]] = False
+        return adata, join_features([i.features() for i in parts]), is_train
 
     def section(self) -> Section:
         """The spots of this configuration: own ones, then those of related sections."""
         return self._arrays[0]
+
+    def sections_left_out(self) -> Iterator[tuple[Section, Places, np.ndarray]]:
+        """Each related section (of a single one, each half) as a section of which nothing is measured.
+
+        Yields:
+          The section without its expression, its m train spots as places that are far from all others, and which rows
+          of ``section().train_spots`` they are.
+        """
+        from spabit_jax.data.joined import leave_out, parts_of
+
+        section, frame = self._arrays
+        for spots in parts_of(section, self._sizes):
+            yield *leave_out(section, frame, spots), np.searchsorted(section.train_spots, spots)
 
     def places(self, locations: Locations, features=None) -> Places:
         """M new places.
@@ -223,7 +290,7 @@ class Prepared:
         Args:
           features: (M, D) their image features; None without an image.
         """
-        if self.related and features is not None:
+        if self.related and self.layout != ALONE and features is not None:
             features = standardised(features, by=self.features())
         return self._arrays[1].places(locations.xy, features)
 

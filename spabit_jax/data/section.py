@@ -20,7 +20,7 @@ N_POOL = 2  # context spots are drawn from a pool this many times as large when 
 class Places(NamedTuple):
     """Where something is predicted: n places, measured or not, and what is known there without measuring."""
 
-    xy: Float[np.ndarray, "n 2"]  # in units of the spot pitch, from the section's centre
+    xy: Float[np.ndarray, "n d"]  # in units of the spot pitch, from the section's centre; d is 3 with sections above it
     image: Float[np.ndarray, "n C"]  # image components; C is 0 without an image
     context: Int[np.ndarray, "n K"]  # rows of the section: the nearest train spots, nearest first, never itself
 
@@ -33,7 +33,7 @@ class Section(NamedTuple):
 
     expression: Float[np.ndarray, "N G"]  # on the scale of ``config.data.scale``; NaN at test spots
     image: Float[np.ndarray, "N C"]  # image components; C is 0 without an image
-    xy: Float[np.ndarray, "N 2"]  # in units of the spot pitch, from the section's centre
+    xy: Float[np.ndarray, "N d"]  # in units of the spot pitch, from the section's centre; d as of places
     noise: Float[np.ndarray, " N"]  # relative variance of a measurement's noise (``Scale.noise``); NaN at test spots
     is_train: Bool[np.ndarray, " N"]
     context: Int[np.ndarray, "N K"]  # nearest train spots of each spot, nearest first, never itself
@@ -65,8 +65,10 @@ class Frame(NamedTuple):
           xy: (n, 2) full-resolution pixels.
           features: (n, D) image features as extracted, or None without an image.
         """
-        in_pitches = self.in_pitches(xy)
-        return Places(in_pitches, self.image.at(in_pitches, features), self.context.at(np.asarray(xy, np.float64)))
+        xy = np.asarray(xy, np.float64)
+        in_pitches, image = self.in_pitches(xy), self.image.at(self.in_pitches(xy), features)
+        plane = ((0, 0), (0, self.context.tree.m - xy.shape[1]))  # where sections lie above each other, its own is at 0
+        return Places(np.pad(in_pitches, plane), image, self.context.at(np.pad(xy, plane)))
 
     def in_pitches(self, xy: np.ndarray) -> np.ndarray:
         return ((np.asarray(xy, np.float64) - self.centre) / self.pitch).astype(np.float32)

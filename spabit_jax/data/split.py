@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
-from spabit_jax.config import SPLITS
+from spabit_jax.config import OWN_SPLITS, SPLITS, Config, is_own_split
 from spabit_jax.errors import InputError
 
 N_BLOCKS = 16
@@ -17,8 +21,9 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
     Args:
       adata: a section; ``uns["spabit"]`` has its lattice and the extent of all its array positions.
       split: ``lattice`` (the reference's, no randomness), ``random``, ``block`` (whole regions are held out: of 16
-        k-means clusters of the spots, train regions are drawn until they hold ``train_fraction`` of the spots), or
-        ``none`` (every spot is a train spot).
+        k-means clusters of the spots, train regions are drawn until they hold ``train_fraction`` of the spots),
+        ``none`` (every spot is a train spot), ``image_only`` (none is: all is learned from related sections), or the
+        user's own (``own_split``).
 
     Returns:
       (N,) bool, True for train spots.
@@ -27,8 +32,10 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
       InputError: an unknown split, or one that leaves no train or no test spot.
     """
     rng = np.random.default_rng(seed)
-    if split == "none":
-        return np.ones(adata.n_obs, bool)
+    if is_own_split(split):
+        return own_split(adata, split)
+    if split in ("none", "image_only"):
+        return np.full(adata.n_obs, split == "none")
     if split == "lattice":
         info = adata.uns["spabit"]
         is_train = lattice_split(
@@ -44,7 +51,7 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
     elif split == "block":
         is_train = _blocks(adata.obsm["spatial"], train_fraction, rng)
     else:
-        raise InputError(f"unknown split {split!r}: known are {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r}: known are {', '.join(SPLITS)}, {OWN_SPLITS}")
     if is_train.all() or not is_train.any():
         what = "no test spot" if is_train.all() else "no train spot"
         raise InputError(
@@ -52,6 +59,57 @@ def split_spots(adata: AnnData, split: str, train_fraction: float = 0.25, seed: 
             "choose another with --config.data.split or --config.data.train_fraction"
         )
     return is_train
+
+
+def own_split(adata: AnnData, split: str) -> np.ndarray:
+    """A split of the user's own: of each spot train or test, or true or false, or 1 or 0 (true and 1: train).
+
+    Args:
+      split: ``obs:COLUMN`` of an .h5ad, or a CSV file: a column of barcodes, then one of these words, with a header.
+
+    Raises:
+      InputError: no such column or file, another word, a spot that it does not name, or all the same.
+    """
+    said = _of_obs(adata, split.removeprefix("obs:")) if split.startswith("obs:") else _of_csv(Path(split))
+    said = said.reindex(adata.obs_names)
+    words = said.astype(object).map(lambda value: str(value).strip().lower().removesuffix(".0"))
+    where = f"split {split}, section {adata.uns['spabit']['name']}"
+    if len(wrong := words[~words.isin(TRAIN + TEST)]):
+        word = "nothing" if pd.isna(said[wrong.index[0]]) else repr(str(said[wrong.index[0]]))
+        raise InputError(f"{where}: spot {wrong.index[0]} is {word}: give train or test for each of {len(said)} spots")
+    is_train = words.isin(TRAIN).to_numpy()
+    if not is_train.any():
+        raise InputError(f"{where}: no spot is train: give some")
+    return is_train
+
+
+TRAIN, TEST = ("train", "true", "1"), ("test", "false", "0")
+
+
+def _of_obs(adata: AnnData, column: str) -> pd.Series:
+    if column not in adata.obs:
+        name, known = adata.uns["spabit"]["name"], ", ".join(adata.obs)
+        raise InputError(f"split obs:{column}: section {name} has no such column in obs, but {known}: give an .h5ad")
+    return adata.obs[column]
+
+
+def _of_csv(path: Path) -> pd.Series:
+    try:
+        table = pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise InputError(f"split {path}: not a readable CSV file ({' '.join(str(error).split())})") from error
+    if table.shape[1] != 2:
+        raise InputError(f"split {path}: {table.shape[1]} columns: give barcodes and train or test, with a header")
+    table = table.set_index(table.columns[0]).iloc[:, 0]
+    if not table.index.is_unique:
+        raise InputError(f"split {path}: {table.index[table.index.duplicated()][0]} occurs twice: give each spot once")
+    return table
+
+
+def with_absolute_split(config: Config) -> Config:
+    """The configuration with a split's file named by its absolute path, so that it is found from any folder."""
+    split = config.data.split
+    return config.with_data(split=os.path.abspath(split)) if split.lower().endswith(".csv") else config
 
 
 def lattice_split(row, col, array_min, array_max, hexagonal: bool) -> np.ndarray:

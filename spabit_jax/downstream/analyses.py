@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import anndata
@@ -19,7 +18,7 @@ from spabit_jax.downstream.spatial import spatial_genes
 from spabit_jax.downstream.tumour import MIN_SPOTS, find_tumour
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.report import run_blocks, write_report
-from spabit_jax.files import replacing
+from spabit_jax.files import check_whole, read_json, replacing
 from spabit_jax.readers.tables import read_labels
 
 MAP = (True, "mixture")  # the clustering that is drawn, whatever the scores: mclust's model, with smoothing
@@ -37,7 +36,8 @@ def read_run(run: Path, labels: str | None = None) -> tuple[AnnData, dict]:
             raise InputError(
                 f"{run / name} is missing: give --run the folder of a finished experiments.run that holds out spots"
             )
-    metrics = json.loads((run / "metrics.json").read_text())
+        check_whole(run / name, "run the stages predict and evaluate again (--stages=predict,evaluate)")
+    metrics = read_json(run / "metrics.json", "run the stage evaluate again (--stages=evaluate)")
     if "weights" not in metrics:
         raise InputError(f"{run} was made by an older version: run experiments.run again, into another --out")
     if not metrics["protocol"]["n_test"]:
@@ -135,7 +135,6 @@ class Analyses:
 def write(run: Path, out: Path, metrics: dict, found: Analyses) -> str:
     """Tables, ``results.md`` and ``report.html``; returns the second, and where they are."""
 
-
     tables = found.tables | {"spots": found.spots.reset_index()}
     for name, table in tables.items():
         with replacing(out / f"{name}.csv") as temporary:
@@ -151,5 +150,3 @@ def write(run: Path, out: Path, metrics: dict, found: Analyses) -> str:
         temporary.write_text(text)
     names = ", ".join(f"{name}.csv" for name in tables)
     return f"{text}\nwritten to {out}: {names}, results.md, report.html, figures/"
-
-

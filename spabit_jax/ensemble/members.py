@@ -15,11 +15,14 @@ from spabit_jax.ensemble.interface import Estimate, FittedMember, HeldOut, Membe
 from spabit_jax.ensemble.pretrained import Pretrained
 from spabit_jax.ensemble.ridge import NeighbourRegression
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing
+from spabit_jax.files import check_whole, is_whole, replacing
 from spabit_jax.kriging.bag import Bag, fit_bag, pack, unpack
 from spabit_jax.kriging.process import Fitted
+from spabit_jax.readers.tables import reading
 from spabit_jax.training.fit import losses_table, save_state
 from spabit_jax.training.network import Trainer
+
+RUN_AGAIN = "run the stage train first (--stages=train)"
 
 
 class Network:
@@ -57,7 +60,7 @@ class FittedNetwork(NamedTuple):
         trainer, train = self.trainer, self.trainer.train_spots
         unseen = np.zeros((len(self.seeds), len(train)), bool)
         for row, seed in zip(unseen, self.seeds, strict=True):
-            spots = trainer.held_out(seed)[1]
+            spots = trainer.parts(seed).unseen
             row[np.searchsorted(train, spots) if len(spots) else slice(None)] = True  # all, where none was held out
         return HeldOut(self.at_spots(train), unseen)
 
@@ -94,8 +97,9 @@ class Kriging:
         path = None if folder is None else folder / "kriging.npz"
         train, folds = section.train_spots, draw_folds(section)
         known = section.xy[train], section.image[train], section.expression[train]
-        if path is not None and path.exists():
-            fitted = unpack(dict(np.load(path)))
+        if path is not None and is_whole(path):
+            with reading(path, "what was learned for kriging", f"delete it, and {RUN_AGAIN}"):
+                fitted = unpack(dict(np.load(path)))
         else:
             fitted = fit_bag(*known, folds, self.n_components)
             if path is not None:
@@ -104,13 +108,15 @@ class Kriging:
 
     def restore(self, section: Section, *, seeds: Sequence[int], folder: Path) -> FittedKriging:
         """What a finished ``fit`` left in the folder; InputError if it is not there."""
-        if not (folder / "kriging.npz").exists():
-            raise InputError(f"{folder / 'kriging.npz'} is missing: run the stage train first (--stages=train)")
+        path = folder / "kriging.npz"
+        if not path.exists():
+            raise InputError(f"{path} is missing: {RUN_AGAIN}")
+        check_whole(path, RUN_AGAIN)
         return self.fit(section, seeds=seeds, folder=folder)
 
 
 def save_fits(fitted: list[Fitted], path: Path) -> None:
-    with replacing(path) as temporary:
+    with replacing(path, sealed=True) as temporary:
         np.savez(temporary, **pack(fitted))
 
 
@@ -164,12 +170,17 @@ class FittedRidge:
         return Estimate(self.whole.predict(places.xy, places.image)[None], None)
 
 
-MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and a line here
+MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and ``register_member``
     "spabit": Network,
     "pretrained": Pretrained,
     "kriging": Kriging,
     "ridge": lambda config: Ridge(),
 }
+
+
+def register_member(name: str, make: Callable[[Config], Member]) -> None:
+    """Makes a member known to ``config.model.members``: a class, or a function, of the configuration."""
+    MEMBERS[name] = make
 
 
 def make_members(config: Config, gene_tokens: tuple | None = None) -> dict[str, Member]:

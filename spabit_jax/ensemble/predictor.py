@@ -14,8 +14,9 @@ from tqdm.auto import tqdm
 
 from feature_extraction import cache
 from spabit_jax.config import Config
+from spabit_jax.data.features import is_own
 from spabit_jax.data.locations import Locations, find_locations
-from spabit_jax.data.prepared import Prepared, made_from, side_by_side
+from spabit_jax.data.prepared import ALONE, Prepared, made_from, side_by_side
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
     FittedMember,
@@ -25,9 +26,10 @@ from spabit_jax.ensemble.members import (
     make_members,
     restore_members,
 )
-from spabit_jax.ensemble.run_folder import kept_in, read_config, read_inputs, read_run, write_config
+from spabit_jax.ensemble.related import held_out_sections, lay_out_related
+from spabit_jax.ensemble.run_folder import LOCK, kept_in, read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing
+from spabit_jax.files import locked, replacing
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
 
@@ -50,6 +52,8 @@ class Model:
     @cached_property
     def held_out(self) -> dict[str, HeldOut]:
         """What each member says at the train spots, as if each had never been measured."""
+        if not self.prepared.is_train.any():
+            return held_out_sections(self.prepared, make_members(self.prepared.config), self.seeds)
         return {name: member.held_out() for name, member in self.fitted.items()}
 
     @cached_property
@@ -77,7 +81,7 @@ class Model:
 
         Args:
           at: None for the section's own spots, a train spot without its own measurement; ``grid:4x``, ``um:16`` or a
-            CSV file; or ``Locations``.
+            CSV or GeoJSON file; or ``Locations``.
         """
         if at is None:
             return self.predictions(self.predict_spots())
@@ -92,13 +96,14 @@ class Model:
         out = Path(out)
         if self.prepared.related:
             raise InputError("a model with related sections is not saved from memory: use experiments.run --related")
-        write_config(out, self.prepared, self.seeds, kept_in(out, self.prepared))
-        for member in self.fitted.values():
-            if hasattr(member, "save"):
-                member.save(out)
-        if len(self.history):
-            with replacing(out / "history.csv") as temporary:
-                self.history.to_csv(temporary, index=False)
+        with locked(out / LOCK):
+            write_config(out, self.prepared, self.seeds, kept_in(out, self.prepared))
+            for member in self.fitted.values():
+                if hasattr(member, "save"):
+                    member.save(out)
+            if len(self.history):
+                with replacing(out / "history.csv") as temporary:
+                    self.history.to_csv(temporary, index=False)
 
     def predict_spots(self) -> Prediction:
         """At the section's own spots, of a train spot without its own measurement."""
@@ -175,6 +180,7 @@ def fit(
       folder: of a run, whose earlier fits are gone on from; None keeps all in memory.
       gene_tokens: of the reference's separate GAT; trained here if None and there is to be one.
     """
+    lay_out_related(prepared)
     section, config = prepared.section(), prepared.config
     if gene_tokens is None and not config.gat.joint:
         from spabit_jax.reference.separate_gat import gene_tokens as train_gat
@@ -185,6 +191,7 @@ def fit(
 
 def restore(prepared: Prepared, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:
     """What ``fit`` left in a folder; InputError if it is not there or not finished."""
+    lay_out_related(prepared)
     members = make_members(prepared.config, gene_tokens)
     return Model(prepared, seeds, restore_members(members, prepared.section(), seeds, folder))
 
@@ -224,6 +231,8 @@ def features_at(prepared: Prepared, locations: Locations, weights: str | None = 
     """
     if not prepared.windows:
         return None
+    if is_own(prepared.encoder):
+        return prepared.windows[0].at(locations)
     digest = cache.hash_coordinates(locations.names, locations.xy)[:12]
     info = {**prepared.adata.uns["spabit"], "name": f"{prepared.name}_at_{digest}"}
     places = AnnData(obs=pd.DataFrame(index=locations.names), obsm={"spatial": locations.xy}, uns={"spabit": info})
@@ -243,7 +252,7 @@ def provenance(prepared: Prepared) -> dict:
     n_train, n = int(prepared.is_train.sum()), len(prepared.is_train)
     which = f"{n_train} of {n} spots" if n_train < n else f"all {n} spots"
     which += f" (split {prepared.config.data.split})"
-    for other in prepared.related:
+    for other in prepared.related if prepared.layout != ALONE else ():
         which += f", {int(other.is_train.sum())} of {other.name} (split {other.config.data.split})"
     return {
         "method": prepared.config.name,

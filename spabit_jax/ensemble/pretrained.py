@@ -139,8 +139,7 @@ class FittedPretrained:
             found = _apply(self.graphdef, self.params, pad(query, size))
             n = rows.stop - rows.start
             of_mean, of_variance = (
-                np.asarray(values).reshape(CHUNK, n_scores)[:n]
-                for values in (found.mean, found.variance + found.noise)
+                np.asarray(values).reshape(CHUNK, n_scores)[:n] for values in (found.mean, found.variance + found.noise)
             )
             mean[rows] = space.decode(of_mean)
             variance[rows] = of_variance @ space.loadings**2 + scores.residual

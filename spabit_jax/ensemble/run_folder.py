@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from spabit_jax.config import Config
+from absl import logging
+
+from spabit_jax.config import CONFIGS, Config
 from spabit_jax.data.prepared import Prepared
+from spabit_jax.ensemble.members import MEMBERS
 from spabit_jax.errors import InputError
-from spabit_jax.files import first_difference, replacing, write_or_match
+from spabit_jax.files import check_format, check_whole, first_difference, is_whole, read_json, replacing, write_or_match
 from spabit_jax.models import MODELS
 from spabit_jax.readers import read_section
+from spabit_jax.readers.tables import reading
+from spabit_jax.training.losses import LOSSES
 
+LOCK = ".run.lock"  # of the command that writes into the folder
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 
 
@@ -24,20 +29,21 @@ def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: di
       origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
     """
     identity = prepared.identity(seeds)
-    versions = {name: version(name) for name in PACKAGES}
-    write_or_match(out / "config.json", {**origin, **identity, "versions": versions}, keys=tuple(identity))
+    also = {"config_class": type(prepared.config).__name__, "versions": {name: version(name) for name in PACKAGES}}
+    write_or_match(out / "config.json", {**origin, **identity, **also}, keys=tuple(identity))
 
 
 def kept_in(out: Path, prepared: Prepared) -> dict:
     """A section from memory, written into the run folder, and what config.json says of it."""
     info, adata = prepared.adata.uns["spabit"], prepared.adata
     path, image = out / "section.h5ad", str(info.get("image_path", ""))
-    if not path.exists():
-        with replacing(path) as temporary:
+    if not is_whole(path):
+        with replacing(path, sealed=True) as temporary:
             adata.write_h5ad(temporary)
     section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
-    section["reading"] = {"name": info["name"], "format": "h5ad"} | ({"image": image} if image else {})
-    cache_dir = prepared.windows[0].cache_dir if prepared.windows else "cache"
+    section["reading"] = {"name": info["name"], "format": "h5ad", "image": image or "none"}
+    section["reading"] |= {key: info[key] for key in ("turn", "image_scale") if key in info}
+    cache_dir = prepared.windows[0].cache_dir if prepared.patch_px and prepared.windows else "cache"
     return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
 
 
@@ -46,27 +52,38 @@ def read_run(run: Path) -> dict:
     path = run / "config.json"
     if not path.is_file():
         raise InputError(f"{path}: no such file: --run must be the folder of a run of experiments.run")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): run experiments.run again") from error
-    if "reading" not in content.get("section", {}):
+    content = read_json(path, "run experiments.run again")
+    check_format(content, path)
+    if not is_whole(path):
+        logging.warning("%s was changed since it was written", path)
+    section = content.get("section")
+    if not isinstance(section, dict) or "reading" not in section:
         raise InputError(f"{path} does not say how its section is read: run experiments.run again, into another --out")
     return content
 
 
 def read_config(run: Path, content: dict) -> Config:
     """The configuration in what ``read_run`` gave; InputError if this code does not know it."""
+    kind = content.get("config_class", "Config")
+    _check_registered(run, "configuration class", kind, CONFIGS)
     try:
-        config = Config.from_dict(content["config"])
+        config = CONFIGS[kind].from_dict(content["config"])
     except TypeError as error:
         raise InputError(f"{run / 'config.json'} is of another version of the code ({error}): run again") from error
-    if config.model.name not in MODELS:  # no file that a run folder names is executed
-        raise InputError(
-            f"{run} is of the model {config.model.name!r}, which is not registered: give the preset that defines it "
-            "with --config=FILE, or import it first"
-        )
+    _check_registered(run, "model", config.model.name, MODELS)
+    _check_registered(run, "loss", config.train.loss, LOSSES)
+    for member in config.model.members.split(","):
+        _check_registered(run, "member", member, MEMBERS)
     return config.validate()
+
+
+def _check_registered(run: Path, kind: str, name: str, known) -> None:
+    """Raises InputError for what only a file of the user's knows: no file that a run folder names is executed."""
+    if name not in known:
+        raise InputError(
+            f"{run} is of the {kind} {name!r}, which is not registered: give the preset that defines it with "
+            "--config=FILE, or import it first"
+        )
 
 
 def read_inputs(run: Path, content: dict, config: Config, weights: str | None = None) -> Prepared:
@@ -81,15 +98,18 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
     """
     section, before = content["section"], content["inputs"]
     encoder = "stain" if before["encoder"] == "none" else before["encoder"]  # an image that has come up is told below
+    cache_dir = content["cache_dir"]
+    if not Path(cache_dir).is_dir():  # of another machine; a folder that a file names is not made
+        cache_dir = str(run / "cache")
     paths = section.get("related", [])
     related = [
         Prepared(read_section(path, **section["reading_related"]), _of_its_time(config.of_related(), was), encoder,
-               content["cache_dir"])
+               cache_dir)
         for path, was in zip(paths, before.get("related", []), strict=True)
     ]  # fmt: skip
     adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
     config = _of_its_time(config, before)
-    prepared = Prepared(adata, config, encoder, content["cache_dir"], related)
+    prepared = Prepared(adata, config, encoder, cache_dir, related)
     prepared.extract(weights)
     now = prepared.describe()
     if now != before:
@@ -111,7 +131,10 @@ def _of_its_time(config: Config, described: dict) -> Config:
 
 
 def read_made_by(path: Path, stage: str, read):
-    """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is not there."""
+    """``read(path)``; InputError naming the stage of ``experiments.run`` that writes it if it is missing or damaged."""
     if not path.exists():
         raise InputError(f"{path} is missing: run the stage {stage} first (--stages={stage})")
-    return read(path)
+    remedy = f"delete it and run the stage {stage} again (--stages={stage})"
+    check_whole(path, remedy)
+    with reading(path, f"what the stage {stage} writes", remedy):
+        return read(path)

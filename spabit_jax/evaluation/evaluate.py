@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from absl import logging
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
@@ -96,7 +97,8 @@ def write_evaluation(
 ) -> dict:
     """Writes ``genes.csv``, ``metrics.json``, ``figures/`` and ``report.html`` into a run folder.
 
-    Without test spots there is nothing to compare with: of the metrics only the weights are known.
+    Without test spots, or without train spots (split image_only), there is nothing to compare with: of the metrics only
+    the weights are known.
 
     Args:
       out: the run folder, with ``history.csv``.
@@ -110,11 +112,11 @@ def write_evaluation(
     """
     weights = {name: float(predictions.uns["spabit"]["weights"][name]) for name in members}
     content, genes = {**header, "weights": weights}, None
-    if header["protocol"]["n_test"]:
+    if header["protocol"]["n_test"] and header["protocol"]["n_train"]:
         by_seed = zip(header["seeds"], per_seed, strict=False)  # one alone where no member has seeds
         genes = evaluate(predictions, members, dict(by_seed))
         content |= genes.attrs["summary"]
-        with replacing(out / "genes.csv") as temporary:
+        with replacing(out / "genes.csv", sealed=True) as temporary:
             genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]].to_csv(
                 temporary, index=False
             )
@@ -128,11 +130,14 @@ def write_evaluation(
     if shown := genes_to_show(predictions, genes):
         plots.plot_gene_maps(predictions, shown, out / "figures" / "gene_maps.png")
     if (out / "history.csv").exists():
-        history = pd.read_csv(out / "history.csv")
-        if len(history):  # an imported network has none
-            curves.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
+        try:
+            history = pd.read_csv(out / "history.csv")
+            if len(history):  # an imported network has none
+                curves.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
+        except (ValueError, KeyError, TypeError) as error:  # nothing depends on it
+            logging.warning("%s is damaged (%s): no figure of it", out / "history.csv", error)
     write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
-    write_json(out / "metrics.json", content)  # last: its presence says that the run is whole
+    write_json(out / "metrics.json", content, sealed=True)  # last: its presence says that the run is whole
     return content
 
 
@@ -141,7 +146,7 @@ def summary(content: dict) -> str:
     protocol, weights = content["protocol"], content["weights"]
     what = f"{protocol['n_genes']} genes (panel {protocol['panel']}), {protocol['scale']}"
     lines = ["", f"{content['section']}: {protocol['n_train']} train spots, {protocol['n_test']} test spots, {what}"]
-    if protocol["n_test"]:
+    if protocol["n_test"] and protocol["n_train"]:
         lines.append(f"{'method':<28}{'weight':>8}{'PCC':>8}{'MSE':>8}{'MAE':>8}")
         rows = [(content["method"], "", content["ensemble"])]
         rows += [(f"  {MEMBERS.get(n, n)} alone", f"{weights[n]:.3f}", of) for n, of in content["members"].items()]
@@ -154,7 +159,8 @@ def summary(content: dict) -> str:
         lines.append(f"90% intervals hold {covered:.1%} of the test measurements")
     else:
         shares = ", ".join(f"{MEMBERS.get(name, name)} {weight:.3f}" for name, weight in weights.items())
-        lines.append(f"every spot is a train spot: there is no test spot to evaluate on. Weights: {shares}")
+        without = "no spot is a train spot" if protocol["n_test"] else "every spot is a train spot"
+        lines.append(f"{without}: there is nothing to evaluate by. Weights: {shares}")
     for name, weight in weights.items():
         if weight < NO_PART:
             lines.append(f"the weight of {MEMBERS.get(name, name)} is {weight:.3f}: it is not in these numbers")

@@ -86,9 +86,7 @@ def coverage(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, level: float =
     return float(np.mean(np.abs(truth - mean) <= norm.ppf((1 + level) / 2) * sd))
 
 
-def noise_ceiling(
-    counts: np.ndarray, totals: np.ndarray, scale: Scale, seed: int = 0, n_splits: int = 5
-) -> np.ndarray:
+def noise_ceiling(counts: np.ndarray, totals: np.ndarray, scale: Scale, seed: int = 0, n_splits: int = 5) -> np.ndarray:
     """The Pearson correlation with the measured expression that a perfect prediction of each gene would reach.
 
     Every count is split binomially into two halves, each put on the scale (normalised to half the target by a total

@@ -90,12 +90,12 @@ def run_blocks(run: Path, metrics: dict) -> list[Block]:
       metrics: the content of metrics.json.
     """
     blocks = [Block("", _summary(metrics))]
-    if metrics["protocol"]["n_test"]:
+    if "ensemble" in metrics:  # there are train and test spots
         blocks.append(Block("How good is it?", _how_compared(metrics), _table(metrics)))
     for file, (title, text) in FIGURES.items():
         if (run / "figures" / file).exists():
             blocks.append(Block(title, text, figure=run / "figures" / file))
-    if metrics["protocol"]["n_test"]:
+    if "ensemble" in metrics:
         genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
         own = genes[(genes["method"] == metrics["method"]) & (genes["seed"] == "ensemble")]
         top = own.dropna(subset=["pcc"]).nlargest(10, "pcc")[["gene", "pcc"]].round(3)
@@ -124,6 +124,12 @@ def _summary(metrics: dict) -> str:
     n_spots = protocol["n_train"] + protocol["n_test"]
     genes = f"The expression of {protocol['n_genes']} genes (panel {protocol['panel']})"
     scale = f"Expression is {SCALES[protocol['scale']]}."
+    if not protocol["n_train"]:
+        return (
+            f"{genes} was predicted at the {n_spots} spots of section {metrics['section']} from the image alone, by "
+            "what related sections say: nothing measured here tells how good it is. "
+            f"{_shares(metrics['weights'])}\n\n{scale}"
+        )
     if not protocol["n_test"]:
         return (
             f"{genes} was measured at all {n_spots} spots of section {metrics['section']}, and the model learned from "

@@ -61,7 +61,7 @@ class Process(NamedTuple):
     """A fitted process, given n train spots: a pytree of arrays."""
 
     fitted: Fitted
-    xy: Float[Array, "n 2"]
+    xy: Float[Array, "n d"]
     image: Float[Array, "n D"]
     scores: Float[Array, "P n"]
     solved: Float[Array, "P n"]  # (K + noise)⁻¹ scores

@@ -33,6 +33,7 @@ from spabit_jax.models.spabit import ContextGAT
 
 N_CONTEXT = 8  # measured spots around a place that it sees as tokens; the processes see all
 N_IMAGE = 20  # image components; zeros where there are fewer
+FAR = 50.0  # pitches: what is further is seen as this far; nothing that it was trained on is
 WIDTH, HEADS, DEPTH = 32, 4, 2
 LEAST_LOG_WEIGHT, NO_PROCESS = -10.0, -1e30
 REMEDY = "make some with experiments.pretrain"
@@ -45,7 +46,7 @@ class Query(NamedTuple):
 
     value: Float[Array, "B M"]  # the score at the spots; 0 at the place
     image: Float[Array, "B M C"]
-    offset: Float[Array, "B M 2"]  # from the place, in pitches
+    offset: Float[Array, "B M d"]  # from the place, in pitches
     mean: Float[Array, "B S"]  # of each process
     variance: Float[Array, "B S"]
     log_weight: Float[Array, "B S"]
@@ -74,7 +75,9 @@ def make_query(known, near, xy, image, answers: Answers, bank: Bank) -> Query:
     m, n_scores = len(xy), scores.shape[2]
     image = np.concatenate([np.asarray(image)[:, None], around_image], axis=1)[..., :N_IMAGE]
     image = np.pad(image, ((0, 0), (0, 0), (0, N_IMAGE - image.shape[2])))
-    offset = np.pad(around_xy - np.asarray(xy)[:, None], ((0, 0), (1, 0), (0, 0)))
+    offset = around_xy - np.asarray(xy)[:, None]
+    offset /= np.maximum(np.linalg.norm(offset, axis=2, keepdims=True) / FAR, 1)
+    offset = np.pad(offset, ((0, 0), (1, 0), (0, 0)))
     value = np.pad(scores.swapaxes(1, 2), ((0, 0), (0, 0), (1, 0)))  # (m, P, M)
     logs = np.log(np.concatenate([bank.space, bank.image[:, None], bank.product, bank.variance, bank.noise[:, None]], 1)
                   + 1e-3)  # fmt: skip

@@ -120,7 +120,7 @@ class ContextGAT(nnx.Module):
         self.n_neighbours = config.n_neighbours
         self.decay = nnx.Param(jnp.zeros(()))
 
-    def __call__(self, genes: Float[Array, "B M W"], offset: Float[Array, "B M 2"], *, key=None):
+    def __call__(self, genes: Float[Array, "B M W"], offset: Float[Array, "B M d"], *, key=None):
         """(B, M, W) gene tokens → (B, M, W) their embedding among their neighbours."""
         b, m, width = genes.shape
         distance = jnp.linalg.norm(offset[:, :, None] - offset[:, None, 1:], axis=-1)  # (B, M, M - 1)

@@ -15,22 +15,26 @@ from pathlib import Path
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers import h5ad, reference, spatialdata, st, visium, visium_hd, xenium
-from spabit_jax.readers.orientation import check_orientation
+from spabit_jax.readers import h5ad, pairs, reference, segmented, spatialdata, st, visium, visium_hd, xenium
+from spabit_jax.readers.assemble import NO_IMAGE
+from spabit_jax.readers.nearest import around, nearest
+from spabit_jax.readers.orientation import check_image, place_image
 
 # The first that matches is taken: a reference folder may also hold all that a Visium folder does.
 FORMATS = {
     "h5ad": h5ad,
     "st": st,
+    "pairs": pairs,
     "spatialdata": spatialdata,
     "visium_hd": visium_hd,
+    "segmented": segmented,
     "xenium": xenium,
     "reference": reference,
     "visium": visium,
 }
 
 LONGEST_NAME = 150  # bytes: a file's name has 255, and more is put behind it
-_NOT_A_NAME = re.compile(r"outs|binned_outputs|square_\d+um")
+_NOT_A_NAME = re.compile(r"outs|binned_outputs|segmented_outputs|square_\d+um")
 
 
 def read_section(
@@ -44,15 +48,19 @@ def read_section(
     spot_um: float | None = None,
     alignment: str | os.PathLike | None = None,
     swap_xy: bool = False,
+    turn: str | int | None = None,
+    image_scale: float | None = None,
 ) -> AnnData:
     """Reads one section.
 
     Args:
-      path: a folder (SpatialData: NAME.zarr); for legacy ST the counts file ``NAME.tsv[.gz]``; a .h5ad file; or an
-        AnnData in memory, with what a .h5ad file holds (of the other arguments it takes ``name`` and ``image``).
+      path: a folder (SpatialData: NAME.zarr), or its counts' .h5; for legacy ST the counts file ``NAME.tsv[.gz]``; a
+        .h5ad file; or an AnnData in memory, with what a .h5ad file holds (of the other arguments it takes ``name`` and
+        those of images).
       format: a key of ``FORMATS``, or ``auto`` to find out.
-      image: image file instead of the one that is found. It is taken to be in full-resolution pixels, unless it is
-        the ``tissue_hires_image`` or ``tissue_lowres_image`` of a folder with scale factors.
+      image: image file instead of the one that is found, or ``none`` for no image. It is taken to be in
+        full-resolution pixels, unless its name has ``tissue_hires_image`` or ``tissue_lowres_image``, or it is as large
+        as one of these, and the section has a scale factor for it.
       positions: positions file instead of the one that is found, in the layout's own form (10x for .h5ad).
       labels: file of barcode,label (header or not, comma or tab), or her2st's ``*_labeled_coordinates.tsv``, or one
         label per spot in tissue; instead of the one that is found.
@@ -60,7 +68,11 @@ def read_section(
       spot_um: Xenium: width of the squares over which the counts of cells are summed; None leaves cells as they are.
       alignment: Xenium: file of the (3, 3) matrix from pixels of the H&E image to Xenium's, instead of the one found.
       swap_xy: exchange x and y of the spots, for a positions file that has them transposed.
-      name: default: the file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``.
+      turn: how the image must be turned before the spots lie on it: ``90``, ``180`` or ``270`` degrees clockwise,
+        ``mirror`` (left to right), or ``mirror+90`` and so on (mirrored, then turned).
+      image_scale: image pixels per full-resolution pixel, where no file says it; 0.4 for an image 0.4 times as large.
+      name: of several samples in a folder the prefix, of several in an .h5ad the library; else any name. Default:
+        the file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``.
 
     Returns:
       AnnData of the N spots in tissue that have counts, in the order of the positions file:
@@ -73,17 +85,17 @@ def read_section(
         an image (plot with ``img_key=None`` and a ``spot_size``, or with ``scanpy.pl.embedding``).
       - ``uns["spabit"]``: name; format; positions_path; array_min and array_max, [row, col] over all spots of the
         positions file, in tissue or not (legacy ST: over the selected ones); lattice (``hex`` or ``square``);
-        image_path and image_scale (image pixels per full-resolution pixel) if there is an image; um_per_px if it is
-        known; spot_px, the diameter of a spot, the width of a bin or the distance between cells in full-resolution
-        pixels: as the files say, else half the pitch of the lattice.
+        image_path and image_scale (image pixels per full-resolution pixel) if there is an image, and turn if it is
+        turned; um_per_px if it is known; spot_px, the diameter of a spot, the width of a bin or the distance between
+        cells in full-resolution pixels: as the files say, else half the pitch of the lattice.
 
     Raises:
       InputError: anything that is missing, unreadable or contradictory; the message names the file.
 
-    Spots that would cover the tissue better with x and y exchanged give a warning (``orientation``), never a change.
+    The image that is used is compared with the spots (``orientation.check_image``): the flag that mends it is named.
     """
     if isinstance(path, AnnData):
-        return _in_memory(path, name or "section", image)
+        return _in_memory(path, check_name("section" if name is None else name), image, turn, image_scale)
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -92,14 +104,11 @@ def read_section(
     files = (image, positions, labels, alignment)
     image, positions, labels, alignment = files = [None if file is None else Path(file) for file in files]
     for file in files:
-        if file is not None and not (file.is_file() or (file == image and file.exists())):  # OME-Zarr is a folder
+        is_zarr = file is not None and file == image and file.exists()  # OME-Zarr is a folder
+        if file not in (None, NO_IMAGE) and not (file.is_file() or is_zarr):
             raise InputError(f"{file}: no such file")
-    name = name or section_name(path)
-    if "/" in name or "\0" in name or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
-        raise InputError(
-            f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
-            f"{LONGEST_NAME} letters"
-        )
+    path, prefix = around(path)
+    name = check_name((prefix or section_name(path)) if name is None else name)
     format = _find_out(path) if format == "auto" else format
     options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment}
     options = {option: value for option, value in options.items() if value is not None}
@@ -109,16 +118,28 @@ def read_section(
     adata = FORMATS[format].read(path, name=name, image=image, positions=positions, labels=labels, **options)
     if swap_xy:
         adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
-    check_orientation(adata, swap_xy)
+    place_image(adata, turn, image_scale)
+    check_image(adata, swap_xy)
     return adata
 
 
-def _in_memory(adata: AnnData, name: str, image) -> AnnData:
-    if image is not None and not Path(image).exists():
-        raise InputError(f"{image}: no such file")
+def check_name(name: str) -> str:
+    """The name itself; InputError unless it is one component of a path, short enough for what is put behind it."""
+    if "/" in name or not name.isprintable() or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
+        raise InputError(
+            f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
+            f"{LONGEST_NAME} letters"
+        )
+    return name
+
+
+def _in_memory(adata: AnnData, name: str, image, turn: str | int | None, image_scale: float | None) -> AnnData:
     image = None if image is None else Path(image)
+    if image not in (None, NO_IMAGE) and not image.exists():
+        raise InputError(f"{image}: no such file")
     result = h5ad.from_anndata(adata, Path("the AnnData"), name, image, None, None)
-    check_orientation(result, swapped=False)
+    place_image(result, turn, image_scale)
+    check_image(result, swapped=False)
     return result
 
 
@@ -126,7 +147,7 @@ def section_name(path: str | os.PathLike) -> str:
     """The file's stem, or the folder's name without .zarr, or its parent's if that is ``outs`` or ``square_XXXum``."""
     path = Path(path).resolve()
     if path.is_file():
-        return Path(path.name.removesuffix(".gz")).stem
+        return Path(path.name.removesuffix(".gz")).stem.removesuffix("_stdata")
     while _NOT_A_NAME.fullmatch(path.name):
         path = path.parent
     return path.name.removesuffix(".zarr")
@@ -136,5 +157,4 @@ def _find_out(path: Path) -> str:
     for name, reader in FORMATS.items():
         if reader.matches(path):
             return name
-    known = "; ".join(f"{name}: {reader.LOOKS_FOR}" for name, reader in FORMATS.items())
-    raise InputError(f"{path}: not a section in a known format. Looked for {known}")
+    raise InputError(f"{path}: {nearest(path, lambda inner: any(r.matches(inner) for r in FORMATS.values()))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,26 @@ from spabit_jax.readers.lattice import measure
 from spabit_jax.readers.tables import read_labels
 
 THUMBNAIL_PX = 2000
+NO_IMAGE = Path("none")  # --image=none: run without the one that would be found
+
+
+class Images(NamedTuple):
+    """The images of a section.
+
+    Args:
+      file: image of which windows are read.
+      scale: its pixels per full-resolution pixel.
+      previews: ``hires`` and ``lowres``, (h, w, 3) uint8; a missing ``hires`` is made from a full-resolution ``file``.
+      scalefactors: ``tissue_<preview>_scalef`` of each of these, and ``spot_diameter_fullres`` where known.
+    """
+
+    file: Path | None = None
+    scale: float = 1.0
+    previews: dict[str, np.ndarray] = {}
+    scalefactors: dict[str, float] = {}
+
+
+NO_IMAGES = Images()
 
 
 def assemble(
@@ -27,10 +48,7 @@ def assemble(
     counts_path: Path,
     positions_path: Path,
     labels: Path | pd.Series | None = None,
-    image: Path | None = None,
-    image_scale: float = 1.0,
-    images: dict[str, np.ndarray] | None = None,
-    scalefactors: dict[str, float] | None = None,
+    images: Images = NO_IMAGES,
     square_um: float | None = None,
     um_per_px: float | None = None,
 ) -> AnnData:
@@ -42,9 +60,6 @@ def assemble(
       name, format: for uns.
       counts_path, positions_path: for error messages.
       labels: file, or labels indexed by barcode.
-      image: file of which windows are read; image_scale: its pixels per full-resolution pixel.
-      images: ``hires`` and ``lowres``, (h, w, 3) uint8; a missing ``hires`` is made from a full-resolution ``image``.
-      scalefactors: ``tissue_<image>_scalef`` of each of these, and ``spot_diameter_fullres`` where known.
       square_um: pitch of a square lattice in µm.
       um_per_px: µm per full-resolution pixel where a file says so; else from the lattice.
 
@@ -81,27 +96,29 @@ def assemble(
     if label is not None:
         obs["label"] = label.reindex(obs.index).astype("category").cat.remove_unused_categories()
     adata = AnnData(sparse.csr_matrix(counts.X, dtype=np.float32)[row], obs=obs, var=counts.var.copy())
+    if not adata.X.nnz or not adata.X.sum() > 0:
+        raise InputError(f"{counts_path}: all counts of the spots in tissue are 0: is it the right file?")
     adata.obsm["spatial"] = xy
 
-    images, scalefactors = dict(images or {}), dict(scalefactors or {})
+    images = images._replace(file=None, previews={}) if images.file == NO_IMAGE else images
+    previews, scalefactors = dict(images.previews), dict(images.scalefactors)
     section = {"name": name, "format": format, "array_min": array.min(0), "array_max": array.max(0), "lattice": lattice}
     section["positions_path"] = str(positions_path)
     metadata = {}
     um_per_px = um_per_px or measured_um_per_px
     if um_per_px is not None:
         section["um_per_px"] = float(um_per_px)
-    if image is not None:
-        slide = open_image(image)
-        section["image_path"] = metadata["source_image_path"] = str(image.resolve())
-        section["image_scale"] = float(image_scale)
-        if image_scale == 1.0 and "hires" not in images:
-            images["hires"], scale = slide.thumbnail(THUMBNAIL_PX)
-            scalefactors["tissue_hires_scalef"] = scale * image_scale
+    if images.file is not None:
+        slide = open_image(images.file)
+        section["image_path"] = metadata["source_image_path"] = str(images.file.resolve())
+        section["image_scale"] = float(images.scale)
+        if images.scale == 1.0 and "hires" not in previews:
+            previews["hires"], scalefactors["tissue_hires_scalef"] = slide.thumbnail(THUMBNAIL_PX)
     # Visium: spots of 55 µm every 100 µm; legacy ST: 100 µm every 200 µm.
     scalefactors.setdefault("spot_diameter_fullres", float(pitch_px / 2) if pitch_px > 0 else 1.0)
     section["spot_px"] = float(scalefactors["spot_diameter_fullres"])
-    if images:  # scanpy and squidpy take an entry without an image for a mistake
-        adata.uns["spatial"] = {name: {"images": images, "scalefactors": scalefactors, "metadata": metadata}}
+    if previews:  # scanpy and squidpy take an entry without an image for a mistake
+        adata.uns["spatial"] = {name: {"images": previews, "scalefactors": scalefactors, "metadata": metadata}}
     adata.uns["spabit"] = section
     return adata
 

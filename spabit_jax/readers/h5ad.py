@@ -13,12 +13,15 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers.assemble import assemble, is_raw
-from spabit_jax.readers.lattice import array_coordinates
+from spabit_jax.readers.assemble import Images, assemble, is_raw
+from spabit_jax.readers.kept import as_file
+from spabit_jax.readers.lattice import array_coordinates, whole_array
 from spabit_jax.readers.tables import check_positions, read_positions_10x, reading
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = 'a file NAME.h5ad with obsm["spatial"]'
+# Columns of obs that say which section a spot is of
+LIBRARIES = ("library_id", "library", "sample", "sample_id", "section", "section_id", "slice", "slice_id", "batch")
 # What a section that read_section() made knows of the files that it was read from, and its .h5ad alone does not tell.
 OF_ITS_FILES = ("format", "lattice", "array_min", "array_max", "um_per_px", "spot_px")
 
@@ -32,24 +35,37 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
 
     Counts are the first of ``layers["counts"]``, ``X`` and ``raw.X`` that holds raw counts. Array coordinates are
     those of ``obs``; where it has none, they are derived (``lattice.array_coordinates``). Labels are
-    ``obs["label"]``. The image is NAME.png|jpg|tif beside the file, in full-resolution pixels; images within the
-    file are kept for plots, windows are not read from them.
+    ``obs["label"]``. The image is NAME.png|jpg|tif beside the file, in full-resolution pixels, else the largest within
+    the file that has a scale factor. Of a file of several sections, ``name`` says which (``one_library``).
     """
     if path.is_dir():
         raise InputError(f"{path}: a folder: give {LOOKS_FOR}")
     with reading(path, "an .h5ad file"):
         adata = anndata.read_h5ad(path)
-    image = image or first_existing(path.parent, *(glob.escape(path.stem) + suffix for suffix in IMAGE_SUFFIXES))
+        check_sparse(adata)
+    stem = name if one_library(adata, name, path).n_obs < adata.n_obs else path.stem
+    image = image or first_existing(path.parent, *(glob.escape(stem) + suffix for suffix in IMAGE_SUFFIXES))
     return from_anndata(adata, path, name, image, positions, labels)
+
+
+def check_sparse(adata: AnnData) -> None:
+    """ValueError where a sparse matrix points outside itself: compiled code follows its indices unchecked."""
+    raw = None if adata.raw is None else adata.raw.X
+    for x in (adata.X, *adata.layers.values(), raw):
+        if isinstance(x, sparse.csr_matrix | sparse.csc_matrix | sparse.csr_array | sparse.csc_array):
+            x.check_format(full_check=True)
 
 
 def from_anndata(
     adata: AnnData, path: Path, name: str, image: Path | None, positions: Path | None, labels: Path | None
 ) -> AnnData:
     """As ``read``, of what a file holds; ``path`` is for error messages."""
-    images, scalefactors = _embedded(adata, name, path)
+    adata = one_library(adata, name, path)
     known = adata.uns.get("spabit", {}) if positions is None else {}
     same_image = image is not None and str(image.resolve()) == known.get("image_path")
+    images = _embedded(adata, name)
+    if image is not None:
+        images = images._replace(file=image, scale=known.get("image_scale", 1.0) if same_image else 1.0)
     result = assemble(
         raw_counts(adata, path),
         _positions(adata, path) if positions is None else read_positions_10x(positions),
@@ -58,13 +74,90 @@ def from_anndata(
         counts_path=path,
         positions_path=positions or path,
         labels=labels or adata.obs.get("label"),
-        image=image,
-        image_scale=known.get("image_scale", 1.0) if same_image else 1.0,
         images=images,
-        scalefactors=scalefactors,
     )
-    result.uns["spabit"] |= {key: known[key] for key in OF_ITS_FILES if key in known}
+    if positions is None:
+        widen_array(result, adata)
+    keys = OF_ITS_FILES + (("turn",) if same_image else ())
+    result.uns["spabit"] |= {key: known[key] for key in keys if key in known}
+    _keep(adata, result)
     return result
+
+
+def _keep(adata: AnnData, result: AnnData) -> None:
+    """What else is known of the spots, for --config.data.split=obs:COLUMN and --features=obsm:KEY, into ``result``."""
+    plain = ("string", "integer", "floating", "boolean", "categorical")
+    for column in adata.obs.columns.difference(result.obs.columns, sort=False):
+        if pd.api.types.infer_dtype(adata.obs[column]) in plain:
+            result.obs[column] = adata.obs[column].reindex(result.obs_names)
+    rows = adata.obs_names.get_indexer(result.obs_names)
+    for key, values in adata.obsm.items():
+        if key not in result.obsm and np.ndim(values) == 2 and (rows >= 0).all():
+            dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
+            if np.issubdtype(dense.dtype, np.number):
+                result.obsm[key] = dense[rows]
+
+
+def widen_array(section: AnnData, adata: AnnData) -> None:
+    """Gives a section the extent of its slide, where the array coordinates are those that ``adata`` has."""
+    info = section.uns["spabit"]
+    if {"array_row", "array_col"} <= set(adata.obs):
+        array = np.array([info["array_min"], info["array_max"]])
+        info["array_min"], info["array_max"] = whole_array(array, info["lattice"], section.obs_names[0])
+
+
+def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
+    """The spots and images of one section of a concatenated AnnData, or all of an AnnData of one section.
+
+    Sections are told apart by the first column of ``LIBRARIES`` with several values, by several libraries in
+    ``uns["spatial"]``, or by array places that occur twice.
+
+    Raises:
+      InputError: it holds several, and none is called ``name``, or no column says which spots are its.
+    """
+    libraries = adata.uns.get("spatial")
+    libraries = list(libraries) if isinstance(libraries, Mapping) else []
+    columns = {column: adata.obs[column].dropna().astype(str) for column in LIBRARIES if column in adata.obs}
+    columns = {column: values for column, values in columns.items() if values.nunique() > 1}
+    column = next((column for column, values in columns.items() if name in set(values)), None)
+    if column is not None:
+        found = adata[(adata.obs[column].astype(str) == name).to_numpy()].copy()
+        found.uns.pop("spabit", None)  # of the whole
+        if libraries:
+            found.uns["spatial"] = {name: found.uns["spatial"][name]} if name in libraries else {}
+        return found
+    if columns:
+        column, values = next(iter(columns.items()))
+        names = sorted(set(values))
+        raise InputError(
+            f'{path}: holds {len(names)} sections by obs["{column}"] ({_few(names)}): name one with --name=, or remove '
+            "the column if they are one section"
+        )
+    if len(libraries) > 1:
+        raise InputError(
+            f'{path}: uns["spatial"] holds {len(libraries)} sections ({_few(libraries)}), and no column of obs '
+            "(library_id) says which spots are whose: write one file for each"
+        )
+    _check_places(adata, path)
+    return adata
+
+
+def _check_places(adata: AnnData, path: Path) -> None:
+    """Raises InputError where two spots share an array place, unless places are squares in which cells lie."""
+    places = ["array_row", "array_col"]
+    if "spabit" in adata.uns or not set(places) <= set(adata.obs):
+        return
+    twice = adata.obs[places].astype(str).duplicated()
+    if twice.any():
+        row, col = adata.obs.loc[twice, places].iloc[0]
+        raise InputError(
+            f"{path}: {twice.sum() + 1} spots share array places (row {row}, column {col}, …), as of several sections: "
+            "add a column library_id to obs and name one with --name=, or remove array_row and array_col"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join([*(str(name)[:40] for name in names[:6]), *["…"] * (len(names) > 6)])
 
 
 def raw_counts(adata: AnnData, path: Path) -> AnnData:
@@ -85,6 +178,9 @@ def _positions(adata: AnnData, path: Path) -> pd.DataFrame:
     xy = adata.obsm.get("spatial")
     if xy is None or np.ndim(xy) != 2 or np.shape(xy)[1] < 2:
         raise InputError(f'{path}: no (N, 2) obsm["spatial"]: it must hold x and y of the spots in pixels')
+    for columns in (["x", "y"], ["pxl_col_in_fullres", "pxl_row_in_fullres"]):
+        if isinstance(xy, pd.DataFrame) and set(columns) <= set(xy):
+            xy = xy[columns]
     return spot_table(adata, np.asarray(xy, np.float64)[:, :2], array_coordinates, path)
 
 
@@ -104,21 +200,36 @@ def spot_table(adata: AnnData, xy: np.ndarray, derived, path: Path) -> pd.DataFr
     return check_positions(table, path)
 
 
-def _embedded(adata: AnnData, name: str, path: Path) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The images of ``uns["spatial"]`` that have a scale factor, as uint8, and their scale factors."""
+def _embedded(adata: AnnData, name: str) -> Images:
+    """The images of ``uns["spatial"]`` that have a scale factor, as uint8, and the largest as a file.
+
+    One under another name than ``hires`` and ``lowres`` (HEST's ``downscaled_fullres``) is ``hires`` if there is none.
+    """
     libraries = adata.uns.get("spatial")
     libraries = libraries if isinstance(libraries, Mapping) else {}
-    if len(libraries) > 1 and name not in libraries:
-        raise InputError(f"{path}: holds {len(libraries)} sections ({', '.join(libraries)}): write one file for each")
     library = libraries.get(name) or next(iter(libraries.values()), {})
     given, images, scalefactors = library.get("scalefactors", {}), {}, {}
     for key, pixels in library.get("images", {}).items():
-        if f"tissue_{key}_scalef" in given:
-            pixels = np.asarray(pixels)
-            if pixels.dtype != np.uint8:  # scanpy keeps images as floats from 0 to 1
-                pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-            images[key] = pixels[..., :3] if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-            scalefactors[f"tissue_{key}_scalef"] = float(given[f"tissue_{key}_scalef"])
+        if f"tissue_{key}_scalef" in given and (key in ("hires", "lowres") or "hires" not in library["images"]):
+            kept_as = key if key == "lowres" else "hires"
+            images[kept_as] = _eight_bit(np.asarray(pixels))
+            scalefactors[f"tissue_{kept_as}_scalef"] = float(given[f"tissue_{key}_scalef"])
     if "spot_diameter_fullres" in given:
         scalefactors["spot_diameter_fullres"] = float(given["spot_diameter_fullres"])
-    return images, scalefactors
+    if not images:
+        return Images(scalefactors=scalefactors)
+    largest = max(images, key=lambda key: images[key].size)
+    return Images(as_file(images[largest]), scalefactors[f"tissue_{largest}_scalef"], images, scalefactors)
+
+
+def _eight_bit(pixels: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 of gray, RGB or RGBA pixels: bytes, 12 or 16 bits, floats from 0 to 1 (scanpy's) or to 255."""
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8:
+        top = pixels.max(initial=0)
+        white = next(white for white in (1, 255, 4095, 65535, top) if white >= top and (white > 1 or top <= 1))
+        pixels = np.rint(np.clip(pixels / white, 0, 1) * 255).astype(np.uint8)
+    if pixels.shape[2] == 4:  # transparency is laid over white
+        opacity = pixels[..., 3:] / 255
+        return np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    return pixels if pixels.shape[2] == 3 else np.repeat(pixels[..., :1], 3, axis=2)

@@ -1,41 +1,53 @@
 """Windows and thumbnails of section images of any size, as 8-bit RGB.
 
 TIFF (tiled, stripped, pyramidal, SVS, OME) is read through tifffile and zarr, and OME-Zarr folders through zarr, window
-by window; JPEG and PNG through Pillow, decoded once. Imports neither jax nor torch.
+by window; JPEG and PNG through Pillow, decoded once. An image may be turned or mirrored, as its orientation tag says or
+as asked. Imports neither jax nor torch.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import tifffile
 import zarr
-from PIL import Image
+from PIL import ExifTags, Image
 
 from spabit_jax.errors import InputError
 
-Image.MAX_IMAGE_PIXELS = None  # sections are larger than Pillow's guard against decompression bombs
+Image.MAX_IMAGE_PIXELS = None  # sections are larger than Pillow's guard against decompression bombs: see _check_size
 
 _TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
 _CHANNEL_AXES = "SCQI"  # samples, channels, unknown, and pages of one channel each
 _PHOTOMETRIC = {"RGB", "YCBCR", "MINISBLACK"}
 _BAND_BYTES = 2**26  # what a thumbnail without a pyramid holds at a time
+_WHOLE_PX = 2**30  # more is not decoded in one piece
+_WHITES = (1, 255, 1023, 4095, 16383, 65535)  # floats, then 8, 10, 12, 14 and 16 bits, whatever they are stored in
+# The eight ways round: an image is mirrored left to right first, then turned clockwise by so many degrees.
+TURNS = ("0", "90", "180", "270", "mirror", "mirror+90", "mirror+180", "mirror+270")
+# What brings an image upright whose orientation tag (EXIF, TIFF) is 1, 2, …, 8.
+_UPRIGHT = ("0", "mirror", "180", "mirror+180", "mirror+270", "90", "mirror+90", "270")
 
 
 class SlideImage(ABC):
     """A section image of which windows are read.
 
     ``width`` and ``height`` are in image pixels. An instance may be pickled, and used after a fork: files are opened
-    again in the new process. Pixels are 8-bit RGB: 16-bit values are divided by 257, gray is repeated, and
-    transparency is laid over white.
+    again in the new process. Pixels are 8-bit RGB: other values are scaled by the white of the range that they use
+    (``white``), gray is repeated, and transparency is laid over white.
     """
 
     path: str
     width: int
     height: int
+    orientation = 1  # what the file's orientation tag says
+    white = 255
 
     @abstractmethod
     def _clip(self, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -96,6 +108,9 @@ class _PillowImage(SlideImage):
         self.path, self._pixels = path, None
         with Image.open(path) as image:
             self.width, self.height = image.size
+            # the method of PNG images would decode all to look for a tag behind the pixels
+            self.orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        _check_size(path, image.size)
 
     def close(self):
         self._pixels = None
@@ -114,10 +129,59 @@ class _PillowImage(SlideImage):
             return _pillow_rgb(image), draft[1][2:] if draft else image.size
 
 
+class _Turned(SlideImage):
+    """Another image, turned: its windows are cut where they come from, so that nothing is decoded whole for it."""
+
+    def __init__(self, slide: SlideImage, turn: str):
+        self._slide, self._turn, self.path, self.orientation = slide, turn, slide.path, slide.orientation
+        self.width, self.height = (slide.width, slide.height)[:: -1 if quarters(turn) % 2 else 1]
+
+    @property
+    def white(self):
+        return self._slide.white
+
+    def close(self):
+        self._slide.close()
+
+    def _clip(self, x0, y0, x1, y1):
+        corners = turned_xy(np.array([[x0, y0], [x1, y1]]), inverse(self._turn), (self.width, self.height))
+        (x0, y0), (x1, y1) = corners.min(0), corners.max(0)
+        return turned(self._slide._clip(x0, y0, x1, y1), self._turn)
+
+    def _small(self, width, height):
+        raise NotImplementedError("its thumbnail is turned instead")
+
+    def thumbnail(self, max_px):
+        small, scale = self._slide.thumbnail(max_px)
+        return turned(small, self._turn), scale
+
+
 class _Pyramid(SlideImage):
     """``_sizes`` are (width, height) of each level, the full one first; ``_clip`` takes a level too."""
 
     _sizes: list[tuple[int, int]]
+    _dtype: np.dtype
+    _alpha = False
+
+    @abstractmethod
+    def _pixels(self, x0: int, y0: int, x1: int, y1: int, level: int) -> np.ndarray:
+        """(y1 - y0, x1 - x0, channels) of a level, as they are stored."""
+
+    @cached_property
+    def white(self):
+        """The largest value of the range that the image uses: 12 bits come in 16. From up to 25 windows, not all."""
+        if self._dtype == np.uint8:
+            return 255
+        width, height = self._sizes[-1]
+        lefts, tops = (np.unique(np.linspace(0, max(side - 128, 0), 5, dtype=int)) for side in (width, height))
+        windows = [(x, y, min(x + 128, width), min(y + 128, height)) for x in lefts for y in tops]
+        pixels = np.concatenate([self._pixels(*window, len(self._sizes) - 1)[..., :3].ravel() for window in windows])
+        top = pixels[pixels < _blank(self._dtype)].max(initial=0)
+        of_type = [white for white in _WHITES if (white > 1 or self._dtype.kind == "f")]
+        return next((white for white in of_type if white >= top), top)
+
+    def _clip(self, x0, y0, x1, y1, level=0):
+        return _rgb(_eight_bit(self._pixels(x0, y0, x1, y1, level), self.white), self._alpha)
 
     def _small(self, width, height):
         level = max(i for i, (w, h) in enumerate(self._sizes) if i == 0 or (w >= width and h >= height))
@@ -139,13 +203,14 @@ class _TiffImage(_Pyramid):
             page = series.keyframe
             if page.photometric.name not in _PHOTOMETRIC:
                 raise InputError(f"{path}: a TIFF in {page.photometric.name} colours: convert it to RGB")
-            if series.dtype not in (np.uint8, np.uint16):
-                raise InputError(f"{path}: pixels of type {series.dtype}: convert it to 8-bit RGB")
+            self._dtype = _checked_type(path, series.dtype)
             others = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1]
             if len(others) > 1 or any(a not in _CHANNEL_AXES or n not in (3, 4) for a, n in others):
                 raise InputError(f"{path}: axes {series.axes} {series.shape}: an RGB or gray image is needed")
             self._axes = series.axes
             self._alpha = bool(page.extrasamples) and int(page.extrasamples[0]) in (1, 2)
+            tag = page.tags.get("Orientation")
+            self.orientation = 1 if tag is None else int(tag.value)
             sizes = [(s.shape[s.axes.index("X")], s.shape[s.axes.index("Y")]) for s in series.levels]
             _check_whole(path, series)
         self._sizes = sizes
@@ -168,19 +233,20 @@ class _TiffImage(_Pyramid):
                 dtype = plain.dtype.newbyteorder(self._tiff.byteorder)
                 array = np.memmap(self.path, dtype, "r", plain.dataoffset, plain.shape)
             else:
-                array = zarr.open_array(series.aszarr(level=level), mode="r")
+                store = series.aszarr(level=level, fillvalue=_blank(self._dtype))  # what a scanner left out is white
+                array = zarr.open_array(store, mode="r")
+                _check_size(self.path, [n for n in array.chunks if n > 4])
                 if array.nchunks == 1:
                     array = array[:]  # one strip holds it all: decode it once
             self._arrays[level] = array
         return self._arrays[level]
 
-    def _clip(self, x0, y0, x1, y1, level=0):
+    def _pixels(self, x0, y0, x1, y1, level):
         window = {"Y": slice(y0, y1), "X": slice(x0, x1)}
         pixels = self._level(level)[tuple(window.get(a, slice(None) if a in _CHANNEL_AXES else 0) for a in self._axes)]
         axes = [a for a in self._axes if a in window or a in _CHANNEL_AXES]
         order = [axes.index("Y"), axes.index("X"), *(i for i, a in enumerate(axes) if a not in window)]
-        pixels = np.asarray(pixels).transpose(order).reshape(y1 - y0, x1 - x0, -1)
-        return _rgb(_eight_bit(pixels), self._alpha)
+        return np.asarray(pixels).transpose(order).reshape(y1 - y0, x1 - x0, -1)
 
 
 class _ZarrImage(_Pyramid):
@@ -189,8 +255,9 @@ class _ZarrImage(_Pyramid):
     def __init__(self, path: str):
         self.path, self._arrays = path, None
         arrays = self._levels()
-        if arrays[0].ndim != 3 or arrays[0].shape[0] not in (1, 3) or arrays[0].dtype not in (np.uint8, np.uint16):
-            raise InputError(f"{path}: pixels {arrays[0].shape} {arrays[0].dtype}: (3, y, x) of 8 or 16 bit are needed")
+        if arrays[0].ndim != 3 or arrays[0].shape[0] not in (1, 3, 4):
+            raise InputError(f"{path}: pixels of shape {arrays[0].shape}: (3, y, x) is needed")
+        self._dtype, self._alpha = _checked_type(path, arrays[0].dtype), arrays[0].shape[0] == 4
         self._sizes = [array.shape[:0:-1] for array in arrays]
         self.width, self.height = self._sizes[0]
 
@@ -204,18 +271,58 @@ class _ZarrImage(_Pyramid):
             self._arrays = [group[level["path"]] for level in attributes["multiscales"][0]["datasets"]]
         return self._arrays
 
-    def _clip(self, x0, y0, x1, y1, level=0):
-        pixels = np.moveaxis(self._levels()[level][:, y0:y1, x0:x1], 0, 2)
-        return _rgb(_eight_bit(pixels), alpha=False)
+    def _pixels(self, x0, y0, x1, y1, level):
+        return np.moveaxis(self._levels()[level][:, y0:y1, x0:x1], 0, 2)
 
 
-def open_image(path: str | os.PathLike) -> SlideImage:
+def open_image(path: str | os.PathLike, turn: str | None = None) -> SlideImage:
     """Opens a section image, a file or an OME-Zarr folder; no pixel is decoded yet.
 
+    Args:
+      path: of the image. It is turned upright as its orientation tag says, if it has one.
+      turn: how it is turned then, one of ``TURNS``.
+
     Raises:
-      InputError: no such file, not an image, a truncated TIFF, or an image that is neither RGB nor gray.
+      InputError: no such file, not an image, a truncated TIFF, an image that is neither RGB nor gray, or one that can
+        only be decoded whole and has more than 2^30 pixels.
     """
-    path = os.fspath(path)
+    slide = _open(os.fspath(path))
+    upright = _UPRIGHT[slide.orientation - 1] if 1 <= slide.orientation <= 8 else "0"
+    turn = after(upright, turn or "0")
+    return slide if turn == "0" else _Turned(slide, turn)
+
+
+def quarters(turn: str) -> int:
+    """How often a turn turns by 90 degrees, after it has mirrored."""
+    return TURNS.index(turn) % 4
+
+
+def after(first: str, then: str) -> str:
+    """The turn that is the one and then the other."""
+    backwards = then.startswith("mirror")  # a turn that is mirrored goes the other way round
+    n = (quarters(then) + quarters(first) * (-1 if backwards else 1)) % 4
+    return TURNS[4 * (backwards != first.startswith("mirror")) + n]
+
+
+def inverse(turn: str) -> str:
+    return next(other for other in TURNS if after(turn, other) == "0")
+
+
+def turned(pixels: np.ndarray, turn: str) -> np.ndarray:
+    """(h, w, …) pixels, turned."""
+    return np.rot90(pixels[:, ::-1] if turn.startswith("mirror") else pixels, -quarters(turn))
+
+
+def turned_xy(xy: np.ndarray, turn: str, size: tuple[int, int]) -> np.ndarray:
+    """Where the points (N, 2) of an image of this width and height lie once it is turned."""
+    (width, height), (x, y) = size, np.asarray(xy).T
+    x = width - x if turn.startswith("mirror") else x
+    for _ in range(quarters(turn)):
+        x, y, width, height = height - y, x, height, width
+    return np.column_stack([x, y])
+
+
+def _open(path: str) -> SlideImage:
     if Path(path).is_dir():
         return _decode(path, _ZarrImage, path)
     if not Path(path).is_file():
@@ -255,8 +362,32 @@ def _check_whole(path: str, series: tifffile.TiffPageSeries) -> None:
                 raise InputError(f"{path}: truncated, {size} bytes where {end} are needed: replace the file")
 
 
-def _eight_bit(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _check_size(path: str, size: Sequence[int]) -> None:
+    """Raises InputError where more would have to be decoded in one piece than a section's image has."""
+    if math.prod(size) > _WHOLE_PX:
+        raise InputError(
+            f"{path}: {' x '.join(map(str, size))} px in one piece, {3 * math.prod(size) / 1e9:.0f} GB: save it as a "
+            "tiled TIFF, of which windows are read"
+        )
+
+
+def _checked_type(path: str, dtype: np.dtype) -> np.dtype:
+    if dtype.kind not in "uf" or (dtype.kind == "u" and dtype.itemsize > 2):
+        raise InputError(f"{path}: pixels of type {dtype}: convert it to 8-bit RGB")
+    return np.dtype(dtype)
+
+
+def _blank(dtype: np.dtype) -> float:
+    """What stands for pixels that are not there: above all that are."""
+    return np.iinfo(dtype).max if dtype.kind == "u" else np.inf
+
+
+def _eight_bit(pixels: np.ndarray, white: float) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind == "f":
+        return np.rint(np.clip(np.nan_to_num(pixels, nan=white) / white, 0, 1) * 255).astype(np.uint8)
+    return np.minimum((pixels.astype(np.uint32) * 510 + white) // (2 * white), 255).astype(np.uint8)
 
 
 def _rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
@@ -271,8 +402,9 @@ def _rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
 
 def _pillow_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip
-        gray = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image).astype(np.uint32)
+        white = next(white for white in _WHITES[1:] if white >= min(gray.max(), 65535))
+        return Image.fromarray(_eight_bit(gray, white)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         return Image.fromarray(_rgb(np.asarray(image.convert("RGBA")), alpha=True))
     image.load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from spabit_jax.neighbours import spot_pitch
 _ROW, _COL = 3**0.5 / 2, 1 / 2  # of the hexagonal lattice, in units of the distance between neighbours
 _NO_LATTICE = 0.3  # of the order of directions from 0 to 1, up to which cells count as lying on no lattice
 VISIUM_UM = 100.0
+_VISIUM_ARRAYS = ((77, 127), (127, 223))  # last row and column: of 6.5 mm, of 11 mm
+_BIN = r"s_\d+um_\d+_\d+"
 
 
 def measure(array: np.ndarray, xy: np.ndarray, square_um: float | None) -> tuple[str, float, float | None]:
@@ -42,6 +45,30 @@ def measure(array: np.ndarray, xy: np.ndarray, square_um: float | None) -> tuple
         return "hex", pitch, VISIUM_UM / pitch
     um_per_px = None if square_um is None else square_um / (1 + staggered) / area**0.5
     return "square", (area * (1 + staggered)) ** 0.5, um_per_px
+
+
+def whole_array(array: np.ndarray, lattice: str, barcode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Array extent of all spots of a slide, of a file that has the array coordinates of those in tissue alone.
+
+    So that a section is split in the same way whether it is read from Space Ranger's folder or from a file made of it.
+
+    Args:
+      array: (N, 2) integers, (row, col).
+      lattice: ``hex`` for Visium.
+      barcode: of one spot; bins of Visium HD are called ``s_008um_00012_00034-1``.
+
+    Returns:
+      First and last [row, col]: those of ``array`` if the slide is neither Visium's nor Visium HD's.
+    """
+    low, high = array.min(0), array.max(0)
+    if (low < 0).any():
+        return low, high
+    if re.match(_BIN, barcode):
+        return np.zeros_like(low), high
+    if lattice == "hex":
+        last = next((np.array(last) for last in _VISIUM_ARRAYS if (high <= last).all()), None)
+        return (low, high) if last is None else (np.zeros_like(low), last)
+    return low, high
 
 
 def array_coordinates(xy: np.ndarray, path: Path) -> np.ndarray:

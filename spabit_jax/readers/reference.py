@@ -34,4 +34,4 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
     counts = _find_counts(path)
     if counts is None:
         raise InputError(f"{path}: no counts: looked for {LOOKS_FOR}")
-    return visium.read_folder(path, counts, "reference", name, image, positions, labels)
+    return visium.read_folder(path, "reference", name, image, positions, labels, counts)

@@ -14,8 +14,9 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
-from spabit_jax.readers.assemble import assemble
-from spabit_jax.readers.h5ad import raw_counts, spot_table
+from spabit_jax.readers.assemble import THUMBNAIL_PX, Images, assemble
+from spabit_jax.readers.h5ad import raw_counts, spot_table, widen_array
+from spabit_jax.readers.image import open_image
 from spabit_jax.readers.lattice import cell_squares
 from spabit_jax.readers.tables import reading
 from spabit_jax.readers.visium_hd import DEFAULT_BIN_UM
@@ -36,8 +37,9 @@ def read(
     """Reads the one table of a SpatialData folder; see ``spabit_jax.readers.read_section``.
 
     Spots are the centroids of the shapes (or labels) that the table annotates. Full-resolution pixels are those of the
-    largest image with three channels that shares a coordinate system with them; without one, or with ``image``, they
-    are those of the coordinate system ``global``, or of the first. A table without array coordinates is one of cells.
+    largest image with three or four channels that shares a coordinate system with them, unless it is that coordinate
+    system in small (a preview). Then, without one, or with ``image``, they are those of the coordinate system:
+    ``global``, or the first. A table without array coordinates is one of cells.
 
     Args:
       positions: must be None.
@@ -54,6 +56,7 @@ def read(
         data = sd.read_zarr(path)
     table, size_um = _table(data, path, bin_um)
     region, instances = _annotated(data, table, path)
+    scale = 1.0
     with reading(path, "SpatialData"):
         systems = list(get_transformation(data[region], get_all=True))
         image_key = None if image is not None else _largest_image(data, systems, get_transformation)
@@ -64,9 +67,12 @@ def read(
             system = next(s for s in systems if s in found)
             to_image = np.linalg.inv(found[system].to_affine_matrix(_XY, _XY))
             image = path / "images" / image_key
+            if _is_preview(to_image):
+                scale, to_image = float(to_image[0, 0]), np.eye(3)
         centroids = sd.get_centroids(data[region], coordinate_system=system).compute()
         xy = centroids[list(_XY)].reindex(instances).to_numpy() @ to_image[:2, :2].T + to_image[:2, 2]
-    return assemble(
+    factors = {} if size_um is None else {"spot_diameter_fullres": spot_pitch(xy)}
+    section = assemble(
         raw_counts(table, path),
         spot_table(table, xy, cell_squares, path),
         name=name,
@@ -74,10 +80,24 @@ def read(
         counts_path=path,
         positions_path=path / "shapes" / region,
         labels=labels,
-        image=image,
-        scalefactors=None if size_um is None else {"spot_diameter_fullres": spot_pitch(xy)},
+        images=Images(image, scale, *_preview(image, scale, factors)),
         square_um=size_um,
     )
+    widen_array(section, table)
+    return section
+
+
+def _is_preview(to_image: np.ndarray) -> bool:
+    """Whether an image is the coordinate system's (of full-resolution pixels) in small: scaled and nothing else."""
+    return to_image[0, 0] < 1 and np.allclose(to_image, np.diag([to_image[0, 0], to_image[0, 0], 1]))
+
+
+def _preview(image: Path | None, scale: float, factors: dict[str, float]) -> tuple[dict, dict[str, float]]:
+    """The previews and scale factors of an image that is one itself; of another, ``assemble`` makes them."""
+    if scale == 1.0:
+        return {}, factors
+    pixels, shrunk = open_image(image).thumbnail(THUMBNAIL_PX)
+    return {"hires": pixels}, factors | {"tissue_hires_scalef": scale * shrunk}
 
 
 def _table(data, path: Path, bin_um: int | None) -> tuple[AnnData, float | None]:
@@ -109,10 +129,10 @@ def _annotated(data, table: AnnData, path: Path) -> tuple[str, pd.Index]:
 
 
 def _largest_image(data, systems: list[str], get_transformation) -> str | None:
-    """The image (c, y, x) of three channels with most pixels of those in one of the coordinate systems."""
+    """The image (c, y, x) of three or four channels with most pixels of those in one of the coordinate systems."""
     sizes = {}
     for key, element in data.images.items():
         array = next(iter(element["scale0"].values())) if hasattr(element, "children") else element
-        if array.sizes["c"] == 3 and set(systems) & set(get_transformation(element, get_all=True)):
-            sizes[key] = array.size
+        if array.sizes["c"] in (3, 4) and set(systems) & set(get_transformation(element, get_all=True)):
+            sizes[key] = array.size // array.sizes["c"]
     return max(sizes, key=sizes.get, default=None)

@@ -19,7 +19,7 @@ POSITIONS_10X = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_f
 
 
 @contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str, remedy: str = "replace the file") -> Iterator[None]:
     """Turns whatever a library raises on a broken file into one line that names it."""
     try:
         with warnings.catch_warnings():
@@ -30,7 +30,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # h5py, pandas, scanpy and zlib share no base class
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: cannot be read as {what}, or is truncated ({reason}): replace the file") from error
+        raise InputError(f"{path}: cannot be read as {what}, or is truncated ({reason}): {remedy}") from error
 
 
 def _first_line(path: Path) -> str:
@@ -91,12 +91,16 @@ def check_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     Raises:
       InputError: no row, values that are not numbers, repeated barcodes, no spot in tissue.
     """
-    table = table.apply(pd.to_numeric, errors="coerce")
-    bad = ~np.isfinite(table.to_numpy(np.float64)).all(axis=1)
+    as_given, table = table, table.assign(in_tissue=_numbers(table["in_tissue"])).apply(pd.to_numeric, errors="coerce")
     whole = table[["in_tissue", "array_row", "array_col"]]
-    bad |= (whole != whole.round()).any(axis=1).to_numpy()
-    if bad.any():
-        raise InputError(f"{path}: the position of spot {table.index[bad][0]} is missing or not a number: correct it")
+    bad = ~np.isfinite(table.astype(np.float64))
+    bad[whole.columns] |= whole != whole.round()
+    if bad.to_numpy().any():
+        spot, column = np.argwhere(bad.to_numpy())[0]
+        raise InputError(
+            f"{path}: the position of spot {table.index[spot]} is missing or not a number ({table.columns[column]} is "
+            f"{as_given.iloc[spot, column]}): correct it"
+        )
     table.index = table.index.astype(str)
     if not table.index.is_unique:
         raise InputError(f"{path}: barcode {table.index[table.index.duplicated()][0]} occurs twice: remove one row")
@@ -104,6 +108,14 @@ def check_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no spot is in tissue: in_tissue must be 1 for those to be used")
     integers = dict.fromkeys(whole.columns, np.int64)
     return table.astype({**integers, "x": np.float64, "y": np.float64})[[*integers, "x", "y"]]
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """True and False written as words, as 1 and 0; all else as it is."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    words = column.astype(str).str.lower().map({"true": 1, "false": 0})
+    return column.astype(object).where(words.isna(), words)
 
 
 def read_labels(path: Path, barcodes: pd.Index) -> pd.Series:

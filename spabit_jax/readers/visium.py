@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import json
+import re
 from pathlib import Path
 
+import anndata
+import h5py
 import numpy as np
 import pandas as pd
 from absl import logging
@@ -14,20 +18,32 @@ from scipy import sparse
 from scipy.io import mmread
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers.assemble import THUMBNAIL_PX, assemble
+from spabit_jax.readers.assemble import NO_IMAGE, THUMBNAIL_PX, Images, assemble
 from spabit_jax.readers.image import open_image
+from spabit_jax.readers.kept import unpacked
+from spabit_jax.readers.samples import Samples, by_prefix, one_sample
 from spabit_jax.readers.tables import read_counts, read_positions_10x, reading
 
 LOOKS_FOR = (
-    "a folder (or its outs/) with [PREFIX_]filtered_feature_bc_matrix.h5 or filtered_feature_bc_matrix/, and "
-    "spatial/tissue_positions[_list].csv|parquet"
+    "a folder (or its outs/) with filtered_feature_bc_matrix.h5, such a folder, or matrix.mtx, features.tsv and "
+    "barcodes.tsv, and tissue_positions[_list].csv|parquet there or in spatial/; all perhaps as PREFIX_… and .gz"
 )
 IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".jpg", ".jpeg", ".png")
-_POSITIONS = [
-    folder + file
-    for folder in ("spatial/", "")
-    for file in ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
-]
+_PICTURE = r"\.(png|jpe?g|tiff?)"
+ENDINGS = {
+    "counts": (
+        r"filtered_feature_bc_matrix\.h5",
+        r"filtered_feature_bc_matrix",
+        r"matrix\.mtx",
+        r"raw_feature_bc_matrix\.h5",
+        r"raw_feature_bc_matrix",
+    ),
+    "positions": (r"tissue_positions\.csv", r"tissue_positions_list\.csv", r"tissue_positions\.parquet"),
+    "scalefactors": (r"scalefactors_json\.json",),
+    "hires": (rf"tissue_hires_image{_PICTURE}",),
+    "lowres": (rf"tissue_lowres_image{_PICTURE}",),
+}
+_NOT_FULL = re.compile(r"tissue_(hires|lowres)_|(^|_)(detected|aligned)_|cytassist", re.IGNORECASE)
 
 
 def matches(path: Path) -> bool:
@@ -44,46 +60,57 @@ def first_existing(folder: Path, *patterns: str) -> Path | None:
     return next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
 
 
+def samples(folder: Path) -> Samples:
+    """The files of each sample in a folder and in its ``spatial/`` or ``PREFIX_spatial/``."""
+    return by_prefix([folder / "spatial", *sorted(folder.glob("*_spatial")), folder], ENDINGS)
+
+
 def find_counts(folder: Path) -> Path | None:
-    return first_existing(
-        folder, "filtered_feature_bc_matrix.h5", "*_filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix"
-    )
+    """Counts in a folder, of whichever sample."""
+    return next((files["counts"] for files in samples(folder).values() if "counts" in files), None)
 
 
 def read(path: Path, name: str, image: Path | None, positions: Path | None, labels: Path | None) -> AnnData:
-    """Reads a Visium section; see ``spabit_jax.readers.read_section``."""
+    """Reads a Visium section; see ``spabit_jax.readers.read_section``.
+
+    Of several samples in a folder, each file with the sample's prefix before its name (as GEO publishes them), ``name``
+    says which.
+    """
     folder = root(path)
-    counts = find_counts(folder)
-    if counts is None:
+    if find_counts(folder) is None:
         raise InputError(f"{path}: no counts: looked for {LOOKS_FOR}")
-    return read_folder(folder, counts, "visium", name, image, positions, labels)
+    return read_folder(folder, "visium", name, image, positions, labels)
 
 
 def read_folder(
     folder: Path,
-    counts: Path,
     format: str,
     name: str,
     image: Path | None,
     positions: Path | None,
     labels: Path | None,
+    counts: Path | None = None,
 ) -> AnnData:
-    """Reads a folder whose counts are found; the reference's layout shares all the rest.
+    """Reads a folder; the reference's layout, which has ``counts`` of its own, shares all the rest.
 
-    The image is, in this order: the one given; one in full resolution (``full_image``);
+    The image is, in this order: the one given; one in full resolution (``full_image``) that is as large as the previews
+    say (in folders of bins also beside ``binned_outputs/``);
     ``spatial/tissue_hires_image.png``; ``…_lowres_image.png``.
     """
-    positions = positions or first_existing(folder, *_POSITIONS)
+    found = samples(folder)
+    if counts is None:
+        prefix, files = one_sample(found, name, folder, whole=("counts", "positions"))
+    else:
+        prefix, files = "", found.get("", {}) | {"counts": counts}
+    counts, positions = files["counts"], positions or files.get("positions")
     if positions is None:
-        raise InputError(f"{folder}: no positions: looked for {', '.join(_POSITIONS)}; give --positions")
-    previews, scalefactors = _previews(folder)  # {key: (file, image pixels per full-resolution pixel)}
-    image = image or full_image(folder) or next((file for file, _ in previews.values()), None)
-    image_scale, images = 1.0, {}
-    for key, (file, scale) in previews.items():
-        if image.resolve() == file.resolve():
-            image_scale = scale
-        images[key], shrunk = open_image(file).thumbnail(THUMBNAIL_PX)
-        scalefactors[f"tissue_{key}_scalef"] = scale * shrunk
+        wanted = "tissue_positions.csv, tissue_positions_list.csv, tissue_positions.parquet"
+        whose = f" of {prefix}" if prefix else ""
+        raise InputError(f"{folder}: no positions{whose}: looked for {wanted}, there and in spatial/; give --positions")
+    if counts.name.removeprefix(prefix).strip("_.-").startswith("raw_"):
+        logging.info("%s: no filtered matrix: the counts are those of %s at the spots in tissue", name, counts)
+    alone = sum("counts" in sample for sample in found.values()) < 2
+    images = read_images(files, image or full_image(folder, prefix, alone) or _beside_bins(folder), given=image)
     section = folder.resolve().name
     return assemble(
         read_10x(counts),
@@ -93,33 +120,68 @@ def read_folder(
         counts_path=counts,
         positions_path=positions,
         labels=labels or first_existing(folder, f"{glob.escape(section)}_truth.txt", "label.txt", "layers.csv"),
-        image=image,
-        image_scale=image_scale,
         images=images,
-        scalefactors=scalefactors,
-        um_per_px=scalefactors.get("microns_per_pixel"),
+        um_per_px=images.scalefactors.get("microns_per_pixel"),
     )
 
 
 def read_10x(path: Path) -> AnnData:
-    """Reads counts of genes: a 10x .h5 file, a folder of matrix.mtx, features.tsv and barcodes.tsv, or a text table."""
-    if path.suffix == ".csv":
-        return read_counts(path)
+    """Reads counts of genes.
+
+    Args:
+      path: a 10x .h5 file; a folder of matrix.mtx, features.tsv and barcodes.tsv; a matrix.mtx with the two beside it,
+        all with one prefix or without; or a text table. Each but the folder may be gzipped.
+    """
     if path.is_dir():
-        return _read_mtx(path)
+        matrix = first_existing(path, "matrix.mtx*", "*matrix.mtx*")
+        if matrix is None:
+            raise InputError(f"{path}: matrix.mtx, features.tsv and barcodes.tsv (or .gz of each) are needed")
+        return _read_mtx(matrix)
+    if ".csv" in path.suffixes[-2:]:
+        return read_counts(path)
+    return _read_mtx(path) if ".mtx" in path.suffixes[-2:] else _read_h5(unpacked(path))
+
+
+def _read_h5(path: Path) -> AnnData:
+    """Genes of two genomes (a xenograft) are named GENOME_GENE, as Space Ranger names them since version 3."""
     import scanpy
 
     with reading(path, "a 10x .h5 file"):
-        return scanpy.read_10x_h5(path)
+        _check_10x(path)
+        with h5py.File(path, "r") as file:
+            genomes = list(file) if "matrix" not in file else []
+        if len(genomes) < 2:
+            adata = scanpy.read_10x_h5(path)
+            genomes = [*adata.var["genome"].unique()] if "genome" in adata.var else []
+        else:
+            parts = [scanpy.read_10x_h5(path, genome=genome) for genome in genomes]
+            for genome, part in zip(genomes, parts, strict=True):
+                part.var_names = f"{genome}_" + part.var_names.astype(str)
+            adata = anndata.concat(parts, axis="var", join="outer", fill_value=0)
+    if len(genomes) > 1:
+        logging.warning(
+            "%s: holds genes of %d genomes (%s), which all are read; --config.data.panel=FILE names those of one",
+            path, len(genomes), ", ".join(genomes),
+        )  # fmt: skip
+    return adata
 
 
-def _read_mtx(folder: Path) -> AnnData:
-    """Reads what scanpy.read_10x_mtx does not as well: files not compressed, features with one column only."""
-    names = ("matrix.mtx*", "features.tsv*", "barcodes.tsv*")
-    matrix, features, barcodes = (first_existing(folder, name) for name in names)
-    features = features or first_existing(folder, "genes.tsv*")
-    if not (matrix and features and barcodes):
-        raise InputError(f"{folder}: matrix.mtx, features.tsv and barcodes.tsv (or .gz of each) are needed")
+def _check_10x(path: Path) -> None:
+    """ValueError where a matrix of the file points outside itself: compiled code follows its indices unchecked."""
+    with h5py.File(path) as file:
+        for matrix in file.values():
+            if isinstance(matrix, h5py.Group) and {"data", "indices", "indptr", "shape"} <= set(matrix):
+                arrays = tuple(matrix[name][:] for name in ("data", "indices", "indptr"))
+                sparse.csc_matrix(arrays, shape=tuple(matrix["shape"][:])).check_format(full_check=True)
+
+
+def _read_mtx(matrix: Path) -> AnnData:
+    """Reads what scanpy.read_10x_mtx does not as well: prefixes, plain files, features with one column only."""
+    folder, prefix = matrix.parent, glob.escape(matrix.name[: matrix.name.index("matrix.mtx")])
+    features = first_existing(folder, f"{prefix}features.tsv*", f"{prefix}genes.tsv*")
+    barcodes = first_existing(folder, f"{prefix}barcodes.tsv*")
+    if not (features and barcodes):
+        raise InputError(f"{matrix}: features.tsv and barcodes.tsv (or .gz of each) are needed beside it, as {prefix}…")
     with reading(matrix, "a Matrix Market file"):
         x = sparse.csr_matrix(mmread(matrix).T, dtype=np.float32)
     with reading(features, "a table of features"):
@@ -134,31 +196,79 @@ def _read_mtx(folder: Path) -> AnnData:
         return AnnData(x[:, genes], obs=pd.DataFrame(index=obs[0].to_numpy()), var=frame[genes])
 
 
-def full_image(folder: Path) -> Path | None:
-    """``image.*``, ``PREFIX_tissue_image.*``, ``PREFIX_image.*``, ``spatial/*_full_image.*``, ``spatial/image.*``."""
+def read_images(files: dict[str, Path], image: Path | None, given: Path | None) -> Images:
+    """The image of which windows are read, and the previews, of the files of a sample.
+
+    Args:
+      files: ``hires``, ``lowres`` and ``scalefactors``, those that are there.
+      image: in full resolution, or a preview; used if it is ``given`` or as large as the previews say.
+    """
+    previews, scalefactors = _previews(files)  # {key: (file, image pixels per full-resolution pixel)}
+    if given is None:
+        image = _whole(image, previews) or next((file for file, _ in previews.values()), None)
+    scale, pixels = 1.0, {}
+    for key, (file, factor) in previews.items() if image != NO_IMAGE else ():
+        if image.resolve() == file.resolve() or f"tissue_{key}_image" in image.name:
+            scale = factor
+        pixels[key], shrunk = open_image(file).thumbnail(THUMBNAIL_PX)
+        scalefactors[f"tissue_{key}_scalef"] = factor * shrunk
+    return Images(image, scale, pixels, scalefactors)
+
+
+def full_image(folder: Path, prefix: str = "", alone: bool = True) -> Path | None:
+    """``image.*``, ``PREFIX_tissue_image.*``, ``PREFIX_image.*``, ``spatial/*_full_image.*``, ``spatial/image.*``.
+
+    Args:
+      prefix: of the sample; an image called PREFIX alone is its image, too.
+      alone: whether the folder holds no other sample. If it does, only images with the prefix are taken.
+    """
     # 10x publishes CytAssist's picture as PREFIX_image.tif, and the microscope's as PREFIX_tissue_image.tif
-    for pattern in ("image", "*_tissue_image", "*_image", "spatial/*_full_image", "spatial/image"):
+    own = [f"{glob.escape(prefix)}{end}" for end in ("_tissue_image", "_image", "_full_image", "")] if prefix else []
+    anyones = ["image", "*_tissue_image", "*_image", "spatial/*_full_image", "spatial/image"] if alone else []
+    for pattern in own + anyones:
         for suffix in IMAGE_SUFFIXES:
-            for path in sorted(folder.glob(pattern + suffix)):
-                if not path.name.startswith(("tissue_", "detected_")):
-                    return path
+            for path in sorted([*folder.glob(pattern + suffix), *folder.glob(f"{pattern}{suffix}.gz")]):
+                if not _NOT_FULL.search(path.name):
+                    return unpacked(path)
     return None
 
 
-def _previews(folder: Path) -> tuple[dict[str, tuple[Path, float]], dict[str, float]]:
+def _beside_bins(folder: Path) -> Path | None:
+    """The image in full resolution of Visium HD, which Space Ranger does not copy, beside ``binned_outputs/``."""
+    return full_image(folder.parent.parent) if folder.parent.name == "binned_outputs" else None
+
+
+def _whole(image: Path | None, previews: dict[str, tuple[Path, float]]) -> Path | None:
+    """The image, unless a preview shows that it is another than the one that positions refer to (CytAssist's)."""
+    if image is None or not previews:
+        return image
+    (file, scale), slide = next(iter(previews.values())), open_image(image)
+    preview = open_image(file)
+    width, height = preview.width / scale, preview.height / scale
+    if max(abs(slide.width - width), abs(slide.height - height)) <= 2 / scale + 1:
+        return image
+    logging.warning(
+        "%s: %d x %d px, but %s shows a picture of %.0f x %.0f px: used is the latter; --image names another",
+        image, slide.width, slide.height, file, width, height,
+    )  # fmt: skip
+    return None
+
+
+def _previews(files: dict[str, Path]) -> tuple[dict[str, tuple[Path, float]], dict[str, float]]:
     """The small images that have a scale factor, hires first, and the scale factors that belong to no image."""
-    path = folder / "spatial" / "scalefactors_json.json"
-    scalefactors = {}
-    if path.is_file():
+    path, scalefactors = files.get("scalefactors"), {}
+    if path is not None:
         with reading(path, "scale factors"):
-            scalefactors = {key: float(value) for key, value in json.loads(path.read_text()).items()}
+            content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_text())
+            scalefactors = {key: float(value) for key, value in content.items()}
     previews = {}
     for key in ("hires", "lowres"):
         # Files give the factor of an image that is not there, too: scanpy would look for the image.
         scale = scalefactors.pop(f"tissue_{key}_scalef", None)
-        file = folder / "spatial" / f"tissue_{key}_image.png"
-        if file.is_file() and scale is None:
-            logging.warning("%s: not used, because %s has no scale factor for it", file, path)
-        elif file.is_file():
-            previews[key] = file, scale
+        file = files.get(key)
+        if file is not None and scale is None:
+            missing = f"{path} has no" if path else "no scalefactors_json.json is there with a"
+            logging.warning("%s: not used, because %s scale factor for it", file, missing)
+        elif file is not None:
+            previews[key] = unpacked(file), scale
     return previews, scalefactors

@@ -31,12 +31,9 @@ def read(
     ``binned_outputs/`` (``image.*``, ``*_tissue_image.*``, …).
     """
     folder = _bin_folder(path, bin_um)
-    counts = visium.find_counts(folder)
-    if counts is None:
+    if visium.find_counts(folder) is None:
         raise InputError(f"{folder}: no counts: looked for filtered_feature_bc_matrix.h5 or filtered_feature_bc_matrix")
-    if image is None and folder.parent.name == "binned_outputs":
-        image = visium.full_image(folder) or visium.full_image(folder.parent.parent)
-    return visium.read_folder(folder, counts, "visium_hd", name, image, positions, labels)
+    return visium.read_folder(folder, "visium_hd", name, image, positions, labels)
 
 
 def _bins(path: Path) -> dict[int, Path]:
@@ -57,7 +54,7 @@ def _bin_folder(path: Path, bin_um: int | None) -> Path:
     folders = _bins(path)
     if not folders:
         raise InputError(f"{path}: no bins: looked for {LOOKS_FOR}")
-    size = DEFAULT_BIN_UM if bin_um is None else bin_um
+    size = bin_um or (DEFAULT_BIN_UM if len(folders) > 1 else next(iter(folders)))
     if size not in folders:
         raise InputError(f"{path}: no bins of {size} µm: give --bin_um={'|'.join(map(str, folders))}")
     return folders[size]

@@ -7,25 +7,39 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from absl import logging
 from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
-from spabit_jax.readers.assemble import assemble, make_names_unique
+from spabit_jax.readers.assemble import NO_IMAGE, Images, assemble, make_names_unique
 from spabit_jax.readers.lattice import cell_squares, squares
+from spabit_jax.readers.samples import Samples, by_prefix, one_sample
 from spabit_jax.readers.tables import check_positions, reading
-from spabit_jax.readers.visium import first_existing, read_10x, root
+from spabit_jax.readers.visium import read_10x, root
 
 LOOKS_FOR = "a folder (or its outs/) with cell_feature_matrix.h5, cells.parquet and experiment.xenium"
 OPTIONS = ("spot_um", "alignment")
-_COUNTS = ("cell_feature_matrix.h5", "cell_feature_matrix")
-_CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+PIXEL_UM = 0.2125  # of every Xenium so far
+_HE = r"h_?&?e(_unaligned|_aligned)?(_image)?"
+ENDINGS = {
+    "counts": (r"cell_feature_matrix\.h5", r"cell_feature_matrix"),
+    "cells": (r"cells\.parquet", r"cells\.csv"),
+    "experiment": (r"experiment\.xenium",),
+    "image": (rf"(?i:{_HE})\.ome\.(tif|tiff)", rf"(?i:{_HE})\.(tif|tiff|btf|jpg|png)"),
+    "alignment": (rf"(?i:{_HE})_?alignment\.csv", rf"(?i:{_HE})_matrix\.csv", r"imagealignment\.csv", r"matrix\.csv"),
+}
 _COLUMNS = ["cell_id", "x_centroid", "y_centroid"]
 
 
 def matches(path: Path) -> bool:
-    return first_existing(root(path), *_COUNTS) is not None
+    return any("counts" in files for files in _samples(path).values())
+
+
+def _samples(path: Path) -> Samples:
+    """The output folder's files, and the image and its alignment, which 10x publishes beside the folder's archive."""
+    return by_prefix(dict.fromkeys([root(path), path]), ENDINGS)
 
 
 def read(
@@ -49,20 +63,19 @@ def read(
       alignment: (3, 3) matrix as CSV, from pixels of the H&E image to Xenium's; default ``*imagealignment.csv``.
     """
     folder = root(path)
-    counts_path = first_existing(folder, *_COUNTS)
-    cells_path = positions or first_existing(folder, *_CELLS)
+    files = _of_one_sample(path, name)
+    counts_path, cells_path = files.get("counts"), positions or files.get("cells")
     if counts_path is None or cells_path is None:
-        missing, wanted = ("counts", _COUNTS) if counts_path is None else ("cells", _CELLS)
-        raise InputError(f"{folder}: no {missing}: looked for {', '.join(wanted)}")
+        wanted = "cell_feature_matrix.h5 or that folder" if counts_path is None else "cells.parquet, cells.csv[.gz]"
+        raise InputError(f"{folder}: no {'counts' if counts_path is None else 'cells'}: looked for {wanted}")
     if spot_um is not None and not 0 < spot_um < np.inf:
         raise InputError(f"--spot_um={spot_um:g}: pseudo-spots need a width in µm above 0")
-    image = image or _beside(path, "*he_image.ome.tif", "*he_image.tif")
-    alignment = alignment or _beside(path, "*imagealignment.csv")
-    if image is not None and alignment is None:
+    image, alignment = image or files.get("image"), alignment or files.get("alignment")
+    if image not in (None, NO_IMAGE) and alignment is None:
         raise InputError(
             f"{folder}: no *imagealignment.csv that places the cells on {image.name}: give --alignment=FILE"
         )
-    pixel_um = _pixel_um(folder / "experiment.xenium")
+    pixel_um = _pixel_um(files.get("experiment"), folder)
     to_image = np.eye(3) if alignment is None else np.linalg.inv(_read_alignment(alignment))
     um_per_px = pixel_um / abs(np.linalg.det(to_image)) ** 0.5
 
@@ -86,20 +99,26 @@ def read(
         counts_path=counts_path,
         positions_path=cells_path,
         labels=labels,
-        image=image,
-        scalefactors=scalefactors,
+        images=Images(image, scalefactors=scalefactors),
         um_per_px=um_per_px,
     )
 
 
-def _beside(path: Path, *patterns: str) -> Path | None:
-    """10x publishes the image and its alignment beside the output folder's archive."""
-    return first_existing(root(path), *patterns) or first_existing(path, *patterns)
+def _of_one_sample(path: Path, name: str) -> dict[str, Path]:
+    """Image and alignment may have a prefix of their own, where there is one of each and no other sample."""
+    samples = _samples(path)
+    _, files = one_sample(samples, name, path, whole=("counts", "cells"))
+    if sum("counts" in sample for sample in samples.values()) == 1:
+        for what in ("image", "alignment"):
+            found = [sample[what] for sample in samples.values() if what in sample]
+            files |= {what: files.get(what, found[0])} if found else {}
+    return files
 
 
-def _pixel_um(path: Path) -> float:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file: it holds the size of a pixel (pixel_size)")
+def _pixel_um(path: Path | None, folder: Path) -> float:
+    if path is None:
+        logging.warning("%s: no experiment.xenium: a pixel is taken to be %g µm, as of all Xenium", folder, PIXEL_UM)
+        return PIXEL_UM
     with reading(path, "an experiment.xenium"):
         pixel_um = float(json.loads(path.read_text())["pixel_size"])
     if not 0 < pixel_um < np.inf:

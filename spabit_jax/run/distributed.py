@@ -48,6 +48,13 @@ def _parse(given: str) -> tuple[str, int, int]:
     return address, int(count), int(index)
 
 
+def is_first() -> bool:
+    """Whether this is the first process, or the only one."""
+    import jax
+
+    return jax.process_index() == 0
+
+
 def first_does(action: Callable[[], None]) -> None:
     """The first process does it; the others wait until it is done, and end where it fails."""
     import jax

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model
-from spabit_jax.ensemble.run_folder import read_made_by, write_config
+from spabit_jax.ensemble.related import lay_out_related
+from spabit_jax.ensemble.run_folder import LOCK, read_made_by, write_config
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing, write_json
+from spabit_jax.files import is_whole, locked, replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import STAGES, distributed
 from spabit_jax.training.fit import losses_table
+from spabit_jax.training.losses import find_loss
 
 
 class Workflow:
@@ -35,17 +38,19 @@ class Workflow:
     def __init__(self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict):
         self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, list(seeds), origin
         find_model(prepared.config.model.name)  # before anything is written
+        find_loss(prepared.config.train.loss)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={out} is a file: give a folder")
         self.network = None  # fitted in this process
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """Runs stages in their order; of several processes all train, and the first does the rest."""
-        for stage in STAGES:
-            if stage in stages:
-                if stage == "train":
-                    self.train_networks()
-                distributed.first_does(getattr(self, stage))
+        with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
+            for stage in STAGES:
+                if stage in stages:
+                    if stage == "train":
+                        self.train_networks()
+                    distributed.first_does(getattr(self, stage))
 
     def features(self) -> None:
         """Image features into the cache."""
@@ -61,18 +66,19 @@ class Workflow:
         if config.gat.joint:
             return
         self.write_config()
-        if path.exists():
+        if is_whole(path):
             return
         folder = self.out / "checkpoints" / "gat"
         tokens, part, states = gene_tokens(self.prepared.section(), self.prepared.near(), config, folder)
         losses = np.stack([np.asarray(state.losses) for state in states])
-        with replacing(path) as temporary:
+        with replacing(path, sealed=True) as temporary:
             np.savez(temporary, tokens=tokens, part=part, losses=losses)
         self._note_seconds("gat", float(sum(state.seconds for state in states)))
 
     def train_networks(self) -> None:
         """One network for each seed, into ``checkpoints/seed_i``: what all processes do together."""
         network = make_members(self.prepared.config, self.gene_tokens()).get("spabit")
+        lay_out_related(self.prepared)
         section = self.prepared.section()
         distributed.first_does(self.write_config)
         if network is not None:
@@ -98,7 +104,7 @@ class Workflow:
     def predict(self) -> None:
         """``predictions.h5ad``, and beside it each seed's predictions and each member's."""
         paths = [self.out / name for name in ("predictions.h5ad", "predictions_per_seed.npy", "members.npz")]
-        if all(path.exists() for path in paths):
+        if all(is_whole(path) for path in paths):
             self.write_config()
             return
         model = predictor.restore(self.prepared, self.seeds, self.out, self.gene_tokens())
@@ -157,8 +163,10 @@ class Workflow:
         return None if tokens is None else (tokens["tokens"], tokens["part"])
 
     def _seconds(self) -> dict:
-        path = self.out / "seconds.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return dict(json.loads((self.out / "seconds.json").read_text()))
+        except (OSError, ValueError, TypeError):  # not there, or damaged: nothing depends on it
+            return {}
 
     def _note_seconds(self, stage: str, seconds: float) -> None:
         noted = {stage: round(seconds, 3)} | self._seconds()  # a repeated run does nothing
@@ -168,9 +176,9 @@ class Workflow:
 def save_predictions(model: Model, predictions: Path, per_seed: Path, members: Path) -> None:
     """Predicts the section's spots and writes the three files."""
     prediction = model.predict_spots()
-    with replacing(members) as temporary:
+    with replacing(members, sealed=True) as temporary:
         np.savez(temporary, **prediction.members)
-    with replacing(per_seed) as temporary:
+    with replacing(per_seed, sealed=True) as temporary:
         np.save(temporary, prediction.per_seed)
-    with replacing(predictions) as temporary:
+    with replacing(predictions, sealed=True) as temporary:
         model.predictions(prediction).write_h5ad(temporary)

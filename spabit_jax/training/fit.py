@@ -6,6 +6,7 @@ killed and started again gives the same numbers as one that is not.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from absl import logging
 from tqdm import tqdm
 
 from spabit_jax.errors import InputError
+from spabit_jax.files import is_whole, seal
 
 SECONDS_BETWEEN_CHECKPOINTS = 15
 
@@ -124,7 +126,7 @@ def fit_seeds(
     Raises:
       FloatingPointError: the loss is not finite; says in which epoch.
     """
-    states = [latest(state, folder) or state for state, folder in zip(states, folders, strict=True)]
+    states = [_going_on(state, folder) for state, folder in zip(states, folders, strict=True)]
     n_epochs = len(states[0].losses)
     title = titles[0] if len(titles) == 1 else f"{titles[0]} to {titles[-1]}"
     hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
@@ -148,8 +150,11 @@ def fit_seeds(
 
 
 def restore(template: FitState, folder: Path) -> FitState:
-    """The last state in a folder of checkpoints; InputError where training has not ended there."""
-    state = latest(template, folder)
+    """The last state in a folder of checkpoints; InputError where training has not ended there, or it is damaged."""
+    try:
+        state = latest(template, folder)
+    except Damaged as error:
+        raise InputError(f"{error}: run the stage train again (--stages=train)") from error
     if state is None or not _ended(state):
         raise InputError(f"{folder} holds no finished training: run the stage train first (--stages=train)")
     return state
@@ -166,17 +171,42 @@ def save_state(state: FitState, folder: Path) -> None:
     with _checkpoints(folder, max_to_keep=1) as manager:
         manager.save(int(state.epoch), args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)), force=True)
         manager.wait_until_finished()  # the next chunk reuses the state's memory
+    seal(Path(folder) / str(int(state.epoch)))
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written."""
+
+
+def _going_on(state: FitState, folder: Path | None) -> FitState:
+    try:
+        return latest(state, folder) or state
+    except Damaged as error:
+        logging.warning("%s: training begins again", error)
+        shutil.rmtree(folder)
+        return state
 
 
 def latest(template: FitState, folder: Path | None) -> FitState | None:
-    """The last state that was saved, on whatever devices, on the first of this process; None if there is none."""
+    """The last state that was saved, on whatever devices, on the first of this process; None if there is none.
+
+    Raises:
+      Damaged: it is not what was written.
+      InputError: a newer version wrote it.
+    """
     if folder is None or not Path(folder).exists():
         return None
     with _checkpoints(folder) as manager:
         if (step := manager.latest_step()) is None:
             return None
+        if not is_whole(Path(folder) / str(step)):
+            raise Damaged(f"{Path(folder) / str(step)} is damaged, its bytes are not those that were written")
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
-        return jax.tree.map(jnp.asarray, manager.restore(step, args=ocp.args.StandardRestore(template)))
+        try:
+            return jax.tree.map(jnp.asarray, manager.restore(step, args=ocp.args.StandardRestore(template)))
+        except (ValueError, KeyError, FileNotFoundError) as error:  # of Orbax and TensorStore
+            reason = " ".join(str(error).split())[:200]
+            raise Damaged(f"{Path(folder) / str(step)} cannot be read as a checkpoint ({reason})") from error
 
 
 def _checkpoints(folder: Path, **options) -> ocp.CheckpointManager:

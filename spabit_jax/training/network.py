@@ -29,6 +29,7 @@ from spabit_jax.training.fit import (
     restore,
     seed_keys,
 )
+from spabit_jax.training.losses import find_loss
 
 OWN = ("space", "fit_spots", "valid_spots")  # fields of TrainingData that are each seed's own
 FOLDS = 5  # of the train spots, of which each seed leaves one for the weights
@@ -88,11 +89,11 @@ def spabit_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key):
-    """Mean squared error of the scores of (B,) spots; without a key in evaluation."""
+    """The loss of ``config.train.loss`` over (B,) spots; without a key in evaluation."""
     keys = [None] * 2 if key is None else jax.random.split(key)
     tokens = gather_tokens(data, data.section.places(spots), config, spots, keys[0])
     predicted = merged(graphdef, params, training=key is not None)(tokens, key=keys[1])
-    return jnp.mean((predicted - data.space.encode(data.section.expression[spots])) ** 2)
+    return find_loss(config.train.loss)(predicted, data.section.expression[spots], data.space)
 
 
 def make_spabit_epoch(graphdef, config: Config, spread=lambda spots: spots):
@@ -138,6 +139,32 @@ def at_most(n: int, most: int) -> int:
     return min(n, most or n)
 
 
+class Parts(NamedTuple):
+    """Train spots of a seed, three parts of one whole. The expression of all stays visible as context to neighbours."""
+
+    fitted: np.ndarray  # (n,) targets
+    valid: np.ndarray  # those that decide when it stops
+    unseen: np.ndarray  # for weights and uncertainty: at those that stop it its error is the lowest of many epochs'
+
+
+def part_spots(train_spots: np.ndarray, config: Config, seed: int) -> Parts:
+    """The unseen ones are another fifth with each of five seeds.
+
+    With fewer than 5 train spots one is both valid and unseen; with ``faults.no_validation`` all are fitted to.
+    """
+    if config.faults.no_validation:
+        return Parts(train_spots, train_spots[:0], train_spots[:0])
+    order = np.asarray(jax.random.permutation(jax.random.key(0), train_spots))
+    if len(order) < FOLDS:
+        return Parts(np.sort(order[1:]), order[:1], order[:1])
+    size = len(order) // FOLDS  # the same for all seeds: one compilation
+    unseen = np.sort(order[seed % FOLDS * size :][:size])
+    others = np.asarray(jax.random.permutation(seed_keys(seed)[2], np.setdiff1d(order, unseen)))
+    n = at_most(round(config.train.validation_fraction * len(order)), config.train.epoch_spots)
+    n = min(max(1, n), len(others) - 2)
+    return Parts(np.sort(others[n:]), np.sort(others[:n]), unseen)
+
+
 class Trainer:
     """Trains and applies the model of a configuration to a section; what it compiles is shared by the seeds.
 
@@ -175,7 +202,7 @@ class Trainer:
 
     def space(self, seed: int) -> Space:
         """Of a seed: made of the train spots that it is fitted to."""
-        return expression_space(self.section.expression[self.fitted(seed)], self.config.model.n_components)
+        return expression_space(self.section.expression[self.parts(seed).fitted], self.config.model.n_components)
 
     def initial_state(self, seed: int) -> FitState:
         """State before the first epoch."""
@@ -183,32 +210,14 @@ class Trainer:
         validated = not self.config.faults.no_validation
         return initial_state(params, spabit_optimizer(self.config), self.config.train.epochs, validated)
 
-    def held_out(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Train spots that are no targets of this seed: those that decide when it stops, and those that nothing sees.
-
-        The latter are for weights and uncertainty: at the former its error is the lowest of many epochs'. They are
-        another fifth with each of five seeds. With fewer than 5 train spots both are the same; with ``no_validation``
-        there are none.
-        """
-        if self.config.faults.no_validation:
-            return self.train_spots[:0], self.train_spots[:0]
-        order = np.asarray(jax.random.permutation(jax.random.key(0), self.train_spots))
-        if len(order) < FOLDS:
-            return order[:1], order[:1]
-        size = len(order) // FOLDS  # the same for all seeds: one compilation
-        unseen = np.sort(order[seed % FOLDS * size :][:size])
-        others = np.asarray(jax.random.permutation(seed_keys(seed)[2], np.setdiff1d(order, unseen)))
-        n = at_most(round(self.config.train.validation_fraction * len(order)), self.config.train.epoch_spots)
-        return np.sort(others[: min(max(1, n), len(others) - 2)]), unseen
-
-    def fitted(self, seed: int) -> np.ndarray:
-        """(n,) train spots that may be targets of this seed."""
-        return np.setdiff1d(self.train_spots, np.concatenate(self.held_out(seed)))
+    def parts(self, seed: int) -> Parts:
+        """What a seed does with each train spot."""
+        return part_spots(self.train_spots, self.config, seed)
 
     def fit(self, seed: int, folder=None) -> FitState:
         """Trains one seed, or continues from the checkpoints in ``folder``.
 
-        The expression of the spots in ``held_out`` stays visible as context to their neighbours.
+        The expression of the spots that it is not fitted to stays visible as context to their neighbours.
         """
         return fit(
             self.initial_state(seed),
@@ -261,8 +270,8 @@ class Trainer:
 
     def training_data(self, seed: int) -> TrainingData:
         """What the epochs of a seed see."""
-        valid, _ = self.held_out(seed)
-        return self.data._replace(space=self.space(seed), fit_spots=self.fitted(seed), valid_spots=valid)
+        parts = self.parts(seed)
+        return self.data._replace(space=self.space(seed), fit_spots=parts.fitted, valid_spots=parts.valid)
 
     def restore(self, seed: int, folder) -> FitState:
         """The state that a finished ``fit`` left in ``folder``; InputError if it is not there or not finished."""

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from spabit_jax.data.genes import reference_panel, select_genes
+from spabit_jax.data.genes import match_genes, reference_panel, select_genes
 from spabit_jax.errors import InputError
 
 
@@ -90,3 +90,19 @@ def test_an_informative_panel_is_half_counts_and_half_space():
     adata.obsm["spatial"] = np.stack([col, row], axis=1) * 100.0
     panel = select_genes(adata, "informative", 18, np.ones(400, bool))
     assert panel == sorted(names[1:10] + names[11:20])
+
+
+def test_genes_of_another_section_are_found_by_id_and_by_name():
+    panel = pd.DataFrame({"gene_ids": ["ENSG1", "ENSG2", "ENSG3"]}, ["A", "B", "C"])
+    order = [2, 0, 1]
+
+    def columns(names, ids=None):
+        var = pd.DataFrame(index=names) if ids is None else pd.DataFrame({"gene_ids": ids}, names)
+        return match_genes(anndata.AnnData(np.ones((1, len(names)), np.float32), var=var), panel).tolist()
+
+    assert columns(["B", "C", "A"]) == order  # symbols alone
+    assert columns(["ENSG2.7", "ENSG3", "ENSG1.1"]) == order  # ids for symbols, with versions
+    assert columns(["b", "c", "a"], ["ENSG2", "ENSG3", "ENSG1"]) == order  # other symbols, the same ids
+    assert columns(["A", "A-1", "B"], ["ENSG3", "ENSG1", "ENSG2"]) == [1, 2, 0]  # a symbol that two genes have
+    assert columns(["B", "X"], ["ENSG2", "ENSG2"]) == [-1, 0, -1]  # an id that two have says nothing
+    assert columns(["X", "Y"]) == [-1, -1, -1]

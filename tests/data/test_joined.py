@@ -8,10 +8,15 @@ import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
-from spabit_jax.data.joined import APART, align, join, join_features
-from spabit_jax.data.prepared import Prepared
+from spabit_jax.data.components import NoImage
+from spabit_jax.data.joined import APART, align, join, join_features, registered
+from spabit_jax.data.prepared import ALONE, Prepared
+from spabit_jax.data.section import Frame, Section
 from spabit_jax.datasets.simulate import simulate_section, write_section
+from spabit_jax.ensemble import related
+from spabit_jax.ensemble.related import lay_out_related
 from spabit_jax.errors import InputError
+from spabit_jax.neighbours import Context
 from spabit_jax.scale import total_counts
 from tests.experiments import small_run
 
@@ -106,6 +111,10 @@ def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
     del bare.uns["spabit"]["image_path"]
     with pytest.raises(InputError, match="S2 has no image"):
         Prepared(*again, [Prepared(bare, *again[1:])])
+    foreign = joint.related[0].adata.copy()
+    foreign.var_names = [f"X{i}" if i > 4 else name for i, name in enumerate(foreign.var_names)]
+    with pytest.raises(InputError, match="S2 has 0 of the panel's 13 genes by name or id .it names genes as"):
+        Prepared(*again, [Prepared(foreign, *again[1:])])
     tiny_config.gat.joint = False
     with pytest.raises(InputError, match="gat.joint"):
         Prepared(*again, joint.related)
@@ -138,3 +147,60 @@ def test_commands(sections, tmp_path):
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(anndata.read_h5ad(tmp_path / "p.h5ad").X, found.X[test], atol=1e-3)
     assert small_run.run(first, tmp_path).returncode == 2  # another run in that folder
+
+
+def test_sisters_are_put_where_they_lie(section_data, tiny_config):
+    """A section and itself, turned, as its sister: spots come to lie above themselves, and are each other's context."""
+    one = section_data(tiny_config)
+    n = len(one.xy)
+    turned = one.xy @ np.array([[0, 1], [-1, 0]]) + 1000
+    pair = Section(*(None if a is None or b is None else np.concatenate([a, b]) for a, b in zip(one, one, strict=True)))
+    pair = pair._replace(xy=np.concatenate([one.xy, turned]).astype(np.float32))
+    frame = Frame(np.array([50.0, 70.0]), 20.0, NoImage(), Context.of(pair.xy, pair.is_train, 8))
+    section, found = registered(pair, frame, [n, n], distance=3.0)
+    np.testing.assert_allclose(section.xy[:n], np.pad(one.xy, ((0, 0), (0, 1))), atol=1e-6)
+    np.testing.assert_allclose(section.xy[n:], section.xy[:n] + [0, 0, 3], atol=0.3)
+    assert (section.context[:n] >= n).any() and (section.context[:n] < n).any()
+    places = found.places(one.xy * 20.0 + [50.0, 70.0], None)  # anywhere else, as at the spots
+    np.testing.assert_allclose(places.xy, section.xy[:n], atol=1e-5)
+    test = ~section.is_train[:n]
+    np.testing.assert_array_equal(places.context[test], section.context[:n][test])
+
+
+def test_related_sections_are_laid_out_as_held_out_train_spots_say(sections, tiny_config, tmp_path, monkeypatch):
+    joint = prepared(sections, tiny_config, tmp_path)
+    tiny_config.model.members = "pretrained"
+    alone = Prepared(joint.adata, tiny_config, "stain", str(tmp_path / "cache")).section()
+    monkeypatch.setattr(related, "_error", lambda prepared, layout: abs(layout - 1.9))
+    lay_out_related(joint)
+    assert joint.layout == 2.0
+    joint.lay_out(ALONE)
+    for own, found in zip(alone[:6], joint.section()[:6], strict=True):
+        np.testing.assert_array_equal(own, found)
+    joint.lay_out(2.0)
+    assert set(joint.section().xy[:, 2].tolist()) == {0.0, 2.0}
+    tiny_config.model.members, joint.layout = "spabit", None
+    lay_out_related(joint)
+    assert joint.layout is None  # a network that is trained on a section knows places on a plane only
+
+
+def test_a_section_of_which_nothing_is_measured(sections, tiny_config, tmp_path):
+    """Its panel and scale are its sister's; none of its own expression enters; each half of the sister is left out."""
+    few = tiny_config.with_data(split="image_only")
+    sister = prepared(sections, few.of_related(), tmp_path).related[0]
+    adata = sections[0][0].copy()
+    adata.uns["spabit"]["image_path"] = str(tmp_path / "S1.png")
+    joint = Prepared(adata, few, "stain", str(tmp_path / "cache"), [sister])
+    joint.extract()
+    assert joint.genes == sister.genes and joint.scale == sister.scale
+    section, n = joint.section(), adata.n_obs
+    assert np.isnan(section.expression[:n]).all() and section.is_train[n:].all()
+    rows = []
+    for others, places, of_train in joint.sections_left_out():
+        rows += of_train.tolist()
+        hidden = section.train_spots[of_train]
+        assert np.isnan(others.expression[hidden]).all() and not np.isin(places.context, hidden).any()
+        assert cdist(places.xy, others.xy[others.is_train]).min() > 900
+    assert sorted(rows) == list(range(len(section.train_spots)))
+    with pytest.raises(InputError, match="0 train spots .* related sections"):
+        Prepared(adata, few, "stain", str(tmp_path / "cache"))

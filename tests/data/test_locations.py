@@ -1,5 +1,7 @@
 """Denser lattices, grids in µm, lists; continued array coordinates; tissue."""
 
+import json
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -199,3 +201,69 @@ def test_a_hole_of_several_pitches_between_spots_stays_empty():
     found = grid(section(array[kept], xy[kept]), 2)
     assert np.linalg.norm(found.array - 5, axis=1).min() > 2
     assert KDTree(xy[kept]).query(found.xy)[0].max() <= 40 + 1e-6 < FURTHEST * 40
+
+
+@pytest.fixture
+def adata():
+    return section(*lattice("square"))
+
+
+def geojson(path, *features):
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": list(features)}))
+    return path
+
+
+def cell(ring, kind="Polygon", **more):
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": ring}, **more}
+
+
+def around(x, y):
+    """An L of three squares of 2 px: its centroid is not the mean of its corners."""
+    corners = [(0, 0), (4, 0), (4, 2), (2, 2), (2, 4), (0, 4), (0, 0)]
+    return [[[x + dx, y + dy] for dx, dy in corners]]
+
+
+def test_cells_are_predicted_at_their_centroids(adata, tmp_path):
+    x, y = adata.obsm["spatial"][0]
+    wanted = np.array([[x + 5 / 3, y + 5 / 3], [x + 11 + 5 / 3, y + 5 / 3], [x + 3, y], [x + 9, y + 9]])
+    far = cell([x + 1e6, y], "Point", id="far")
+    cells = [
+        cell(around(x, y), id="a"),
+        cell([around(x + 11, y), [[[x, y], [x + 1, y], [x, y + 1]]]], "MultiPolygon", properties={"cell_id": 7}),
+        cell([x + 3, y], "Point", properties={"name": "c"}),
+        cell([[[x + 9, y + 9], [x + 9, y + 9], [x + 9, y + 9]]]),
+    ]
+    found = find_locations(adata, str(geojson(tmp_path / "cells.geojson", far, *cells)))
+    np.testing.assert_allclose(found.xy, wanted)
+    assert list(found.names) == ["a", "7", "c", "cell_4"]
+    mirrored = [cell([ring[::-1] for ring in around(x, y)])]
+    (tmp_path / "list.json").write_text(json.dumps(mirrored))  # QuPath's other form, turned the other way round
+    np.testing.assert_allclose(find_locations(adata, str(tmp_path / "list.json")).xy, wanted[:1])
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ([], "no features"),
+        ([cell([1e7, 1e7], "Point")], "no cell lies near a spot"),
+        ([cell([[1, 1], [2, 2]], "LineString")], "feature 1 is no Polygon"),
+        ([{"type": "Feature", "geometry": None}], "feature 1 is no Polygon"),
+        ([cell([[["a", 1]]])], "feature 1 is no Polygon"),
+        ([cell([[]])], "feature 1 is no Polygon"),
+        ([cell([[[float("nan"), 1]]])], "not a number"),
+        ([cell([0, 0], "Point", id=1), cell([1, 0], "Point", id=1)], "occurs twice"),
+    ],
+)
+def test_cells_that_cannot_be_used_are_one_line(adata, tmp_path, features, message):
+    for feature in features:
+        if feature["geometry"] and message == "occurs twice":
+            feature["geometry"]["coordinates"] = list(adata.obsm["spatial"][0])
+    with pytest.raises(InputError, match=message):
+        find_locations(adata, str(geojson(tmp_path / "cells.geojson", *features)))
+
+
+def test_a_file_of_cells_that_is_no_geojson_is_one_line(adata, tmp_path):
+    (tmp_path / "a.geojson").write_text("no")
+    for path in (tmp_path / "a.geojson", tmp_path / "nowhere.geojson"):
+        with pytest.raises(InputError, match="not a readable GeoJSON file"):
+            find_locations(adata, str(path))

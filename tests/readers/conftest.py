@@ -15,6 +15,13 @@ from PIL import Image
 from scipy import sparse
 from scipy.io import mmwrite
 
+
+@pytest.fixture(autouse=True)
+def _kept_images(tmp_path_factory, monkeypatch):
+    """Images that are kept outside of the section's folder go into a folder of the test's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kept"))
+
+
 GENES = ["TP53", "ACTB", "ACTB", "MT-CO1", "KRT8"]
 
 

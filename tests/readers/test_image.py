@@ -7,11 +7,11 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers import image as image_module
-from spabit_jax.readers.image import open_image
+from spabit_jax.readers.image import TURNS, after, inverse, open_image, turned, turned_xy
 
 WIDTH, HEIGHT = 131, 97
 
@@ -130,7 +130,7 @@ def test_large_tiff_is_never_loaded_whole(tmp_path, compression):
     path, side, tile = tmp_path / "large.tif", 65536, 4096
     marked = np.full((tile, tile, 3), 7, np.uint8)
     if compression:
-        tiles = (zlib.compress(marked) if i == 5 * 16 + 3 else b"" for i in range(16 * 16))  # b"": a tile of zeros
+        tiles = (zlib.compress(marked) if i == 5 * 16 + 3 else b"" for i in range(16 * 16))  # b"": left out
         tifffile.imwrite(
             path, tiles, shape=(side, side, 3), dtype=np.uint8, tile=(tile, tile), photometric="rgb", bigtiff=True,
             compression=compression,
@@ -150,7 +150,7 @@ def test_large_tiff_is_never_loaded_whole(tmp_path, compression):
     tracemalloc.stop()
     image.close()
     assert peak < 5 * marked.nbytes  # 0.25 GB
-    expected = np.zeros((4, 4))
+    expected = np.full((4, 4), 255 if compression else 0)  # white where the scanner left tiles out
     expected[2:, 2:] = 7
     np.testing.assert_array_equal(window[..., 0], expected)
 
@@ -176,6 +176,81 @@ def test_thumbnail_without_a_pyramid_in_bands(tmp_path, pixels, monkeypatch):
     image.close()
 
 
+@pytest.mark.parametrize("turn", TURNS)
+@pytest.mark.parametrize("name", ["a.png", "pyramid.tif"])
+def test_a_turned_image(tmp_path, pixels, name, turn):
+    """Windows and thumbnail are those of the turned picture; where a pixel goes, its coordinates go."""
+    FORMATS[name](tmp_path / name, pixels)
+    image, whole = open_image(tmp_path / name, turn), turned(pixels, turn)
+    assert (image.height, image.width) == whole.shape[:2]
+    np.testing.assert_array_equal(image.read(-5, 11, 60, 70)[:, 5:], whole[11:81, :55])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(image)).read(20, 30, 9, 7), whole[30:37, 20:29])
+    np.testing.assert_array_equal(image.thumbnail(40)[0], turned(open_image(tmp_path / name).thumbnail(40)[0], turn))
+    x, y = turned_xy([[30.5, 20.5]], turn, (WIDTH, HEIGHT))[0].astype(int)
+    np.testing.assert_array_equal(whole[y, x], pixels[20, 30])
+    for other in TURNS:
+        np.testing.assert_array_equal(turned(whole, other), turned(pixels, after(turn, other)))
+    np.testing.assert_array_equal(turned(whole, inverse(turn)), pixels)
+    image.close()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_tags(tmp_path, pixels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    tags = [(274, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="zlib", extratags=tags)
+    with Image.open(tmp_path / "a.png") as stored:
+        upright = np.asarray(ImageOps.exif_transpose(stored))
+    for name in ("a.png", "a.tif"):
+        image = open_image(tmp_path / name)
+        np.testing.assert_array_equal(image.read(0, 0, image.width, image.height), upright)
+        assert image.orientation == orientation
+        turned_too = open_image(tmp_path / name, "90")
+        np.testing.assert_array_equal(turned_too.read(0, 0, image.height, image.width), turned(upright, "90"))
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(8, np.uint16), (12, np.uint16), (14, np.uint16), (1, "f4"), (8, "f8")])
+def test_the_white_of_the_values_that_are_used(tmp_path, pixels, bits, dtype):
+    white = 1 if dtype == "f4" else 2**bits - 1
+    values = pixels / 255 * white
+    values = (np.rint(values) if dtype != "f4" else values).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", tile=(32, 32))
+    image = open_image(tmp_path / "a.tif")
+    assert image.white == white
+    np.testing.assert_array_equal(image.read(0, 0, WIDTH, HEIGHT), pixels)
+    if bits == 12:
+        Image.fromarray(values[..., 0]).save(tmp_path / "gray.png")
+        gray = open_image(tmp_path / "gray.png").read(0, 0, WIDTH, HEIGHT)
+        np.testing.assert_array_equal(gray[..., 1], pixels[..., 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_tiles_that_the_scanner_left_out_are_white(tmp_path, dtype):
+    """Also where the values that are there have 12 bits in 16, or are floats."""
+    top = {np.uint8: 255, np.uint16: 4095, np.float32: 1}[dtype]
+    tile = np.full((64, 64, 3), top, dtype)
+    tile[:32] = 0
+    tiles = (zlib.compress(tile.tobytes()) if i == 0 else b"" for i in range(4))
+    options = {"dtype": dtype, "tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+    tifffile.imwrite(tmp_path / "a.tif", tiles, shape=(128, 128, 3), **options)
+    expected = np.full((128, 128, 3), 255)
+    expected[:32, :64] = 0
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif").read(0, 0, 128, 128), expected)
+
+
+def test_what_would_have_to_be_decoded_whole_has_bounds(tmp_path, pixels, monkeypatch):
+    """A small file may hold any number of pixels; windows of a tiled one are no danger."""
+    monkeypatch.setattr(image_module, "_WHOLE_PX", WIDTH * HEIGHT - 1)
+    for name in ("a.png", "strip.tif"):
+        FORMATS[name](tmp_path / name, pixels)
+        with pytest.raises(InputError, match="131 x 97 px in one piece|97 x 131 px in one piece"):
+            open_image(tmp_path / name).read(0, 0, 2, 2)
+    FORMATS["pyramid.tif"](tmp_path / "pyramid.tif", pixels)
+    np.testing.assert_array_equal(open_image(tmp_path / "pyramid.tif").read(0, 0, 20, 20), pixels[:20, :20])
+
+
 def test_bad_files(tmp_path, pixels):
     pyramid(tmp_path / "cut.tif", pixels)
     Image.fromarray(pixels).save(tmp_path / "cut.jpg")
@@ -185,7 +260,7 @@ def test_bad_files(tmp_path, pixels):
     (tmp_path / "text.png").write_text("<html>not found</html>")
     (tmp_path / "text.tif").write_text("<html>not found</html>")
     (tmp_path / "header.tif").write_bytes(b"II*\0")
-    tifffile.imwrite(tmp_path / "float.tif", pixels.astype(np.float32), photometric="rgb")
+    tifffile.imwrite(tmp_path / "int.tif", pixels.astype(np.int32), photometric="rgb")
     tifffile.imwrite(tmp_path / "five.tif", np.zeros((5, 40, 50), np.uint8), photometric="minisblack")
     for name, match in [
         ("cut.tif", "truncated"),
@@ -193,7 +268,7 @@ def test_bad_files(tmp_path, pixels):
         ("text.png", "not a readable image"),
         ("text.tif", "not a TIFF"),
         ("header.tif", "not a readable image"),
-        ("float.tif", "float32"),
+        ("int.tif", "int32"),
         ("five.tif", "an RGB or gray image is needed"),
         ("none.tif", "no such image file"),
     ]:

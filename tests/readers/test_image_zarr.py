@@ -50,10 +50,17 @@ def test_sixteen_bits_and_gray(tmp_path, pixels):
     np.testing.assert_array_equal(slide.read(0, 0, 71, 53), np.repeat(pixels[..., :1], 3, axis=2))
 
 
+def test_floats_and_transparency(tmp_path, pixels):
+    slide = open_image(write(tmp_path / "float", pixels / 255.0))
+    np.testing.assert_array_equal(slide.read(0, 0, 71, 53), pixels)
+    clear = np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)])
+    assert (open_image(write(tmp_path / "clear", clear)).read(0, 0, 71, 53) == 255).all()
+
+
 def test_errors(tmp_path, pixels):
-    with pytest.raises(InputError, match="are needed"):
-        open_image(write(tmp_path / "float", pixels / 255.0))
-    with pytest.raises(InputError, match="are needed"):
+    with pytest.raises(InputError, match="pixels of type int64"):
+        open_image(write(tmp_path / "int", pixels.astype(np.int64)))
+    with pytest.raises(InputError, match="is needed"):
         open_image(write(tmp_path / "five", np.repeat(pixels[..., :1], 5, axis=2)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="not a readable image"):

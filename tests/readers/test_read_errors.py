@@ -22,7 +22,8 @@ def test_path_and_format(visium, tmp_path):
     assert "nowhere" in error(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     message = error(tmp_path / "empty")
-    assert "counts.csv" in message and "filtered_feature_bc_matrix.h5" in message and "_selection.tsv" in message
+    assert "filtered_feature_bc_matrix.h5" in message and "INPUTS.md" in message
+    assert len(message) < 200 + len(str(tmp_path))
     message = error(visium.write(), format="merfish")
     assert "merfish" in message and "visium" in message and "h5ad" in message
     assert "no such file" in error(visium.folder, image=tmp_path / "no.png")
@@ -120,14 +121,19 @@ def test_legacy_st(legacy_st, tmp_path):
     legacy_st.table.drop(columns="pixel_x").to_csv(table, sep="\t", index=False)
     assert "no column pixel_x" in error(path)
     table.unlink()
+    Image.new("RGB", (9, 9)).save(tmp_path / "C2.png")  # pixels are not what the spots' names say
+    assert "--positions" in error(path)
+    (tmp_path / "C2.png").unlink()
+    legacy_st.counts.index = [f"spot {i}" for i in range(len(legacy_st.counts))]
+    legacy_st.counts.to_csv(path, sep="\t")
     assert "--positions" in error(path)
 
 
 def test_image_must_reach_the_spots(visium, legacy_st, tmp_path):
     path = visium.write()
-    Image.new("RGB", (700, 1300)).save(tmp_path / "turned.png")  # as for exchanged x and y
+    Image.new("RGB", (500, 1300)).save(tmp_path / "turned.png")  # as for exchanged x and y
     message = error(path, image=tmp_path / "turned.png")
-    assert "700 x 1300" in message and "--image" in message and "tissue_positions_list.csv" in message
+    assert "500 x 1300" in message and "--image" in message and "tissue_positions_list.csv" in message
     assert "give --swap_xy" in message
     assert "image" in error(path, image=path / "spatial/scalefactors_json.json")
 

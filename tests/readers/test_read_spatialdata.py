@@ -23,6 +23,7 @@ ARRAY = np.array([(r, c) for r in range(8) for c in range(10)])
 XY = 12.0 + 10 * ARRAY[:, ::-1]
 BINS = (("08", slice(None)), ("16", slice(20)))
 COUNTS = np.random.default_rng(1).poisson(2, (80, 4))
+_XY = ("x", "y")
 NAMES = np.array([f"spot{i:02}" for i in range(80)], object)
 
 
@@ -94,6 +95,23 @@ def test_without_an_image_and_without_array_coordinates(tmp_path):
     np.testing.assert_allclose(adata.obsm["spatial"], 3 * XY)
     np.testing.assert_array_equal(adata.obs[["array_row", "array_col"]], ARRAY)
     assert "image_path" not in adata.uns["spabit"]
+
+
+@needs_spatialdata
+def test_a_preview_is_used_at_its_scale(tmp_path):
+    from spatialdata.transformations import Scale
+
+    images = {
+        "hires": image(PIXELS, Scale([4, 4], ("x", "y"))),
+        "lowres": image(PIXELS[::4, ::4], Scale([16, 16], _XY)),
+    }
+    path = write(tmp_path / "S.zarr", {"table": table("spots")}, images, Scale([3, 3], ("x", "y")))
+    adata = read_section(path)
+    np.testing.assert_allclose(adata.obsm["spatial"], 3 * XY)
+    info, library = adata.uns["spabit"], adata.uns["spatial"]["S"]
+    assert info["image_path"] == str(path.resolve() / "images/hires") and info["image_scale"] == 0.25
+    assert library["scalefactors"]["tissue_hires_scalef"] == 0.25
+    np.testing.assert_array_equal(library["images"]["hires"], PIXELS)
 
 
 @needs_spatialdata

@@ -135,7 +135,7 @@ def test_four_devices_two_and_one_give_the_same(section_data, tiny_config, tmp_p
     tiny_config.train.batch_size, tiny_config.train.epochs = 64, 6
     section = section_data(tiny_config)
     trainer = Trainer(section, tiny_config)
-    assert len(trainer.fitted(0)) % 2 == 1
+    assert len(trainer.parts(0).fitted) % 2 == 1
     alone = [trainer.fit(seed) for seed in SEEDS]
     (tmp_path / "inputs.pickle").write_bytes(pickle.dumps((section, tiny_config, SEEDS)))
     chunks = iter([trainer._chunk])

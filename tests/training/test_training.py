@@ -43,7 +43,7 @@ def test_the_best_parameters_are_those_of_the_lowest_validation_loss(section_dat
     tiny_config.train.epochs, tiny_config.train.learning_rate, tiny_config.train.chunk_epochs = 12, 3e-2, 1
     trainer = Trainer(section_data(tiny_config), tiny_config)
     state = trainer.fit(seed=3)
-    valid, _ = trainer.held_out(3)
+    valid = trainer.parts(3).valid
     assert np.isin(valid, trainer.train_spots).all()
     predicted = trainer.predict(state.chosen, valid, 3)
     space = trainer.space(3)
@@ -120,7 +120,7 @@ def test_no_spot_sees_its_own_expression(section_data, tiny_config):
     section = section_data(tiny_config)
     trainer = Trainer(section, tiny_config)
     params = trainer.fit(seed=0).chosen
-    spot = int(trainer.held_out(0)[1][0])
+    spot = int(trainer.parts(0).unseen[0])
     before = trainer.predict(params, [spot], 0)
     expression = section.expression.copy()
     expression[spot] += 3
@@ -181,7 +181,7 @@ def test_hidden_context_spots_are_replaced_by_the_next_nearest(section_data, tin
 def test_an_epoch_sees_at_most_so_many_spots(section_data, tiny_config):
     tiny_config.train.batch_size = 7
     trainer = Trainer(section_data(tiny_config), tiny_config)
-    spots = trainer.fitted(0)
+    spots = trainer.parts(0).fitted
     state = trainer.initial_state(0)
     few = trainer.data._replace(space=trainer.space(0), fit_spots=spots, valid_spots=spots[:0])
     steps = {}
@@ -194,7 +194,7 @@ def test_an_epoch_sees_at_most_so_many_spots(section_data, tiny_config):
     assert steps == {7: 1, len(spots) + 1: -(-len(spots) // 7)}
     assert [at_most(5, most) for most in (0, 4, 5, 6)] == [5, 4, 5, 5]
     tiny_config.train.epoch_spots, tiny_config.train.validation_fraction = 2, 0.4
-    assert len(trainer.held_out(0)[0]) == 2
+    assert len(trainer.parts(0).valid) == 2
 
 
 def test_a_loss_that_is_not_finite_ends_training(section_data, tiny_config):
@@ -208,14 +208,14 @@ def test_what_decides_when_to_stop_does_not_decide_on_weights(section_data, tiny
     trainer = Trainer(section_data(tiny_config), tiny_config)
     all_unseen = []
     for seed in range(5):
-        valid, unseen = trainer.held_out(seed)
-        parts = np.concatenate([valid, unseen, trainer.fitted(seed)])
+        fitted, valid, unseen = trainer.parts(seed)
+        parts = np.concatenate([fitted, valid, unseen])
         np.testing.assert_array_equal(np.sort(parts), trainer.train_spots)
         assert len(valid) == max(1, round(0.1 * len(parts))) and len(unseen) == len(parts) // 5
         all_unseen.append(unseen)
     assert len(np.unique(np.concatenate(all_unseen))) == 5 * len(unseen)  # another fifth each
     few = trainer.section._replace(is_train=np.isin(np.arange(len(trainer.section.xy)), trainer.train_spots[:5]))
-    assert [len(part) for part in Trainer(few, tiny_config).held_out(0)] == [1, 1]
+    assert [len(part) for part in Trainer(few, tiny_config).parts(0)] == [3, 1, 1]
 
 
 def test_epochs_are_traced_once_for_each_length_of_a_chunk():
