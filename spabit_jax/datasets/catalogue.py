@@ -76,7 +76,7 @@ def _dlpfc(name: str) -> DataSet:
             (f"{_DLPFC_IMAGES}/{name}_full_image.tif", f"{name}/{name}_full_image.tif"),
         ),
         by_hand="nothing is missing; this project's tables are with the spots with counts in paste2 1.0.1 and "
-        "--image=spatial/tissue_lowres_image.png",
+        f"--image={name}/spatial/tissue_lowres_image.png",
         labels=labels,
     )
 
