@@ -319,9 +319,11 @@ def _forward(model, encoder: Encoder) -> tuple[Callable, int]:
 
 
 def _packed(layer) -> Callable:
-    """A linear layer in bfloat16 as oneDNN computes it, its weights laid out once: a tenth faster, the same to the bit.
+    """A linear layer in bfloat16 as oneDNN computes it, its weights laid out once: faster, and the same to the bit.
 
-    PyTorch lays them out anew for each batch, and offers no public function that does not but torch.compile.
+    A ViT-L with random weights takes 8.8 s of CPU time for a batch of 8 instead of 9.9 s (two cores that have bfloat16
+    instructions, other work on them; the least of two runs each), 11% less. PyTorch lays weights out anew for each
+    batch, and offers no public function that does not but torch.compile.
     """
     import torch
 
