@@ -2,7 +2,7 @@ PYTHON ?= python3
 # What runs the demo and builds the wheel: the environment that is there, by default the full one.
 ENV := $(if $(wildcard .venv/.installed),.venv,$(if $(wildcard .venv-light/.installed),.venv-light,.venv))
 
-.PHONY: env env-light demo test test-quick wheel
+.PHONY: env env-light demo test test-quick wheel docs tutorials
 
 env: .venv/.installed
 
@@ -30,3 +30,13 @@ demo: $(ENV)/.installed
 wheel: $(ENV)/.installed
 	rm -rf dist
 	$(ENV)/bin/python -m build --no-isolation
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+tutorials: .venv/.docs
+	.venv/bin/jupytext --to notebook --execute docs/tutorials/*.py
+
+.venv/.docs: requirements-docs.txt .venv/.installed
+	.venv/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@

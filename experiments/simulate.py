@@ -15,8 +15,8 @@ from absl import flags
 from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 
-FORMATS = ("h5ad", "visium_hd", "xenium")
-PITCH = {"h5ad": 45.0, "visium_hd": 16.0, "xenium": 20.0}  # pixels
+FORMATS = ("h5ad", "visium", "visium_hd", "xenium")
+PITCH = {"h5ad": 45.0, "visium": 45.0, "visium_hd": 16.0, "xenium": 20.0}  # pixels
 ON_TISSUE = 0.875  # of the spots of a square array, about
 
 
@@ -32,15 +32,16 @@ def main() -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out={out} is not empty: give another")
     side = max(2, round((cli.FLAGS.spots / ON_TISSUE) ** 0.5))
+    lattice = "hex" if asked == "visium" else "square"
     adata, image = simulate.simulate_section(
-        seed, n_rows=side, n_cols=side, lattice="square", pitch=PITCH[asked], name=out.name
+        seed, n_rows=side, n_cols=side, lattice=lattice, pitch=PITCH[asked], name=out.name
     )
     if asked == "h5ad":
         path = simulate.write_section(adata, image, out)
-    elif asked == "visium_hd":
-        path = simulate_formats.write_visium_hd(adata, image, out)
-    else:
+    elif asked == "xenium":
         path = simulate_formats.write_xenium(adata, image, out, np.random.default_rng(seed))
+    else:
+        path = getattr(simulate_formats, f"write_{asked}")(adata, image, out)
     print(f"{adata.n_obs} spots, {adata.n_vars} genes, image {image.shape[1]} x {image.shape[0]} px: --section={path}")
 
 

@@ -284,10 +284,11 @@ class Prepared:
         for spots in parts_of(section, self._sizes):
             yield *leave_out(section, frame, spots), np.searchsorted(section.train_spots, spots)
 
-    def places(self, locations: Locations, features=None) -> Places:
+    def places(self, locations: Locations, features: np.ndarray | None = None) -> Places:
         """M new places.
 
         Args:
+          locations: where.
           features: (M, D) their image features; None without an image.
         """
         if self.related and self.layout != ALONE and features is not None:

@@ -1,8 +1,9 @@
-"""A simulated section in the layouts of Visium HD and Xenium: to try those formats, and to time large sections."""
+"""A simulated section in the layouts of Visium, Visium HD and Xenium: to try those formats, and to time large sections."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -10,10 +11,32 @@ import numpy as np
 import pandas as pd
 import tifffile
 from anndata import AnnData
+from PIL import Image
 
 BIN_UM = 8.0
 XENIUM_PIXEL_UM = 0.2125
 TILE = (256, 256)
+
+
+def write_visium(adata: AnnData, image: np.ndarray, folder: Path) -> Path:
+    """The output folder of Space Ranger 2, and in it the microscope's image, ``NAME.tif``.
+
+    Args:
+      adata: N spots of a hexagonal lattice, from ``simulate.simulate_section``.
+      image: (height, width, 3) uint8.
+      folder: to write into.
+
+    Returns:
+      The folder, as ``--section`` wants it.
+    """
+    (folder / "spatial").mkdir(parents=True)
+    _write_10x(folder / "filtered_feature_bc_matrix.h5", adata, adata.obs_names)
+    (library,) = adata.uns["spatial"].values()
+    _positions(adata, adata.obs_names).to_csv(folder / "spatial" / "tissue_positions.csv", index=False)
+    (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(library["scalefactors"]))
+    Image.fromarray(library["images"]["hires"]).save(folder / "spatial" / "tissue_hires_image.png")
+    tifffile.imwrite(folder / f"{adata.uns['spabit']['name']}.tif", image, photometric="rgb", tile=TILE)
+    return folder
 
 
 def write_visium_hd(adata: AnnData, image: np.ndarray, folder: Path) -> Path:
@@ -29,13 +52,9 @@ def write_visium_hd(adata: AnnData, image: np.ndarray, folder: Path) -> Path:
     """
     bins = folder / "binned_outputs" / "square_008um"
     (bins / "spatial").mkdir(parents=True)
-    row, col = (adata.obs[name].to_numpy() for name in ("array_row", "array_col"))
-    barcodes = [f"s_008um_{r:05}_{c:05}-1" for r, c in zip(row, col, strict=True)]
+    barcodes = [f"s_008um_{r:05}_{c:05}-1" for r, c in adata.obs[["array_row", "array_col"]].to_numpy()]
     _write_10x(bins / "filtered_feature_bc_matrix.h5", adata, barcodes)
-    x, y = adata.obsm["spatial"].T
-    positions = {"barcode": barcodes, "in_tissue": 1, "array_row": row, "array_col": col}
-    positions |= {"pxl_row_in_fullres": y, "pxl_col_in_fullres": x}
-    pd.DataFrame(positions).to_parquet(bins / "spatial" / "tissue_positions.parquet")
+    _positions(adata, barcodes).to_parquet(bins / "spatial" / "tissue_positions.parquet")
     pitch = 100 / adata.uns["spabit"]["um_per_px"]  # which is for a pitch of 100 µm
     factors = {"bin_size_um": BIN_UM, "microns_per_pixel": BIN_UM / pitch, "spot_diameter_fullres": pitch}
     (bins / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
@@ -73,7 +92,14 @@ def write_xenium(adata: AnnData, image: np.ndarray, folder: Path, rng: np.random
     return folder
 
 
-def _write_10x(path: Path, adata: AnnData, barcodes: list[str]) -> None:
+def _positions(adata: AnnData, barcodes: Sequence[str]) -> pd.DataFrame:
+    x, y = adata.obsm["spatial"].T
+    table = {"barcode": barcodes, "in_tissue": 1}
+    table |= {name: adata.obs[name].to_numpy() for name in ("array_row", "array_col")}
+    return pd.DataFrame(table | {"pxl_row_in_fullres": y, "pxl_col_in_fullres": x})
+
+
+def _write_10x(path: Path, adata: AnnData, barcodes: Sequence[str]) -> None:
     """A 10x .h5 file of version 3."""
     with h5py.File(path, "w") as file:
         group = file.create_group("matrix")

@@ -8,7 +8,7 @@ import pytest
 from skimage.io import imread
 
 from spabit_jax.datasets.simulate import simulate_section
-from spabit_jax.datasets.simulate_formats import write_visium_hd, write_xenium
+from spabit_jax.datasets.simulate_formats import write_visium, write_visium_hd, write_xenium
 from spabit_jax.readers import read_section
 
 
@@ -17,10 +17,15 @@ def simulated():
     return simulate_section(3, n_rows=9, n_cols=11, n_genes=30, lattice="square", pitch=16.0, name="S")
 
 
-def test_visium_hd_comes_back(simulated, tmp_path):
+@pytest.mark.parametrize("write, lattice, um_per_px", [(write_visium, "hex", 6.25), (write_visium_hd, "square", 0.5)])
+def test_visium_comes_back(simulated, write, lattice, um_per_px, tmp_path):
     adata, image = simulated
-    found = read_section(write_visium_hd(adata, image, tmp_path / "S"))
-    assert found.uns["spabit"]["format"] == "visium_hd" and found.uns["spabit"]["um_per_px"] == 0.5
+    if lattice == "hex":
+        adata, image = simulate_section(3, n_rows=9, n_cols=11, n_genes=30, pitch=16.0, name="S")
+    found = read_section(write(adata, image, tmp_path / "S"))
+    info = found.uns["spabit"]
+    assert (f"write_{info['format']}", info["lattice"]) == (write.__name__, lattice)
+    assert info["um_per_px"] == pytest.approx(um_per_px)
     np.testing.assert_array_equal(found.X.toarray(), adata.X.toarray())
     np.testing.assert_allclose(found.obsm["spatial"], adata.obsm["spatial"])
     for name in ("array_row", "array_col"):
