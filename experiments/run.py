@@ -16,8 +16,15 @@ from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 from spabit_jax.run import STAGES
 
+FIRST = """--section and --out are missing. Three commands to begin with (all flags: --help; the rest: docs/USING.md):
+  python -m experiments.run --section=data/C2.tsv.gz --out=runs/C2             how well held-out spots are predicted
+  python -m experiments.predict --run=runs/C2 --locations=grid:4x --out=C2.h5ad   expression between the spots
+  python -m experiments.benchmark --sections=A,B --methods=all --out=runs/AB      several sections, beside baselines"""
+
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        raise InputError(FIRST)
     if unknown := [stage for stage in cli.FLAGS.stages if stage not in STAGES]:
         raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
     if not cli.FLAGS.out:

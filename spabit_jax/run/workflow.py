@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from absl import logging
 
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
@@ -44,13 +45,19 @@ class Workflow:
         self.network = None  # fitted in this process
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
-        """Runs stages in their order; of several processes all train, and the first does the rest."""
+        """Runs stages in their order; of several processes all train, and the first does the rest.
+
+        A line each in the log: how long it took, and what comes next.
+        """
+        todo = [stage for stage in STAGES if stage in stages and (stage != "gat" or not self.prepared.config.gat.joint)]
         with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
-            for stage in STAGES:
-                if stage in stages:
-                    if stage == "train":
-                        self.train_networks()
-                    distributed.first_does(getattr(self, stage))
+            for stage, then in zip(todo, [*todo[1:], None], strict=True):
+                start = time.monotonic()
+                if stage == "train":
+                    self.train_networks()
+                distributed.first_does(getattr(self, stage))
+                what_next = "" if then is None else f"; next: {then} ({STAGES[then]})"
+                logging.info("%s: %.1f s%s", stage, time.monotonic() - start, what_next)
 
     def features(self) -> None:
         """Image features into the cache."""
