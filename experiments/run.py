@@ -46,7 +46,8 @@ def main() -> None:
     prepared = Prepared(adata, config, encoder, cache_dir, related)
     from spabit_jax.run.workflow import Workflow  # brings JAX: bad input has been said by now
 
-    Workflow(Path(cli.FLAGS.out), prepared, range(cli.FLAGS.num_seeds), origin(adata)).run(cli.FLAGS.stages)
+    about = (range(cli.FLAGS.num_seeds), origin(adata), cli.FLAGS.figure_format)
+    Workflow(Path(cli.FLAGS.out), prepared, *about).run(cli.FLAGS.stages)
 
 
 def origin(adata) -> dict:
@@ -74,5 +75,6 @@ if __name__ == "__main__":
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)
+    flags.DEFINE_enum("figure_format", "png", ("png", "pdf", "svg"), "Of the figures; the report has PNGs.")
     flags.DEFINE_string("distributed", None, "Several processes as one run: HOST:PORT,N,I, or auto (as under srun).")
     cli.run(main)

@@ -34,14 +34,18 @@ class Workflow:
       prepared: the section.
       seeds: of the networks.
       origin: what config.json says besides of how to do it again: section, command, preset, …
+      figure_format: png, pdf or svg.
     """
 
-    def __init__(self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict):
+    def __init__(
+        self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict, figure_format: str = "png"
+    ):
         self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, list(seeds), origin
         find_model(prepared.config.model.name)  # before anything is written
         find_loss(prepared.config.train.loss)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={out} is a file: give a folder")
+        self.figure_format = figure_format
         self.network = None  # fitted in this process
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
@@ -144,7 +148,8 @@ class Workflow:
             "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "companions")),
             "predict": seconds.get("predict", 0.0),
         }
-        print(summary(write_evaluation(self.out, predictions, members, per_seed, header, spent)))
+        about = (header, spent, self.figure_format)
+        print(summary(write_evaluation(self.out, predictions, members, per_seed, *about)))
         print(f"written to {self.out}: metrics.json, genes.csv, predictions.h5ad, report.html, figures/")
 
     def write_config(self) -> None:
