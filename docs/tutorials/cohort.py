@@ -9,6 +9,7 @@
 # two cells.
 
 # %%
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from spabit_jax.datasets.simulate import simulate_section
 
 work = Path(tempfile.mkdtemp())
-adata, image = simulate_section(seed=1, n_rows=14, n_cols=42, n_genes=120, pitch=80.0)
+adata, image = simulate_section(seed=1, n_rows=14, n_cols=42, n_genes=120, pitch=90.0)
 adata.X = adata.X.astype(np.int32)
 del adata.uns, adata.layers["mu"], adata.obsm["histology"]
 adata
@@ -69,9 +70,11 @@ pd.DataFrame(rows).T.round(3)
 
 # %%
 paths = ",".join(map(str, sections))
-asked = f"--sections={paths} --methods=knn_mean,ridge_neighbours,kriging,default,default_related --related=P1+P2+P3"
-asked += f" --config.data.n_genes=60 --cache_dir={work}/cache --out={work}/benchmark"
-# !python -m experiments.benchmark {asked} > {work}/log.txt
+command = f"python -m experiments.benchmark --sections={paths} --related=P1+P2+P3 --config.data.n_genes=60"
+command += " --methods=knn_mean,ridge_neighbours,kriging,default,default_related"
+command += f" --cache_dir={work}/cache --out={work}/benchmark"
+done = subprocess.run(command.split(), check=True, capture_output=True, text=True)
+print(done.stdout[-400:])
 
 # %%
 results = pd.read_csv(work / "benchmark" / "results.csv")

@@ -63,7 +63,7 @@ table.round(3)
 
 # %%
 gene = scores[scores["method"] == "default"].set_index("gene")["pcc"].idxmax()
-figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
 given = predictions[predictions.obs["split"] == "train"]
 sj.plot_gene(given, gene, layer="truth", ax=axes[0]).set_title(f"{gene}, given")
 sj.plot_gene(predictions, gene, ax=axes[1])
@@ -85,7 +85,7 @@ dense = sj.fit(section).predict(sj.grid(section, 4))
 dense
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
 sj.plot_gene(dense, gene, ax=axes[0])
 sj.plot_gene(dense, gene, layer="sd", ax=axes[1])
 plt.show()
@@ -113,15 +113,15 @@ plt.show()
 # %% [markdown]
 # ## Go on in squidpy
 #
-# squidpy reads the same file, after `pip install squidpy`; the places are a quarter of a spot pitch apart, so they
-# are drawn smaller than spots:
+# squidpy reads the same file, after `pip install squidpy` (tried with 1.8); the places are a quarter of a spot pitch
+# apart, so they are drawn smaller than spots:
 #
 # ```python
 # import squidpy as sq
 #
 # dense = sc.read_h5ad("dense.h5ad")
 # sq.pl.spatial_scatter(dense, color="ERBB2", size=0.45)
-# sq.gr.spatial_neighbors(dense, coord_type="generic", n_neighs=6)
+# sq.gr.spatial_neighbors_knn(dense, n_neighs=6)
 # sq.gr.spatial_autocorr(dense, mode="moran")
 # ```
 #
