@@ -31,7 +31,7 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
 from spabit_jax.evaluation.tables import markdown, pivot
-from spabit_jax.files import is_whole, locked, replacing, write_or_match
+from spabit_jax.files import inert, is_whole, locked, replacing, write_or_match
 from spabit_jax.scale import LABELS, SCALES, total_counts
 
 COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes", "pcc", "pcc_defined")
@@ -285,7 +285,7 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
     with replacing(out / "results.csv") as temporary:
         rows.to_csv(temporary, index=False)
     with replacing(out / "genes.csv") as temporary:
-        genes[GENE_COLUMNS].to_csv(temporary, index=False)
+        inert(genes[GENE_COLUMNS]).to_csv(temporary, index=False)
     text = markdown(rows, genes, model)
     with replacing(out / "results.md") as temporary:
         temporary.write_text(text)

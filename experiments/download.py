@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from feature_extraction import command as cli
-from spabit_jax.datasets.catalogue import DATASETS, DataSet
+from spabit_jax.datasets.catalogue import ALIASES, DATASETS, DataSet, find
 from spabit_jax.datasets.download import fetch
 from spabit_jax.errors import InputError
 
@@ -25,17 +25,17 @@ def main() -> None:
         return
     if not names:
         raise InputError(f"--dataset is missing: give one of {', '.join(DATASETS)}; or list")
-    if unknown := [name for name in names if name not in DATASETS]:
-        raise InputError(f"unknown data set {unknown[0]!r} in --dataset: known are {', '.join(DATASETS)}; or list")
+    datasets = [find(name) for name in names]
     if not cli.FLAGS.out:
         raise InputError("--out is missing: give the folder of the downloads")
-    for name in names:
-        fetch(DATASETS[name], Path(cli.FLAGS.out))
+    for dataset in datasets:
+        fetch(dataset, Path(cli.FLAGS.out))
 
 
 def _line(dataset: DataSet) -> str:
     how = "" if dataset.files else ", by hand"
-    return f"{dataset.name:12} {dataset.what}; {dataset.split}; {dataset.published}{how}"
+    names = " or ".join([dataset.name, *(alias for alias, name in ALIASES.items() if name == dataset.name)])
+    return f"{names:15} {dataset.what}; {dataset.split}; {dataset.published}{how}"
 
 
 if __name__ == "__main__":

@@ -173,6 +173,7 @@ def results(run: Path):
     import pandas as pd
 
     from spabit_jax.evaluation.metrics import METRICS, noise_ceiling
+    from spabit_jax.files import read_names
     from spabit_jax.predictions import measured_counts, scale_of
 
     metrics = json.loads((run / "metrics.json").read_text())
@@ -195,7 +196,7 @@ def results(run: Path):
     test, (counts, totals) = (predictions.obs["split"] == "test").to_numpy(), measured_counts(predictions)
     ceiling = noise_ceiling(counts[test], totals[test], scale_of(predictions))
     ceiling = pd.Series(ceiling, predictions.var_names)
-    genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
+    genes = read_names(pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]}))
     genes = genes[genes["method"].isin([row["method"] for row in rows])]
     key.pop("method")
     return rows, genes.assign(**key, ceiling=ceiling.reindex(genes["gene"]).to_numpy())

@@ -155,7 +155,7 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_float("spot_um", None, "Xenium: sum cells over squares of this width in µm (default: each cell).")
     flags.DEFINE_string("alignment", None, "Xenium: file of the 3 x 3 matrix from H&E pixels to Xenium's pixels.")
     flags.DEFINE_boolean("swap_xy", False, "Exchange x and y of the spots: the positions are transposed.")
-    flags.DEFINE_string("encoder", "stain", "Image encoder; an unknown name lists the known ones.")
+    flags.DEFINE_string("encoder", "stain", "Image encoder, or several as stain+nuclei; an unknown name lists all.")
     if several:
         flags.DEFINE_list("sections", [], "Several sections, instead of --section.")
     default = "default: as in config.data.windows, in spot diameters"

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
@@ -35,33 +36,37 @@ DEFAULT_BATCH = {"cpu": 8, "cuda": 256}  # patches per forward pass
 _SAVE_EVERY = 5.0  # seconds between two saves of what is done
 
 
+class Computing(NamedTuple):
+    """How features are computed, which does not change what they are features of."""
+
+    weights: str | None = None  # these three: see ``feature_extraction.encoders.load``
+    login: str | None = None
+    autocast: bool | None = None
+    dtype: str = "float32"  # of the cache, float32 or float16
+    batch_size: int | None = None  # patches per forward pass; None means 256 on a GPU and 8 on a CPU
+    # processes that cut patches; None means 8 on a GPU and none on a CPU, where cutting costs little and a thread does
+    # it while the encoder works
+    num_workers: int | None = None
+
+    def check(self) -> None:
+        if self.dtype not in ("float32", "float16"):
+            raise InputError(f"--dtype={self.dtype}: float32 or float16 is needed")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"--batch_size={self.batch_size}: at least 1 is needed")
+
+
 def extract_section(
-    adata,
-    encoder: str,
-    patch_px: float,
-    cache_dir: str | os.PathLike,
-    *,
-    weights: str | None = None,
-    login: str | None = None,
-    batch_size: int | None = None,
-    num_workers: int | None = None,
-    dtype: str = "float32",
-    autocast: bool | None = None,
-    transposed_crop: bool = False,
+    adata, encoder: str, patch_px: float, cache_dir: str | os.PathLike, *, transposed_crop: bool = False, **how
 ) -> Path:
     """Computes the features of all spots of a section, or finds them in the cache.
 
     Args:
       adata: as ``spabit_jax.readers.read_section`` makes it.
-      encoder: see ``feature_extraction.encoders``.
+      encoder: one, see ``feature_extraction.encoders``.
       patch_px: width of a patch in full-resolution pixels.
       cache_dir: folder of the cache.
-      weights, login, autocast: see ``feature_extraction.encoders.load``.
-      batch_size: patches per forward pass; None means 256 on a GPU and 8 on a CPU.
-      num_workers: processes that cut patches; None means 8 on a GPU and none on a CPU, where cutting costs little and a
-        thread does it while the encoder works.
-      dtype: of the cache, float32 or float16.
       transposed_crop: see ``feature_extraction.patches``.
+      **how: fields of ``Computing``.
 
     Returns:
       Path of the (N, D) ``.npy``; its ``.json`` lies beside it.
@@ -69,44 +74,46 @@ def extract_section(
     Raises:
       InputError: no image, unknown encoder, weights that cannot be used, or a cache of that name of something else.
     """
+    how = Computing(**how)
     encoders.check_name(encoder)
-    if dtype not in ("float32", "float16"):
-        raise InputError(f"--dtype={dtype}: float32 or float16 is needed")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch_size={batch_size}: at least 1 is needed")
+    how.check()
     asked = cache.request(adata, encoder, patch_px, transposed_crop)
     npy, _ = cache.cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
     if asked["image_file"] is None:
         raise InputError(f"section {asked['section']} has no image: name one with --image=FILE")
+    if how.weights and encoder in encoders.PLAIN:
+        raise InputError(f"--encoder={encoder} has no weights: leave --weights out")
     try:
         npy.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--cache_dir={cache_dir} cannot be made ({error.strerror}): give a folder") from error
-    if _is_done(npy, asked, dtype, weights, autocast):
+    if _is_done(npy, asked, how):
         logging.info("%s: already there, nothing to do", npy)
         return npy
     with locked(npy.with_suffix(".lock")):
-        if not _is_done(npy, asked, dtype, weights, autocast):  # another process may have been at it
-            _extract(adata, asked, npy, dtype, weights, login, autocast, batch_size, num_workers)
+        if not _is_done(npy, asked, how):  # another process may have been at it
+            _extract(adata, asked, npy, how)
     return npy
 
 
-def _extract(adata, asked, npy: Path, dtype, weights, login, autocast, batch_size, num_workers) -> None:
+def _extract(adata, asked, npy: Path, how: Computing) -> None:
     encoder, patch_px, transposed_crop = (asked[key] for key in ("encoder", "patch_px", "transposed_crop"))
     json_path = npy.with_suffix(".json")
     image = open_image(asked["image_file"], asked["turn"])
-    loaded = encoders.load(encoder, weights, login, autocast)
+    um_per_px = adata.uns["spabit"].get("um_per_px")
+    if encoder in encoders.PLAIN:
+        loaded = encoders.load_plain(encoder, image, um_per_px, asked["image_scale"])
+    else:
+        loaded = encoders.load(encoder, how.weights, how.login, how.autocast)
     spots = adata.obsm["spatial"]
     patches = Patches(
         image, spots, patch_px, asked["image_scale"], loaded.size, loaded.patch_transform, transposed_crop
     )
     patches[0]  # an image that cannot be decoded is found out before anything is written
     on_gpu = loaded.device == "cuda"
-    if batch_size is None:
-        batch_size = DEFAULT_BATCH[loaded.device]
+    batch_size, num_workers = how.batch_size or DEFAULT_BATCH[loaded.device], how.num_workers
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if on_gpu else 0
-    um_per_px = adata.uns["spabit"].get("um_per_px")
     meta = asked | {
         "image_file": Path(asked["image_file"]).name,
         **cache.image_stamp(asked["image_file"]),
@@ -115,7 +122,7 @@ def _extract(adata, asked, npy: Path, dtype, weights, login, autocast, batch_siz
         "transform": f"window of {patches.width} image px, white outside; {loaded.transform}",
         "patch_um": None if um_per_px is None else patch_px * float(um_per_px),
         "pixel_order": "x,y",
-        "dtype": dtype,
+        "dtype": how.dtype,
         "computed_in": loaded.precision,
         "device": loaded.device,
         "batch_size": batch_size,
@@ -137,7 +144,7 @@ def _extract(adata, asked, npy: Path, dtype, weights, login, autocast, batch_siz
     logging.info("%s: %d spots x %d, %.1f s", npy, len(spots), loaded.dim, time.perf_counter() - began)
 
 
-def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None, autocast: bool | None) -> bool:
+def _is_done(npy: Path, asked: dict, how: Computing) -> bool:
     meta = cache.read_meta(npy)
     if meta is None:
         return False
@@ -145,11 +152,11 @@ def _is_done(npy: Path, asked: dict, dtype: str, weights: str | None, autocast: 
     if not cache.is_undamaged(npy, meta):
         logging.warning("%s is damaged, its bytes are not those that were written: it is made again", npy)
         return False
-    also = {"dtype": dtype}
-    if autocast is not None and "computed_in" in meta:
-        also["computed_in"] = encoders.precision(meta["encoder"], autocast)
-    if weights and Path(weights).is_file():
-        also["weights_hash"] = sha256(weights)
+    also = {"dtype": how.dtype}
+    if how.autocast is not None and "computed_in" in meta:
+        also["computed_in"] = encoders.precision(meta["encoder"], how.autocast)
+    if how.weights and Path(how.weights).is_file():
+        also["weights_hash"] = sha256(how.weights)
     for key, want in also.items():
         if meta.get(key) != want:
             raise InputError(
@@ -258,7 +265,7 @@ def _packages(encoder: str) -> list[str]:
     """Those that decide on the features."""
     if encoder in encoders.OWN:
         return ["numpy", "pillow"]
-    if encoder == "stain":
+    if encoder in encoders.PLAIN:
         return ["numpy", "pillow", "scikit-image"]
     row = encoders.ENCODERS.get(encoder)
     return ["numpy", "pillow", "torch", "transformers" if row and row.needs_transformers else "timm"]
@@ -266,11 +273,12 @@ def _packages(encoder: str) -> list[str]:
 
 def main() -> None:
     shard, n_shards = _shard(cli.FLAGS.shard)
-    names = ("weights", "login", "batch_size", "num_workers", "dtype", "autocast", "transposed_crop")
-    options = {name: cli.FLAGS[name].value for name in names}
+    encoders.check_name(cli.FLAGS.encoder)
+    options = {name: cli.FLAGS[name].value for name in (*Computing._fields, "transposed_crop")}
     for adata, patch_px in cli.read_flagged_sections(shard, n_shards):
         for width in window_widths(cli.asked_windows(patch_px, DataConfig().windows), adata):
-            extract_section(adata, cli.FLAGS.encoder, width, cli.FLAGS.cache_dir, **options)
+            for encoder in encoders.split_names(cli.FLAGS.encoder):
+                extract_section(adata, encoder, width, cli.FLAGS.cache_dir, **options)
 
 
 def _shard(text: str) -> tuple[int, int]:

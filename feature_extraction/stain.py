@@ -27,17 +27,22 @@ def stain_statistics(window: np.ndarray) -> np.ndarray:
     """
     height, width, _ = window.shape
     rgb = window.reshape(-1, 3).T  # (3, h * w)
-    stains = np.maximum(_HED_FROM_RGB @ _DENSITY[rgb], 0)
-    channels = np.concatenate([rgb / np.float32(255), stains])  # (6, h * w)
+    of_stains = stains(window).reshape(3, -1)
+    channels = np.concatenate([rgb / np.float32(255), of_stains])  # (6, h * w)
     position = np.array(_QUANTILES) * (height * width - 1)
     rank = np.stack([np.floor(position), np.ceil(position)]).astype(int)  # (2, 5)
     counted = [np.searchsorted(np.cumsum(np.bincount(channel, minlength=256)), rank, side="right") for channel in rgb]
-    ordered = np.sort(stains, axis=1)[:, rank]  # several times faster than np.quantile, which partitions
+    ordered = np.sort(of_stains, axis=1)[:, rank]  # several times faster than np.quantile, which partitions
     low, high = np.concatenate([np.stack(counted) / np.float32(255), ordered]).swapaxes(0, 1).astype(np.float32)
     quantiles = low + (position - rank[0]).astype(np.float32) * (high - low)  # (6, 5)
     spread = np.column_stack([quantiles, channels.std(axis=1)])  # (6, 6)
-    stains = stains.reshape(3, height, width)
-    return np.concatenate([spread.ravel(), np.column_stack([_texture(stains, 2), _texture(stains, 1)]).ravel()])
+    of_stains = of_stains.reshape(3, height, width)
+    return np.concatenate([spread.ravel(), np.column_stack([_texture(of_stains, 2), _texture(of_stains, 1)]).ravel()])
+
+
+def stains(window: np.ndarray) -> np.ndarray:
+    """(3, h, w) float32: haematoxylin, eosin and DAB of an (h, w, 3) uint8 window."""
+    return np.maximum(_HED_FROM_RGB @ _DENSITY[window.reshape(-1, 3).T], 0).reshape(3, *window.shape[:2])
 
 
 def _texture(stains: np.ndarray, axis: int) -> np.ndarray:

@@ -269,3 +269,19 @@ def keep_compiled(folder: Path) -> None:
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.absolute() / platform.node()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+NAMES = ("section", "method", "gene")  # columns of names, in tables that spreadsheets open
+_COMPUTED = r"^(?='*[=+\-@])"  # what spreadsheets take for a formula, and what was escaped before
+
+
+def inert(table):
+    """The table for a csv file: names that a spreadsheet would compute get a ' before them, off by ``read_names``."""
+    names = [name for name in NAMES if name in table]
+    return table.assign(**{name: table[name].astype(str).str.replace(_COMPUTED, "'", regex=True) for name in names})
+
+
+def read_names(table):
+    """What ``inert`` was given."""
+    names = [name for name in NAMES if name in table]
+    return table.assign(**{n: table[n].astype(str).str.replace(r"^'(?='*[=+\-@])", "", regex=True) for n in names})

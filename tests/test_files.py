@@ -147,3 +147,14 @@ def test_a_section_is_named_by_one_component_of_a_path(simulated, name):
 
     with pytest.raises(InputError, match="cannot be the name of a section"):
         read_section(simulated, name=name)
+
+
+def test_names_in_tables_are_not_computed_by_spreadsheets(tmp_path):
+    import pandas as pd
+
+    names = ["=1+1", "+A", "-B", "@C", "'=D", "D", "'E", "HLA-A"]
+    table = pd.DataFrame({"section": "s", "gene": names, "pcc": -0.5})
+    files.inert(table).to_csv(tmp_path / "genes.csv", index=False)
+    written = pd.read_csv(tmp_path / "genes.csv")
+    assert not written["gene"].str.match(r"[=+\-@]").any() and (written["pcc"] == -0.5).all()
+    assert files.read_names(written)["gene"].tolist() == names

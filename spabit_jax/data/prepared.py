@@ -51,12 +51,13 @@ class Cached(NamedTuple):
     transposed_crop: bool
 
     def extract(self, weights: str | None = None) -> None:
-        """Computes them if they are not there, with the weights of a file or those that the encoder finds."""
+        """Computes them if they are not there, with the weights of a file or the encoder's own."""
         if cache.is_cached(*self):
             return
         from feature_extraction.extract import extract_section
 
         *asked, transposed = self
+        weights = None if self.encoder in encoders.PLAIN else weights
         extract_section(*asked, weights=weights, transposed_crop=transposed)
 
     def read(self) -> np.ndarray:
@@ -82,16 +83,22 @@ def side_by_side(windows: Sequence[Cached | OwnFeatures]) -> np.ndarray | None:
 
 
 def made_from(windows: Sequence[Cached | OwnFeatures]) -> dict:
-    """Hashes of image and weights; empty without an image. InputError where the windows were made with others each."""
-    found = [window.made_from() for window in windows]
-    if any(other != found[0] for other in found):
-        window = windows[0]
-        name = window.adata.uns["spabit"]["name"]
-        raise InputError(
-            f"the image features of {name} in {window.cache_dir} come from several versions of the weights of "
-            f"{window.encoder}: delete {name}.* there"
-        )
-    return found[0] if found else {}
+    """Hashes of image and weights, these by encoder where there are several; empty without an image.
+
+    Raises:
+      InputError: windows of one encoder were made with others each.
+    """
+    found = {}
+    for window in windows:
+        made = window.made_from()
+        if found.setdefault(window.encoder, made) != made:
+            name = window.adata.uns["spabit"]["name"]
+            raise InputError(
+                f"the image features of {name} in {window.cache_dir} come from several versions of the weights of "
+                f"{window.encoder}: delete {name}.* there"
+            )
+    first = next(iter(found.values()), {})
+    return first if len(found) < 2 else first | {"weights_hash": {n: made["weights_hash"] for n, made in found.items()}}
 
 
 class Prepared:
@@ -102,9 +109,10 @@ class Prepared:
       is_train: (N,) bool.
       genes: the panel, G names.
       scale: of expression, from the train spots.
-      encoder: of the image, ``none`` where there is no image; or what ``features.encoder_name`` gives.
+      encoder: of the image, or several as ``stain+nuclei``; ``none`` where there is no image; or what
+        ``features.encoder_name`` gives.
       patch_px: widths of the image windows in full-resolution pixels; none of features of the user's own.
-      windows: the image features of each; empty without an image.
+      windows: the image features of each encoder and window; empty without an image.
       related: the inputs of other sections, from whose train spots is learned too.
       layout: of ``lay_out``; None, which is far apart, where nobody has decided.
 
@@ -146,7 +154,8 @@ class Prepared:
             self.windows[0].read()  # refuses features that do not fit
         elif self.encoder != "none":
             transposed = transposed_crop(adata, config)
-            self.windows = [Cached(adata, self.encoder, width, cache_dir, transposed) for width in self.patch_px]
+            names = encoders.split_names(self.encoder)
+            self.windows = [Cached(adata, n, width, cache_dir, transposed) for n in names for width in self.patch_px]
             for window in self.windows:
                 cache.is_cached(*window)  # refuses a cache that does not match
             warn_of_windows(self.patch_px, adata)

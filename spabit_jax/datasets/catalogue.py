@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from spabit_jax.errors import InputError
+
 _HER2ST = "https://raw.githubusercontent.com/almaan/her2st/85df7411b987a7dec3feff9718b869a7a82091ec/data"
 _STUTILITY = (
     "https://raw.githubusercontent.com/jbergenstrahle/STUtility/9a8f421499e58b13340ee386db07b0eba923c88c/"
@@ -16,6 +18,9 @@ _HUMANPILOT = (
     "https://raw.githubusercontent.com/LieberInstitute/HumanPilot/044446d6bd8fc154aa74f7be62ec67effb1ec376/10X"
 )
 _DLPFC_COUNTS = "https://spatial-dlpfc.s3.us-east-2.amazonaws.com/h5"
+_LAYERS = f"{_HUMANPILOT}/barcode_level_layer_map.tsv"
+_DLPFC_IMAGES = "https://spatial-dlpfc.s3.us-east-2.amazonaws.com/images"
+_GEO_SAMPLES = "https://ftp.ncbi.nlm.nih.gov/geo/samples"
 _TENX = "https://cf.10xgenomics.com/samples"
 _TENX_PAGE = "https://www.10xgenomics.com/datasets"
 
@@ -37,7 +42,9 @@ class DataSet:
       split: of ``config.data.split``, and the train spots that it gives.
       files: address and place, below the folder of the downloads, of each file; archives (.tar.gz, .zip) are unpacked
         where they are put.
-      by_hand: what cannot be fetched by program, or is not.
+      by_hand: what cannot be fetched by program, or is not, and what else is to be known.
+      labels: of ``files``, the place of a table without header of barcode, section and label, from which
+        ``<name>/layers.csv`` is written.
     """
 
     name: str
@@ -48,10 +55,12 @@ class DataSet:
     split: str
     files: tuple[tuple[str, str], ...] = ()
     by_hand: str = ""
+    labels: str = ""
 
 
 def _dlpfc(name: str) -> DataSet:
-    spatial = ("scalefactors_json.json", "tissue_lowres_image.png")
+    spatial = ("scalefactors_json.json", "tissue_lowres_image.png", "tissue_hires_image.png")
+    labels = f"{name}/barcode_level_layer_map.tsv"
     return DataSet(
         name,
         "human dorsolateral prefrontal cortex, Visium",
@@ -63,22 +72,46 @@ def _dlpfc(name: str) -> DataSet:
             (f"{_DLPFC_COUNTS}/{name}_filtered_feature_bc_matrix.h5", f"{name}/filtered_feature_bc_matrix.h5"),
             (f"{_HUMANPILOT}/{name}/tissue_positions_list.txt", f"{name}/spatial/tissue_positions_list.csv"),
             *((f"{_HUMANPILOT}/{name}/{file}", f"{name}/spatial/{file}") for file in spatial),
+            (_LAYERS, labels),
+            (f"{_DLPFC_IMAGES}/{name}_full_image.tif", f"{name}/{name}_full_image.tif"),
         ),
-        by_hand=f"for a full-resolution image put {name}_full_image.tif, which github.com/LieberInstitute/HumanPilot "
-        f"links, into {name}/; the tables in docs are with the lowres image and the spots with counts in paste2 1.0.1",
+        by_hand="nothing is missing; this project's tables are with the spots with counts in paste2 1.0.1 and "
+        f"--image={name}/spatial/tissue_lowres_image.png",
+        labels=labels,
     )
 
 
-def _her2st(name: str, image: str | None = None, labels: bool = False) -> DataSet:
+# Images of the sections of each patient, in their order (https://github.com/almaan/her2st, data/ST-imgs).
+_HER2ST_IMAGES = {
+    "A": ("9769_{}_HE_small.jpg", "C1 C2 D1 D2 E1 E2"),
+    "B": ("BT10737_{}_HE.jpg", "C1 C2 D1 D2 E1 E2"),
+    "C": ("5714_HE_BT_{}.jpg", "C1 C2 D1 D2 E1 E2"),
+    "D": ("10426_HE_BT_{}.jpg", "C1 C2 D1 D2 E1 E2"),
+    "E": ("HE_BT23567_{}.jpg", "D2 E1 E2"),
+    "F": ("HE_BT23810_{}.jpg", "D2 E1 E2"),
+    "G": ("HE_BT23903_{}.jpg", "C1a C2a D1a"),
+    "H": ("HE_BT24044_{}.jpg", "D2 E1 E2"),
+}
+_HER2ST_LABELLED = ("A1", "B1", "C1", "D1", "E1", "F1", "G2", "H1")  # by a pathologist
+
+
+def _her2st(patient: str) -> list[DataSet]:
+    """The three or six sections of a patient."""
+    pattern, places = _HER2ST_IMAGES[patient]
+    return [_her2st_section(f"{patient}{i}", pattern.format(at)) for i, at in enumerate(places.split(), 1)]
+
+
+def _her2st_section(name: str, image: str) -> DataSet:
     files = [
         (f"{_HER2ST}/ST-cnts/{name}.tsv.gz", f"{name}.tsv.gz"),
         (f"{_HER2ST}/ST-spotfiles/{name}_selection.tsv", f"{name}_selection.tsv"),
+        (f"{_HER2ST}/ST-imgs/{name[0]}/{name}/{image}", f"{name}.jpg"),
     ]
-    if image:
-        files.append((f"{_HER2ST}/ST-imgs/{name[0]}/{name}/{image}", f"{name}.jpg"))
-    if labels:
+    if name in _HER2ST_LABELLED:
         file = f"{name}_labeled_coordinates.tsv"
         files.append((f"{_HER2ST}/ST-pat/lbl/{file}", file))
+    missing = "" if name in _HER2ST_LABELLED else "labels are missing, there are none of this section"
+    without = "this project's tables are without its image: --image=none" if name in ("A1", "D1", "E1", "F1") else ""
     return DataSet(
         name,
         "HER2-positive breast cancer, legacy Spatial Transcriptomics",
@@ -87,7 +120,24 @@ def _her2st(name: str, image: str | None = None, labels: bool = False) -> DataSe
         f"{name}.tsv.gz",
         _SQUARE,
         files=tuple(files),
-        by_hand="" if image else f"the image is in data/ST-imgs/{name[0]}/{name}/; the tables in docs are without",
+        by_hand=missing or without,
+    )
+
+
+def _carcinoma(sample: int, patient: str, replicate: int) -> DataSet:
+    """A section of GSE144240, under the names of its files there."""
+    gsm, section = f"GSM{sample}", f"{patient}_ST_rep{replicate}"
+    counts = f"{gsm}_{section}_stdata.tsv.gz"
+    names = (counts, f"{gsm}_spot_data-selection-{section}.tsv.gz", f"{gsm}_{section}.jpg.gz")
+    return DataSet(
+        f"HSCC_{patient}_rep{replicate}",
+        "human cutaneous squamous cell carcinoma, legacy Spatial Transcriptomics",
+        "https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE144240",
+        "st",
+        counts,
+        _SQUARE,
+        files=tuple((f"{_GEO_SAMPLES}/GSM{sample // 1000}nnn/{gsm}/suppl/{name}", name) for name in names),
+        by_hand="labels are missing, there are none of this section",
     )
 
 
@@ -150,14 +200,12 @@ def _xenium_liver(name: str, kind: str) -> DataSet:
 
 _ALL = (
     *(_dlpfc(str(n)) for n in (151507, 151508, 151509, 151510, *range(151669, 151677))),
-    _her2st("A1", labels=True),
-    _her2st("C2", "5714_HE_BT_C2.jpg"),
-    _her2st("C3", "5714_HE_BT_D1.jpg"),
-    _her2st("C5", "5714_HE_BT_E1.jpg"),
-    _her2st("D1", labels=True),
-    _her2st("E1", labels=True),
-    _her2st("F1", labels=True),
-    _her2st("F3"),
+    *(section for patient in _HER2ST_IMAGES for section in _her2st(patient)),
+    *(
+        _carcinoma(4284316 + 3 * i + replicate - 1, patient, replicate)
+        for i, patient in enumerate(("P2", "P5", "P9", "P10"))
+        for replicate in (1, 2, 3)
+    ),
     _mob("MOB1"),
     _mob("MOB2"),
     _tenx_visium(
@@ -196,18 +244,19 @@ _ALL = (
         "mouse brain, fresh frozen",
         "visium-hd-cytassist-gene-expression-mouse-brain-fresh-frozen",
         "Visium_HD_Mouse_Brain_Fresh_Frozen",
+        "_tissue_image.tif",
     ),
     _xenium_liver("HL_X", "nondiseased"),
     _xenium_liver("HL_X2", "cancer"),
     DataSet(
-        "MP", "mouse placenta", "https://codeocean.com/capsule/9820099/tree/v1", None, "MP", _SQUARE,
-        by_hand="get the capsule's data from its page",
+        "MP", "mouse placenta, STARmap", "https://codeocean.com/capsule/9820099/tree/v1", None, "MP", _SQUARE,
+        by_hand="get the capsule's data from its page, as an .h5ad with obsm['spatial']; there is no H&E image",
     ),
     DataSet(
-        "HS", "human squamous cell carcinoma, legacy Spatial Transcriptomics",
+        "HS", "human cutaneous squamous cell carcinoma, legacy Spatial Transcriptomics",
         "https://pmc.ncbi.nlm.nih.gov/articles/PMC7391009", None, "HS", _SQUARE,
-        by_hand="the article names the archive that has its counts, positions and images; legacy ST wants "
-        "HS.tsv and HS_selection.tsv",
+        by_hand="which of the twelve sections HSCC_P2_rep1 to HSCC_P10_rep3 the reference means is not said: take one "
+        "of these",
     ),
     DataSet(
         "preprocessed", "the sections of the reference in its own layout, dataset/<section>/",
@@ -216,3 +265,13 @@ _ALL = (
     ),
 )  # fmt: skip
 DATASETS = {dataset.name: dataset for dataset in _ALL}
+ALIASES = {"HBCHD": "HBC_HD", "MBHD": "MB_HD", "HL": "HL_X", "HSCC": "HS"}  # as the reference writes them elsewhere
+
+
+def find(name: str) -> DataSet:
+    """The data set of a name or an alias; InputError, naming all, where there is none."""
+    name = ALIASES.get(name, name)
+    if name not in DATASETS:
+        known = ", ".join([*DATASETS, *ALIASES])
+        raise InputError(f"unknown data set {name!r} in --dataset: known are {known}; or list")
+    return DATASETS[name]

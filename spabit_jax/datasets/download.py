@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from spabit_jax.datasets.catalogue import DataSet
 from spabit_jax.errors import InputError
-from spabit_jax.files import sha256, write_json
+from spabit_jax.files import replacing, sha256, write_json
 from spabit_jax.readers.tables import reading
 
 _ARCHIVES = (".tar.gz", ".zip")
@@ -35,10 +35,12 @@ def fetch(dataset: DataSet, out: Path) -> None:
         _fetch_file(url, place, out)
         if place.endswith(_ARCHIVES):
             _unpack(place, out)
+    if dataset.labels:
+        _write_labels(dataset, out)
     if dataset.files:
         logging.info("%s: python -m experiments.run --section=%s", dataset.name, out / dataset.section)
     if dataset.by_hand:
-        logging.info("%s, published at %s, by hand: %s", dataset.name, dataset.published, dataset.by_hand)
+        logging.info("%s, published at %s: %s", dataset.name, dataset.published, dataset.by_hand)
 
 
 def _fetch_file(url: str, place: str, out: Path) -> None:
@@ -95,6 +97,17 @@ def _download(url: str, output_file: str, _, part: Path) -> None:
     etag.unlink(missing_ok=True)
 
 
+def _write_labels(dataset: DataSet, out: Path) -> None:
+    """The labels of the data set's own spots, of a table of several sections."""
+    import pandas as pd
+
+    with reading(out / dataset.labels, "a table of barcode, section and label"):
+        table = pd.read_csv(out / dataset.labels, sep="\t", names=["barcode", "section", "label"], dtype=str)
+    own = table.loc[table["section"] == dataset.name, ["barcode", "label"]]
+    with replacing(out / dataset.name / "layers.csv") as temporary:
+        own.to_csv(temporary, index=False)
+
+
 def _unpack(place: str, out: Path) -> None:
     """Unpacks an archive where it lies, once: an unpacking that was interrupted is repeated."""
     record = _records(out)[place]
@@ -104,6 +117,8 @@ def _unpack(place: str, out: Path) -> None:
         if place.endswith(".zip"):
             with zipfile.ZipFile(out / place) as archive:
                 archive.extractall((out / place).parent)
+        elif not hasattr(tarfile, "data_filter"):
+            raise InputError(f"{out / place} is not unpacked by this Python: update it to 3.11.4 or later")
         else:
             with tarfile.open(out / place) as archive:
                 archive.extractall((out / place).parent, filter="data")  # nothing outside the folder

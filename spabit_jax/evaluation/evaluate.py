@@ -13,7 +13,7 @@ from anndata import AnnData
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, curves, metrics, plots
 from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, run_blocks, write_report
-from spabit_jax.files import replacing, write_json
+from spabit_jax.files import inert, replacing, write_json
 from spabit_jax.predictions import measured_counts, scale_of
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
@@ -128,9 +128,8 @@ def write_evaluation(
         genes = evaluate(predictions, members, dict(by_seed))
         content |= genes.attrs["summary"]
         with replacing(out / "genes.csv", sealed=True) as temporary:
-            genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]].to_csv(
-                temporary, index=False
-            )
+            table = genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]]
+            inert(table).to_csv(temporary, index=False)
         covered = genes.attrs["coverage"]
         plots.plot_calibration(list(covered), list(covered.values()), figure("calibration"))
         plots.plot_pcc_scatter(*beside_best_rival(genes), figure("pcc_scatter"))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from spabit_jax.files import replacing
+from spabit_jax.files import read_names, replacing
 from spabit_jax.scale import LABELS
 
 STYLE = """
@@ -96,7 +96,7 @@ def run_blocks(run: Path, metrics: dict) -> list[Block]:
         if (run / "figures" / file).exists():
             blocks.append(Block(title, text, figure=run / "figures" / file))
     if "ensemble" in metrics:
-        genes = pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]})
+        genes = read_names(pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]}))
         own = genes[(genes["method"] == metrics["method"]) & (genes["seed"] == "ensemble")]
         top = own.dropna(subset=["pcc"]).nlargest(10, "pcc")[["gene", "pcc"]].round(3)
         if len(top):

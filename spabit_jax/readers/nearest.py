@@ -46,7 +46,7 @@ def nearest(path: Path, is_section: Callable[[Path], bool]) -> str:
         return "not a section in a known format: give a folder, a .h5ad, or a table NAME.tsv or .csv (docs/INPUTS.md)"
     inner = [child for child in sorted(path.iterdir()) if child.name.endswith(".h5ad") or child.is_dir()]
     sections = [child.name for child in inner if child.name.endswith(".h5ad") or is_section(child)]
-    tables = sorted(child.name for child in path.glob("*.tsv*") if _beside_table(child))
+    tables = sorted(child.name for child in path.glob("*.[ct]sv*") if _beside_table(child) and is_section(child))
     if sections or tables:
         found = (sections or tables)[:3] + ["…"] * (len(sections or tables) > 3)
         return f"no section itself: give one of those in it, {', '.join(name[:40] for name in found)}"
@@ -62,4 +62,4 @@ def nearest(path: Path, is_section: Callable[[Path], bool]) -> str:
 
 def _beside_table(path: Path) -> bool:
     """Whether a table is one of legacy ST, which are given by file."""
-    return not re.search(r"selection|alignment_table|labeled|features|genes|barcodes", path.name)
+    return not re.search(r"selection|alignment_table|labeled|features|genes|barcodes|coor|locations", path.name)

@@ -3,8 +3,11 @@ import pytest
 from absl import logging
 from anndata import AnnData
 
+from spabit_jax.config import Config
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
+from spabit_jax.readers import read_section
 
 
 @pytest.fixture
@@ -52,3 +55,18 @@ def test_one_warning_of_windows_that_show_too_much_or_too_little(adata, monkeypa
     assert len(warnings) == bool(said)
     for text in said:
         assert text in warnings[0]
+
+
+def test_several_encoders_stand_side_by_side(simulated, tmp_path):
+    adata = read_section(simulated)[:30].copy()
+    adata.uns["spabit"]["um_per_px"] = 0.5  # the section has 2 µm a pixel, in which there are no nuclei to see
+    config = Config().with_data(windows="24px+48px")
+    both = Prepared(adata, config, "stain+nuclei", str(tmp_path))
+    both.extract()
+    alone = [Prepared(adata, config, name, str(tmp_path)).features() for name in ("stain", "nuclei")]
+    assert [features.shape[1] for features in alone] == [2 * 42, 2 * 20]
+    np.testing.assert_array_equal(both.features(), np.concatenate(alone, axis=1))
+    assert both.describe()["encoder"] == "stain+nuclei"
+    assert both.describe()["weights_hash"] == {"stain": None, "nuclei": None}
+    with pytest.raises(InputError, match="--encoder=nope is unknown; known encoders: stain, nuclei, uni"):
+        Prepared(adata, config, "stain+nope", str(tmp_path))

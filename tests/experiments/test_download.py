@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gzip
+import io
 import json
 import subprocess
 import sys
@@ -9,12 +12,15 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
-from spabit_jax.datasets.catalogue import DATASETS, DataSet
+from spabit_jax.datasets.catalogue import DATASETS, DataSet, find
 from spabit_jax.datasets.download import fetch
 from spabit_jax.errors import InputError
-from spabit_jax.readers import FORMATS
+from spabit_jax.readers import FORMATS, read_section
+from spabit_jax.readers.tables import read_labels
 
 
 class Publisher:
@@ -170,3 +176,71 @@ def test_registry():
         assert all(url.startswith("https://") for url, _ in entry.files)
         if entry.files:  # what --section is given is there afterwards
             assert any(place.split("/")[0] == entry.section for _, place in entry.files)
+
+
+def test_what_is_in_it():
+    urls = {name: [url.rpartition("/")[2] for url, _ in entry.files] for name, entry in DATASETS.items()}
+    dlpfc = [name for name in DATASETS if name.startswith("151")]
+    assert len(dlpfc) == 12
+    for name in dlpfc:
+        assert {f"{name}_full_image.tif", "tissue_hires_image.png", "barcode_level_layer_map.tsv"} <= set(urls[name])
+    her2st = [f"{patient}{i}" for patient in "ABCDEFGH" for i in range(1, 7 if patient in "ABCD" else 4)]
+    assert len(her2st) == 36 and all(sum(file.endswith(".jpg") for file in urls[name]) == 1 for name in her2st)
+    assert "10426_HE_BT_E1.jpg" in urls["D5"] and "HE_BT23903_C2a.jpg" in urls["G2"]
+    labelled = [name for name in her2st if f"{name}_labeled_coordinates.tsv" in urls[name]]
+    assert labelled == ["A1", "B1", "C1", "D1", "E1", "F1", "G2", "H1"]
+    carcinoma = [name for name in DATASETS if name.startswith("HSCC")]
+    assert len(carcinoma) == 12 and urls["HSCC_P9_rep2"][0] == "GSM4284323_P9_ST_rep2_stdata.tsv.gz"
+    assert "Visium_HD_Mouse_Brain_Fresh_Frozen_tissue_image.tif" in urls["MB_HD"]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "technique"),
+    [
+        ("HBCHD", "HBC_HD", "Visium HD"),
+        ("MBHD", "MB_HD", "Visium HD"),
+        ("HL", "HL_X", "Xenium"),
+        ("HSCC", "HS", "legacy Spatial Transcriptomics"),
+        ("MP", "MP", "STARmap"),
+    ],
+)
+def test_names_of_the_reference(alias, name, technique):
+    found = find(alias)
+    assert found is DATASETS[name] and technique in found.what
+    assert found.files or "the reference means" in found.by_hand or "no H&E" in found.by_hand
+
+
+def published_on_loopback(publisher, name: str, **contents: bytes) -> DataSet:
+    """A data set of the catalogue whose files are those that the publisher has, by their last suffixes."""
+    entry = DATASETS[name]
+    for _, place in entry.files:
+        (content,) = (content for suffix, content in contents.items() if suffix in place)
+        publisher.files[place] = content
+    return dataclasses.replace(entry, files=tuple((publisher.url(place), place) for _, place in entry.files))
+
+
+def test_carcinoma_is_read_as_published(publisher, tmp_path):
+    """The layout of GSE144240: counts of more spots than are under tissue, a gzipped selection, a gzipped image."""
+    names = [f"{x}x{y}" for x in range(10, 16) for y in range(10, 16)]
+    counts = "\tA\tB\n" + "".join(f"{name}\t{i}\t1\n" for i, name in enumerate(names))
+    selection = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
+    selection += "".join(f"{x}\t{y}\t{x}\t{y}\t{x * 20}.5\t{y * 20}\t1\n" for x in range(10, 16) for y in range(10, 14))
+    image = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (340, 340, 3), dtype=np.uint8)).save(image, "JPEG")
+    parts = {"_stdata": counts.encode(), "selection": selection.encode(), ".jpg": image.getvalue()}
+    entry = published_on_loopback(publisher, "HSCC_P2_rep1", **{key: gzip.compress(c) for key, c in parts.items()})
+    fetch(entry, tmp_path)
+    section = read_section(tmp_path / entry.section)
+    assert section.n_obs == 24 and section.uns["spabit"]["format"] == "st"
+    assert section.X[section.obs_names.get_loc("11x12"), 0] == names.index("11x12")
+    np.testing.assert_allclose(section.obsm["spatial"][section.obs_names.get_loc("11x12")], [220.5, 240])
+    assert ".jpg" in section.uns["spabit"]["image_path"]
+
+
+def test_labels_are_those_of_the_section(publisher, tmp_path):
+    table = "AAA-1\t151507\tL1\nAAA-1\t151673\tWM\nBBB-1\t151673\tL6\n"
+    parts = {"layer_map": table.encode(), ".h5": b"h", "positions": b"p", "scale": b"s", "image": b"i"}
+    fetch(published_on_loopback(publisher, "151673", **parts), tmp_path)
+    assert (tmp_path / "151673/layers.csv").read_text() == "barcode,label\nAAA-1,WM\nBBB-1,L6\n"
+    labels = read_labels(tmp_path / "151673/layers.csv", pd.Index(["BBB-1", "CCC-1"]))
+    assert labels["BBB-1"] == "L6" and pd.isna(labels["CCC-1"])

@@ -22,7 +22,8 @@ TINY = "timm:test_vit"
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    """The files in a folder, but for those that say who writes."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.is_dir() else []
 
 
 def test_stain(section, image, tmp_path):
@@ -81,7 +82,7 @@ import os, pickle, signal, sys
 import dataclasses
 from feature_extraction import encoders, extract
 
-load, calls = encoders.load, []
+load, calls = encoders.load_plain, []
 
 def embed(batch):
     calls.append(len(batch))
@@ -89,7 +90,7 @@ def embed(batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return batch
 
-encoders.load = lambda *args: dataclasses.replace(load(*args), embed=embed)
+encoders.load_plain = lambda *args: dataclasses.replace(load(*args), embed=embed)
 extract._SAVE_EVERY = 0
 extract.extract_section(pickle.load(open(sys.argv[1], "rb")), "stain", 16, sys.argv[2], batch_size=2)
 """
@@ -186,7 +187,7 @@ def test_bad_input_leaves_nothing(section, tmp_path, tiny_weights):
     del section.uns["spabit"]["image_path"]
     with pytest.raises(InputError, match="has no image.*--image"):
         extract_section(section, "stain", 16, folder)
-    assert not folder.exists()
+    assert names(folder) == []
 
 
 def test_features_that_are_not_finite(section, tmp_path, tiny_weights):
