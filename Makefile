@@ -35,7 +35,7 @@ docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 tutorials: .venv/.docs
-	.venv/bin/jupytext --to notebook --execute docs/tutorials/*.py
+	PATH=$(CURDIR)/.venv/bin:$$PATH jupytext --to notebook --set-kernel python3 --execute docs/tutorials/*.py
 
 .venv/.docs: requirements-docs.txt .venv/.installed
 	.venv/bin/pip install --quiet --disable-pip-version-check -r $<

@@ -25,7 +25,9 @@ def on_files(files, config):
         texts[source] = File.generated(config, page, content=(ROOT / source).read_text())
         files.append(texts[source])
     for source, file in texts.items():
-        file.content_string = LINK.sub(lambda link: _in_site(link[0], source, file, files, config), file.content_string)
+        parts = LINK.split(file.content_string)  # every other one is a link
+        parts[1::2] = [_in_site(link, source, file, files, config) for link in parts[1::2]]
+        file.content_string = "".join(parts)
     return files
 
 
@@ -49,7 +51,7 @@ def _in_site(link, source, page, files, config):
 
 def on_page_content(html, page, config, files):
     if page.file.src_uri.endswith(".ipynb"):  # these links mkdocs does not see
-        html = re.sub(r'(href="[^":]+)\.(?:md|ipynb)(?=[#"])', r"\1.html", html).replace("../README.html", "../index.html")
+        html = re.sub(r'(href="[^":]+)\.(?:md|ipynb)(?=[#"])', r"\1.html", html)
     return html
 
 

@@ -16,8 +16,15 @@ from feature_extraction import command as cli
 from spabit_jax.errors import InputError
 from spabit_jax.run import STAGES
 
+FIRST = """--section and --out are missing. Three commands to begin with (all flags: --help; the rest: docs/USING.md):
+  python -m experiments.run --section=data/C2.tsv.gz --out=runs/C2             how well held-out spots are predicted
+  python -m experiments.predict --run=runs/C2 --locations=grid:4x --out=C2.h5ad   expression between the spots
+  python -m experiments.benchmark --sections=A,B --methods=all --out=runs/AB      several sections, beside baselines"""
+
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        raise InputError(FIRST)
     if unknown := [stage for stage in cli.FLAGS.stages if stage not in STAGES]:
         raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
     if not cli.FLAGS.out:
@@ -39,7 +46,8 @@ def main() -> None:
     prepared = Prepared(adata, config, encoder, cache_dir, related)
     from spabit_jax.run.workflow import Workflow  # brings JAX: bad input has been said by now
 
-    Workflow(Path(cli.FLAGS.out), prepared, range(cli.FLAGS.num_seeds), origin(adata)).run(cli.FLAGS.stages)
+    about = (range(cli.FLAGS.num_seeds), origin(adata), cli.FLAGS.figure_format)
+    Workflow(Path(cli.FLAGS.out), prepared, *about).run(cli.FLAGS.stages)
 
 
 def origin(adata) -> dict:
@@ -67,5 +75,6 @@ if __name__ == "__main__":
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)
+    flags.DEFINE_enum("figure_format", "png", ("png", "pdf", "svg"), "Of the figures; the report has PNGs.")
     flags.DEFINE_string("distributed", None, "Several processes as one run: HOST:PORT,N,I, or auto (as under srun).")
     cli.run(main)

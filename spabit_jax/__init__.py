@@ -19,6 +19,7 @@ _FACE = {
     "presets": "presets",
     **dict.fromkeys(("prepare", "fit", "load", "grid", "evaluate", "report"), "api"),
     **dict.fromkeys(("register_encoder", "register_loss", "register_member"), "api"),
+    **dict.fromkeys(("plot_calibration", "plot_scores"), "api"),
     "plot_gene": "evaluation.plots",
 }
 __all__ = ["__version__", *_FACE]

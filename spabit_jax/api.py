@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.axes import Axes
 
 from feature_extraction.encoders import register_encoder
 from spabit_jax.config import Config
@@ -21,13 +22,14 @@ from spabit_jax.ensemble.members import register_member
 from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.run_folder import kept_in
 from spabit_jax.evaluation import evaluate as evaluation
+from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import keep_compiled
 from spabit_jax.readers import read_section
 from spabit_jax.run.workflow import Workflow
 from spabit_jax.training.losses import register_loss
 
-__all__ = ["evaluate", "fit", "grid", "load", "prepare", "report"]
+__all__ = ["evaluate", "fit", "grid", "load", "plot_calibration", "plot_scores", "prepare", "report"]
 __all__ += ["register_encoder", "register_loss", "register_member"]
 
 
@@ -113,6 +115,36 @@ def evaluate(predictions: AnnData, model: Model | None = None) -> pd.DataFrame:
     prediction = model.predict_spots()
     by_seed = zip(model.seeds, prediction.per_seed, strict=False)  # one alone where no member has seeds
     return evaluation.evaluate(predictions, prediction.members, dict(by_seed))
+
+
+def plot_scores(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draws each gene beside the best of the simple methods: above the diagonal the model predicts it better.
+
+    Args:
+      scores: of ``evaluate``.
+      ax: axes to draw into; those of a new figure by default.
+    """
+    ax = _new_axes() if ax is None else ax
+    draw_pcc_scatter(ax, *evaluation.beside_best_rival(scores))
+    return ax
+
+
+def plot_calibration(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draws which share of the test measurements lies inside the predicted intervals, against what these say.
+
+    Args:
+      scores: of ``evaluate``.
+      ax: axes to draw into; those of a new figure by default.
+    """
+    ax, covered = _new_axes() if ax is None else ax, scores.attrs["coverage"]
+    draw_calibration(ax, list(covered), list(covered.values()))
+    return ax
+
+
+def _new_axes() -> Axes:
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
 
 
 def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) -> None:

@@ -103,7 +103,24 @@ def test_plots_return_axes_and_draw_into_those_given(model):
     assert bottom > top
     with pytest.raises(sj.InputError, match="NOPE is not among these predictions"):
         sj.plot_gene(predictions, "NOPE")
+    scores = sj.evaluate(predictions, model)
+    for draw in (sj.plot_scores, sj.plot_calibration):
+        left.clear()
+        assert draw(scores, ax=left) is left and left.get_xlabel() and left.get_ylabel()
+        assert draw(scores).figure is not left.figure
     pyplot.close("all")
+
+
+def test_a_gene_is_drawn_beside_the_best_rival(model):
+    from spabit_jax.evaluation.evaluate import RIVALS, beside_best_rival
+
+    scores = sj.evaluate(model.predict(), model)
+    rival, own, rival_name, name = beside_best_rival(scores)
+    summary = scores.attrs["summary"]
+    assert name == "demo" and own.shape == rival.shape == (len(set(scores["gene"])),)
+    assert np.nan_to_num(own).mean() == pytest.approx(summary["ensemble"]["pcc"], abs=1e-6)
+    best = max(of["pcc"] for of in summary["baselines"].values())
+    assert np.nan_to_num(rival).mean() == pytest.approx(best, abs=1e-6) and rival_name in RIVALS.values()
 
 
 def test_an_anndata_of_ones_own_is_a_section(section, config, tmp_path):

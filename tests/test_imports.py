@@ -8,6 +8,7 @@ import pytest
     ("module", "forbidden"),
     [
         ("spabit_jax", ["jax", "torch", "numpy"]),
+        ("spabit_jax.__main__", ["jax", "torch"]),
         ("spabit_jax.readers", ["jax", "torch"]),
         ("spabit_jax.training.network", ["torch"]),
         ("experiments.run", ["jax", "torch"]),

@@ -17,7 +17,7 @@ FLOORS = (
     ("evaluation",),
     ("downstream",),
     ("run",),
-    ("api",),
+    ("api", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 OUTSIDE = {"spabit_jax": {"experiments", "torch", "absl.flags"}, "feature_extraction": {"experiments", "jax"}}

@@ -1,4 +1,4 @@
-"""A simulated section in the layouts of Visium, Visium HD and Xenium: to try those formats, and to time large sections."""
+"""A simulated section as Visium, Visium HD or Xenium: to try those formats, and to time large sections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TILE = (256, 256)
 
 
 def write_visium(adata: AnnData, image: np.ndarray, folder: Path) -> Path:
-    """The output folder of Space Ranger 2, and in it the microscope's image, ``NAME.tif``.
+    """The output folder of Space Ranger 2, and in it the microscope's image, ``NAME_image.tif``.
 
     Args:
       adata: N spots of a hexagonal lattice, from ``simulate.simulate_section``.
@@ -35,7 +35,7 @@ def write_visium(adata: AnnData, image: np.ndarray, folder: Path) -> Path:
     _positions(adata, adata.obs_names).to_csv(folder / "spatial" / "tissue_positions.csv", index=False)
     (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(library["scalefactors"]))
     Image.fromarray(library["images"]["hires"]).save(folder / "spatial" / "tissue_hires_image.png")
-    tifffile.imwrite(folder / f"{adata.uns['spabit']['name']}.tif", image, photometric="rgb", tile=TILE)
+    tifffile.imwrite(folder / f"{adata.uns['spabit']['name']}_image.tif", image, photometric="rgb", tile=TILE)
     return folder
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from spabit_jax.evaluation.draw import BLUE, GREY, ORANGE, save, tidy
+from spabit_jax.evaluation.draw import BLUE, GREY, ORANGE, Files, save, tidy
 
 STAGES = {"gat": "training loss of the graph attention network", "spabit": "training loss of the SpaBiT networks"}
 
 
-def plot_history(history: pd.DataFrame, path: str | os.PathLike, weight: float | None = None) -> None:
+def plot_history(history: pd.DataFrame, path: Files, weight: float | None = None) -> None:
     """Draws the losses over the epochs: a panel per stage, a line per seed.
 
     Args:
       history: columns stage, seed, epoch, train_loss, valid_loss (NaN where there was no validation).
-      path: the PNG to write.
+      path: the file to write, or several.
       weight: of the SpaBiT networks in the prediction, for the title.
     """
     stages = history["stage"].unique()
@@ -48,12 +46,12 @@ def plot_history(history: pd.DataFrame, path: str | os.PathLike, weight: float |
     save(figure, path)
 
 
-def plot_pretraining(errors: pd.DataFrame, path: str | os.PathLike) -> None:
+def plot_pretraining(errors: pd.DataFrame, path: Files) -> None:
     """Draws the errors of pretraining on tasks kept aside, against tasks trained on.
 
     Args:
       errors: columns tasks and those of ``training.pretraining.validate``.
-      path: the PNG to write.
+      path: the file to write, or several.
     """
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     panels = {

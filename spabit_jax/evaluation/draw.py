@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from anndata import AnnData
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
@@ -22,10 +23,12 @@ from scipy.spatial import KDTree
 from spabit_jax.files import replacing
 from spabit_jax.neighbours import spot_pitch
 
+Files = str | os.PathLike | Sequence[str | os.PathLike]
 SQUARE_FORMATS = ("visium", "visium_hd", "xenium", "spatialdata")  # visium with a square lattice: DBiT-seq and its like
-WIDTH = 5.4  # inches: text of TEXT points is still read on a phone
+WIDTH = 5.4  # inches (137 mm): text of TEXT points is still read on a phone
 TEXT = 8.5
 DPI = 200
+AS_PIXELS = 20_000  # places of a map, from which on they are pixels in PDF and SVG too, or these were too large
 DRAWN_PX = 800  # of an image, at least: a panel has no more, and resampling takes its time
 # Okabe and Ito: told apart by the colour-blind
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
@@ -115,6 +118,7 @@ def draw_places(
             [shape], offsets=xy[among], offset_transform=ax.transData, transform=AffineDeltaTransform(ax.transData)
         )
         drawn.set(array=values[among], cmap=cmap, clim=limits, linewidth=0)
+        drawn.set_rasterized(len(xy) >= AS_PIXELS)
         drawn.set_antialiased(len(shape.vertices) != 5)  # full squares that touch would have pale seams
         ax.add_collection(drawn, autolim=False)
     return drawn
@@ -181,6 +185,8 @@ def tidy(ax: Axes) -> None:
     ax.grid(alpha=0.25, linewidth=0.6)
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, bbox_inches="tight")
+def save(figure: Figure, path: Files) -> None:
+    """Writes a figure into a file, or several: PNG, PDF or SVG by the ending, with text that stays text."""
+    for file in [path] if isinstance(path, str | os.PathLike) else path:
+        with replacing(file) as temporary, rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
+            figure.savefig(temporary, dpi=DPI, bbox_inches="tight")

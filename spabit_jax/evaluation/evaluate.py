@@ -93,7 +93,13 @@ def _rivals(predictions: AnnData, test: np.ndarray, members: Mapping[str, np.nda
 
 
 def write_evaluation(
-    out: Path, predictions: AnnData, members: dict[str, np.ndarray], per_seed: np.ndarray, header: dict, seconds: dict
+    out: Path,
+    predictions: AnnData,
+    members: dict[str, np.ndarray],
+    per_seed: np.ndarray,
+    header: dict,
+    seconds: dict,
+    figure_format: str = "png",
 ) -> dict:
     """Writes ``genes.csv``, ``metrics.json``, ``figures/`` and ``report.html`` into a run folder.
 
@@ -106,10 +112,15 @@ def write_evaluation(
       per_seed: (S, N, G) predictions of each seed.
       header: the parts of metrics.json that describe the run.
       seconds: of each stage.
+      figure_format: png, pdf or svg; the report has PNGs, which are written in any case.
 
     Returns:
       The content of metrics.json.
     """
+
+    def figure(name: str) -> list[Path]:
+        return [out / "figures" / f"{name}.{suffix}" for suffix in dict.fromkeys(("png", figure_format))]
+
     weights = {name: float(predictions.uns["spabit"]["weights"][name]) for name in members}
     content, genes = {**header, "weights": weights}, None
     if header["protocol"]["n_test"] and header["protocol"]["n_train"]:
@@ -120,24 +131,34 @@ def write_evaluation(
             table = genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]]
             inert(table).to_csv(temporary, index=False)
         covered = genes.attrs["coverage"]
-        plots.plot_calibration(list(covered), list(covered.values()), out / "figures" / "calibration.png")
-        best = max(content["baselines"], key=lambda name: content["baselines"][name]["pcc"] or -2)
-        x, y = (genes[genes["method"] == name].query("seed in ('', 'ensemble')") for name in (best, header["method"]))
-        path = out / "figures" / "pcc_scatter.png"
-        plots.plot_pcc_scatter(x["pcc"].to_numpy(), y["pcc"].to_numpy(), RIVALS[best], header["method"], path)
+        plots.plot_calibration(list(covered), list(covered.values()), figure("calibration"))
+        plots.plot_pcc_scatter(*beside_best_rival(genes), figure("pcc_scatter"))
     content["seconds"] = seconds
     if shown := genes_to_show(predictions, genes):
-        plots.plot_gene_maps(predictions, shown, out / "figures" / "gene_maps.png")
+        plots.plot_gene_maps(predictions, shown, figure("gene_maps"))
     if (out / "history.csv").exists():
         try:
             history = pd.read_csv(out / "history.csv")
             if len(history):  # an imported network has none
-                curves.plot_history(history, out / "figures" / "history.png", weights.get("spabit"))
+                curves.plot_history(history, figure("history"), weights.get("spabit"))
         except (ValueError, KeyError, TypeError) as error:  # nothing depends on it
             logging.warning("%s is damaged (%s): no figure of it", out / "history.csv", error)
     write_report(out / "report.html", f"{header['section']}, {header['method']}", run_blocks(out, content))
     write_json(out / "metrics.json", content, sealed=True)  # last: its presence says that the run is whole
     return content
+
+
+def beside_best_rival(scores: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, str, str]:
+    """(G,) Pearson correlations of the best rival and of the prediction, gene by gene, and the names of both.
+
+    Args:
+      scores: of ``evaluate``.
+    """
+    baselines, method = scores.attrs["summary"]["baselines"], scores["method"].iloc[0]
+    best = max(baselines, key=lambda name: baselines[name]["pcc"] or -2)
+    final = scores[scores["seed"].isin(["", "ensemble"])]
+    rival, own = (final.loc[final["method"] == name, "pcc"].to_numpy() for name in (best, method))
+    return rival, own, RIVALS[best], method
 
 
 def summary(content: dict) -> str:

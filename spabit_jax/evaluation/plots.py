@@ -1,11 +1,11 @@
 """Figures of a run: gene maps over the H&E, per-gene accuracy of two methods, and losses; and of a benchmark.
 
-A function that takes a path writes one PNG through matplotlib's object-oriented interface: no display, no pyplot state.
+A function that takes a path writes a file, or one for each of several paths: PNG, PDF or SVG by the ending. It does so
+through matplotlib's object-oriented interface: no display, no pyplot state.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -24,6 +24,7 @@ from spabit_jax.evaluation.draw import (
     PALETTE,
     TEXT,
     WIDTH,
+    Files,
     colour_bar,
     colour_limits,
     draw_places,
@@ -71,7 +72,7 @@ def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax: Axes | No
     return ax
 
 
-def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.PathLike) -> None:
+def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: Files) -> None:
     """Draws a row per gene: given (the train spots) | predicted | measured, on one colour scale, over the faded image.
 
     In the predicted map test spots are full and train spots are rings. Where every spot is a train spot there is no
@@ -82,7 +83,7 @@ def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.Path
         new), ``obsm["spatial"]`` (x, y) in full-resolution pixels; and, where there are such, the image in
         ``uns["spatial"]`` as scanpy has it, and scale, um_per_px and spot_px in ``uns["spabit"]``.
       genes: label → gene, such as ``{"best": "ERBB2"}``; the title adds the Pearson correlation over the test spots.
-      path: the PNG to write.
+      path: the file to write, or several.
 
     Raises:
       InputError: a gene is not in the panel.
@@ -114,7 +115,7 @@ def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: str | os.Path
 
 
 def plot_location_maps(
-    adata: AnnData, genes: Sequence[str], path: str | os.PathLike, spots: AnnData | None = None
+    adata: AnnData, genes: Sequence[str], path: Files, spots: AnnData | None = None
 ) -> None:
     """Draws two rows per gene, measured | predicted and below it sd, over the faded image.
 
@@ -123,7 +124,7 @@ def plot_location_maps(
     Args:
       adata: predictions (M, G) as in predictions.h5ad, ``layers["sd"]`` included.
       genes: the rows.
-      path: the PNG to write.
+      path: the file to write, or several.
       spots: predictions at the measured spots, drawn before those of ``adata``; if None, ``adata`` has the truth, and
         the colours are by its own values.
 
@@ -156,19 +157,24 @@ def plot_location_maps(
     save(figure, path)
 
 
-def plot_pcc_scatter(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, path: str | os.PathLike) -> None:
+def plot_pcc_scatter(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, path: Files) -> None:
     """Draws the accuracy of two methods gene by gene, with the diagonal and the means.
 
     Args:
       x, y: (G,) Pearson correlation per gene; genes that are NaN in either are left out.
       xlabel, ylabel: names of the methods.
-      path: the PNG to write.
+      path: the file to write, or several.
     """
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    draw_pcc_scatter(figure.subplots(), x, y, xlabel, ylabel)
+    save(figure, path)
+
+
+def draw_pcc_scatter(ax: Axes, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
+    """What ``plot_pcc_scatter`` writes, into axes."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    ax = figure.subplots()
     low, high = min(0, *x, *y) - 0.03, max(0.1, *x, *y) + 0.03
     ax.plot([low, high], [low, high], color=GREY, linewidth=1)
     ax.scatter(x, y, s=14, color=BLUE, alpha=0.5, linewidth=0)
@@ -181,28 +187,31 @@ def plot_pcc_scatter(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, pat
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.set(xlabel=f"PCC per gene, {xlabel}", ylabel=f"PCC per gene, {ylabel}")
     tidy(ax)
-    save(figure, path)
 
 
-def plot_calibration(levels: Sequence[float], covered: Sequence[float], path: str | os.PathLike) -> None:
+def plot_calibration(levels: Sequence[float], covered: Sequence[float], path: Files) -> None:
     """Draws which share of the measurements lies inside the predicted intervals, against what the intervals say.
 
     Args:
       levels: of the intervals, between 0 and 1.
       covered: share of measurements inside those of each level.
-      path: the PNG to write.
+      path: the file to write, or several.
     """
     figure = Figure(figsize=(3.6, 3.6), layout="constrained")
-    ax = figure.subplots()
+    draw_calibration(figure.subplots(), levels, covered)
+    save(figure, path)
+
+
+def draw_calibration(ax: Axes, levels: Sequence[float], covered: Sequence[float]) -> None:
+    """What ``plot_calibration`` writes, into axes."""
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     ax.plot(levels, covered, color=ORANGE, marker="o", markersize=4)
     ax.set(xlabel="level of the interval", ylabel="share of test measurements inside", aspect="equal")
     tidy(ax)
-    save(figure, path)
 
 
 def plot_benchmark(
-    shares: pd.DataFrame, models: Sequence[str], path: str | os.PathLike, title: str | None = None
+    shares: pd.DataFrame, models: Sequence[str], path: Files, title: str | None = None
 ) -> None:
     """Draws a row per section: the accuracy of each model as a share of what noise allows, over the baselines' range.
 
@@ -211,7 +220,7 @@ def plot_benchmark(
         that are neither models nor ``report.RIVALS`` are drawn only as a part of the range, which leaves out a
         baseline that is 0 everywhere: a constant prediction.
       models: the methods to set off from the others.
-      path: the PNG to write.
+      path: the file to write, or several.
       title: of the figure.
     """
     shown = [method for method in (*RIVALS, *models) if method in shares]

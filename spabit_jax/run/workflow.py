@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from absl import logging
 
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
@@ -33,24 +34,34 @@ class Workflow:
       prepared: the section.
       seeds: of the networks.
       origin: what config.json says besides of how to do it again: section, command, preset, …
+      figure_format: png, pdf or svg.
     """
 
-    def __init__(self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict):
+    def __init__(
+        self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict, figure_format: str = "png"
+    ):
         self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, list(seeds), origin
         find_model(prepared.config.model.name)  # before anything is written
         find_loss(prepared.config.train.loss)
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out={out} is a file: give a folder")
+        self.figure_format = figure_format
         self.network = None  # fitted in this process
 
     def run(self, stages: Sequence[str] = STAGES) -> None:
-        """Runs stages in their order; of several processes all train, and the first does the rest."""
+        """Runs stages in their order; of several processes all train, and the first does the rest.
+
+        A line each in the log: how long it took, and what comes next.
+        """
+        todo = [stage for stage in STAGES if stage in stages and (stage != "gat" or not self.prepared.config.gat.joint)]
         with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
-            for stage in STAGES:
-                if stage in stages:
-                    if stage == "train":
-                        self.train_networks()
-                    distributed.first_does(getattr(self, stage))
+            for stage, then in zip(todo, [*todo[1:], None], strict=True):
+                start = time.monotonic()
+                if stage == "train":
+                    self.train_networks()
+                distributed.first_does(getattr(self, stage))
+                what_next = "" if then is None else f"; next: {then} ({STAGES[then]})"
+                logging.info("%s: %.1f s%s", stage, time.monotonic() - start, what_next)
 
     def features(self) -> None:
         """Image features into the cache."""
@@ -137,7 +148,8 @@ class Workflow:
             "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "companions")),
             "predict": seconds.get("predict", 0.0),
         }
-        print(summary(write_evaluation(self.out, predictions, members, per_seed, header, spent)))
+        about = (header, spent, self.figure_format)
+        print(summary(write_evaluation(self.out, predictions, members, per_seed, *about)))
         print(f"written to {self.out}: metrics.json, genes.csv, predictions.h5ad, report.html, figures/")
 
     def write_config(self) -> None:

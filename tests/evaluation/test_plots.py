@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -13,8 +14,8 @@ from matplotlib.collections import PathCollection
 from PIL import Image
 from scipy.stats import pearsonr
 
-from spabit_jax.evaluation import curves, plots
-from spabit_jax.evaluation.draw import colour_limits
+from spabit_jax.evaluation import curves, draw, plots
+from spabit_jax.evaluation.draw import WIDTH, colour_limits
 from spabit_jax.scale import LABELS
 
 PITCH, SPOT_PX = 30.0, 16.0
@@ -397,6 +398,20 @@ def test_files_are_written(predictions, tmp_path):
         with Image.open(written) as image:
             assert image.format == "PNG"
             assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_pdf_and_svg_keep_text_as_text(predictions, tmp_path, monkeypatch):
+    paths = [tmp_path / f"maps.{suffix}" for suffix in ("png", "pdf", "svg")]
+    plots.plot_gene_maps(predictions, {"best": "A"}, paths)
+    _, pdf, svg = (path.read_bytes() for path in paths)
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf  # TrueType, which can be edited
+    assert b"<text" in svg and b"measured" in svg
+    width = float(re.search(rb'<svg [^>]*width="([\d.]+)pt"', svg)[1]) / 72
+    assert width == pytest.approx(WIDTH, rel=0.1)
+    n_shapes = svg.count(b"<use ")
+    monkeypatch.setattr(draw, "AS_PIXELS", 10)
+    plots.plot_gene_maps(predictions, {"best": "A"}, paths[2])
+    assert paths[2].read_bytes().count(b"<use ") < n_shapes - 100
 
 
 def test_import_leaves_pyplot_alone():

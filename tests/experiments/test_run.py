@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from small_run import command, run
+
+from experiments import run as run_module
+from spabit_jax.errors import InputError
 
 
 def metrics(folder):
@@ -97,12 +102,23 @@ def test_help_lists_every_flag():
         assert len(flags) > 1 and all(f"{flag}:" in shown.replace("[no]", "") for flag in flags), module
 
 
+def test_without_flags_it_says_what_to_begin_with(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run"])
+    with pytest.raises(InputError, match=r"--section and --out are missing") as error:
+        run_module.main()
+    commands = re.findall(r"^  python -m (experiments\.\w+) --", str(error.value), re.MULTILINE)
+    assert len(commands) == 3 and all(find_spec(name) for name in commands)
+
+
 def test_genes_are_added_to_the_panel(simulated, tmp_path):
     adata = anndata.read_h5ad(simulated)
     less = ["--config.model.members=ridge", "--config.data.n_genes=5"]
     genes = f"--genes=+{adata.var_names[-1]},{adata.var_names[0]}"
     result = run(simulated, tmp_path, "--stages=features,train,predict", genes, *less)
     assert result.returncode == 0, result.stderr
+    assert re.findall(r"^(\w+): \d+\.\d s(?:; next: (\w+) \(.+\))?$", result.stderr, re.MULTILINE) == [
+        ("features", "train"), ("train", "predict"), ("predict", "")
+    ]  # fmt: skip
     predicted = anndata.read_h5ad(tmp_path / "run" / "predictions.h5ad")
     assert {adata.var_names[-1], adata.var_names[0]} <= set(predicted.var_names) and 5 <= predicted.n_vars <= 7
 
