@@ -40,7 +40,7 @@ pd.read_csv(work / "paper.csv")
 #
 # `experiments.compare_reference` trains the original's network in PyTorch (written anew from what it computes, its
 # faults included) and the port on the same panel, split, graph and features, one after the other, with the same
-# seeds. Leave out lines with `--config` to have it at its published size, for hours.
+# seeds. Without `tiny` the networks have their published size and are trained as long as published: for hours.
 
 # %%
 command = f"python -m experiments.compare_reference --section={path} --reference_csv={work}/paper.csv"
@@ -48,7 +48,7 @@ command += f" --num_seeds=3 --gat_per_seed --patch_px=48 --cache_dir={work}/cach
 tiny = " --config.gat.heads=2 --config.gat.head_width=8 --config.gat.out_width=16 --config.gat.mlp_width=16"
 tiny += " --config.model.width=16 --config.model.mlp_width=16 --config.model.depth=1 --config.model.heads=2"
 tiny += " --config.model.head_width=8 --config.model.feedforward_width=16 --config.data.n_genes=40"
-tiny += " --config.gat.epochs=100 --config.train.epochs=200"
+tiny += " --config.gat.epochs=40 --config.train.epochs=80"
 done = subprocess.run((command + tiny).split(), check=True, capture_output=True, text=True)
 print(done.stdout[-120:])
 

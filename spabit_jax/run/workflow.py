@@ -25,6 +25,8 @@ from spabit_jax.run import STAGES, distributed
 from spabit_jax.training.fit import losses_table
 from spabit_jax.training.losses import find_loss
 
+NOTHING = 0.05  # seconds of a stage that was done already
+
 
 class Workflow:
     """The stages of one run.
@@ -51,7 +53,7 @@ class Workflow:
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """Runs stages in their order; of several processes all train, and the first does the rest.
 
-        A line each in the log: how long it took, and what comes next.
+        A line in the log of each that had something to do: how long it took, and what comes next.
         """
         todo = [stage for stage in STAGES if stage in stages and (stage != "gat" or not self.prepared.config.gat.joint)]
         with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
@@ -61,7 +63,8 @@ class Workflow:
                     self.train_networks()
                 distributed.first_does(getattr(self, stage))
                 what_next = "" if then is None else f"; next: {then} ({STAGES[then]})"
-                logging.info("%s: %.1f s%s", stage, time.monotonic() - start, what_next)
+                if (seconds := time.monotonic() - start) > NOTHING:
+                    logging.info("%s: %.1f s%s", stage, seconds, what_next)
 
     def features(self) -> None:
         """Image features into the cache."""

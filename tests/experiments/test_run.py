@@ -40,6 +40,8 @@ def test_the_run_folder_is_as_designed(finished):
     assert set(history["seed"]) == {0, 1} and history["train_loss"].notna().all()
     report = (out / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 4
+    figures = {path.name for path in (out / "figures").iterdir()}
+    assert figures == {f"{path.stem}.{suffix}" for path in (out / "figures").iterdir() for suffix in ("png", "svg")}
 
 
 def test_metrics_follow_from_the_predictions(finished):
