@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
+from matplotlib.text import Text
 from matplotlib.transforms import AffineDeltaTransform
 from scipy.spatial import KDTree
 
@@ -182,5 +183,7 @@ def tidy(ax: Axes) -> None:
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of genes and sections may hold $
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI, bbox_inches="tight")

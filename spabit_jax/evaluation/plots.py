@@ -169,7 +169,7 @@ def plot_pcc_scatter(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, pat
     x, y = x[both], y[both]
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     ax = figure.subplots()
-    low, high = min(0, *x, *y) - 0.03, max(0.1, *x, *y) + 0.03
+    low, high = min([0, *x, *y]) - 0.03, max([0.1, *x, *y]) + 0.03
     ax.plot([low, high], [low, high], color=GREY, linewidth=1)
     ax.scatter(x, y, s=14, color=BLUE, alpha=0.5, linewidth=0)
     if len(x):
