@@ -37,6 +37,7 @@ def run(main: Callable[[], None]) -> None:
     SIGINT and SIGTERM end the process at once, with one line, and status 130 or 143.
     """
     end_by_signal()
+    os.environ["JAX_ENABLE_X64"] = "0"  # where a shell sets it for another project: all here is in float32
 
     def guarded(argv: Sequence[str]) -> None:
         _quiet_logging()
@@ -103,6 +104,8 @@ def refused_by_the_system(error: BaseException) -> str | None:
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # h5py and TensorStore have it in their text
             if os.strerror(number) in text:
                 return f"{os.strerror(number)} ({text[:200]}): make room, or give a folder that can be written to"
+        if "nable to initialize backend" in text or "Unknown backend" in text:
+            return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} cannot be had here ({text[:200]}): unset it"
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
             return f"not enough memory ({text[:200]}): ask for less, as fewer spots, genes, epochs or narrower windows"
         error = error.__cause__ or error.__context__

@@ -5,6 +5,8 @@ command line as ``--config.model.depth=6``. Annotations are not postponed here: 
 """
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,11 +27,27 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
+LARGEST = 2**31 - 1  # of whole numbers
+MOST_EPOCHS = 10_000_000  # each has its losses in the state
+MOST_WEIGHTS = 300_000_000  # of a network: with its optimiser and the best so far 5 GB a seed
+LONGEST_NAME = 150  # bytes: a file's name has 255, and more is put behind it
+TYPES = {int: ("a whole number", numbers.Integral), float: ("a number", numbers.Real), str: ("text", str),
+         bool: ("true or false", bool)}  # fmt: skip
+
 POSITIVE = Rule("positive", lambda value: value > 0)
 NOT_NEGATIVE = Rule("0 or more", lambda value: value >= 0)
 AT_LEAST_2 = Rule("at least 2", lambda value: value >= 2)
 SHARE = Rule("between 0 and 1", lambda value: 0 < value < 1)
 PROBABILITY = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+EPOCHS = Rule(f"from 1 to {MOST_EPOCHS:,}", lambda value: 1 <= value <= MOST_EPOCHS)
+
+
+def is_path_component(name: str) -> bool:
+    """Whether it can be the name of a file or folder, short enough for what is put behind it."""
+    fits = isinstance(name, str) and name.isprintable() and len(name.encode()) <= LONGEST_NAME
+    return fits and "/" not in name and bool(name.strip(". "))
 
 
 def one_of(names: tuple[str, ...]) -> Rule:
@@ -93,7 +111,7 @@ class GATConfig:
     out_width: int = _that(64, POSITIVE)  # width of the second layer
     mlp_width: int = _that(2048, POSITIVE)  # hidden width of the separate regressor's output network
     dropout: float = _that(0.1, PROBABILITY)  # on its inputs, hidden values and attention weights
-    epochs: int = _that(3000, POSITIVE)  # of the separate regressor
+    epochs: int = _that(3000, EPOCHS)  # of the separate regressor
     learning_rate: float = _that(1e-4, POSITIVE)  # of the separate regressor
     weight_decay: float = _that(5e-4, NOT_NEGATIVE)  # of the separate regressor, L2 added to the gradient
     # cross-fitting of the separate regressor when train spots' tokens must not contain their target
@@ -126,7 +144,7 @@ class ModelConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: int = _that(200, POSITIVE)  # at most
+    epochs: int = _that(200, EPOCHS)  # at most
     # train spots in an epoch, drawn at random where there are more; 0: all
     epoch_spots: int = _that(2048, NOT_NEGATIVE)
     batch_size: int = _that(128, POSITIVE)  # spots a step; the last batch of an epoch is short
@@ -150,7 +168,8 @@ class Config:
     Each of them needs a default, and is a part (a dataclass) or a plain value.
     """
 
-    name: str = "default"  # the method's name in result files
+    # the method's name in result files, and of the folder that a sweep makes for it
+    name: str = _that("default", Rule(f"one component of a path, at most {LONGEST_NAME} letters", is_path_component))
     data: DataConfig = field(default_factory=DataConfig)
     gat: GATConfig = field(default_factory=GATConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -162,12 +181,16 @@ class Config:
 
     def validate(self) -> "Config":
         """Returns itself; raises InputError naming the first field whose value makes no sense."""
-        parts = (field.name for field in dataclasses.fields(self))
-        for part in (name for name in parts if dataclasses.is_dataclass(getattr(self, name))):
-            for of_part in dataclasses.fields(getattr(self, part)):
-                rule, name = of_part.metadata.get("rule"), f"{part}.{of_part.name}"
-                if rule is not None:
-                    _check(rule.holds(_get(self, name)), name, rule.wanted, self)
+        default = type(self)()
+        for of_self in dataclasses.fields(self):
+            part, wanted = getattr(self, of_self.name), getattr(default, of_self.name)
+            if not dataclasses.is_dataclass(wanted):
+                _check_value(part, of_self, of_self.name)
+            elif not isinstance(part, type(wanted)):
+                raise InputError(f"config.{of_self.name} is {part!r:.80}: it must be a {type(wanted).__name__}")
+            else:
+                for of_part in dataclasses.fields(part):
+                    _check_value(getattr(part, of_part.name), of_part, f"{of_self.name}.{of_part.name}")
         for name, holds, wanted in TOGETHER:
             _check(holds(self), name, wanted, self)
         return self
@@ -199,8 +222,22 @@ class Config:
 CONFIGS["Config"] = Config
 
 
+def n_weights(config: Config) -> int:
+    """About how many weights a network has: the products of the widths that meet in it."""
+    m, g, genes = config.model, config.gat, config.model.n_components or config.data.n_genes
+    layer = 4 * m.width * m.heads * m.head_width + 2 * m.width * m.feedforward_width
+    graph = g.heads * g.head_width * (genes + g.out_width) + g.out_width * (g.mlp_width + m.width)
+    own = m.mlp_width * (2 * genes + 2 * m.width) + 8 * m.width**2 + m.width * config.data.image_components
+    return own + m.depth * layer + graph + g.mlp_width * genes
+
+
 # Rules of several fields: the field that is named, whether a configuration holds it, and what it must be.
 TOGETHER = (
+    (
+        "model.width",
+        lambda c: n_weights(c) <= MOST_WEIGHTS,
+        f"smaller, or the other widths, heads and depth of model and gat: about {MOST_WEIGHTS:,} weights are the most",
+    ),
     ("model.width", lambda c: c.model.width % c.model.cross_heads == 0, "a multiple of model.cross_heads"),
     (
         "model.residual",
@@ -236,6 +273,24 @@ def _get(config: Config, name: str):
     return getattr(getattr(config, part), leaf)
 
 
+def _check_value(value, field: dataclasses.Field, name: str) -> None:
+    """Raises InputError for a value of another type than the field's, one too large for any, or against its rule."""
+    kind = TYPES.get(field.type)
+    if kind is not None:
+        wanted, among = kind
+        if not isinstance(value, among) or isinstance(value, bool) != (field.type is bool):
+            _refuse(name, value, wanted)
+        if field.type is float and not math.isfinite(value) or field.type is int and abs(value) > LARGEST:
+            _refuse(name, value, f"{wanted} that is finite and at most {LARGEST}")
+    rule = field.metadata.get("rule")
+    if rule is not None and not rule.holds(value):
+        _refuse(name, value, rule.wanted)
+
+
+def _refuse(name: str, value, wanted: str) -> None:
+    raise InputError(f"config.{name} is {value!r:.80}: it must be {wanted}")
+
+
 def _check(holds: bool, name: str, wanted: str, config: Config) -> None:
     if not holds:
-        raise InputError(f"config.{name} is {_get(config, name)!r}: it must be {wanted}")
+        _refuse(name, _get(config, name), wanted)

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Scripts print it and exit with status 2 (``feature_extraction.command``); everything else that is raised is a bug.
     """
+
+
+class Diverged(InputError, FloatingPointError):
+    """A number that is fitted became infinite or undefined: settings or data with which it cannot be."""

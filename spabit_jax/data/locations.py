@@ -17,8 +17,10 @@ from skimage import color, filters, morphology
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
+from spabit_jax.readers.tables import FURTHEST as FURTHEST_PX
 
 MOST = 2_000_000  # locations in one call
+MOST_TIMES = 1000  # as dense, along each axis
 FURTHEST = 3.0  # pitches from a spot: what is further away has neither neighbours nor surroundings to go by
 TRUSTED = 0.8  # share of the spots that must lie on what is taken for tissue
 SPOT_RADIUS = 0.275  # of the pitch (Visium: 55 µm wide every 100 µm): under a measured spot there is tissue
@@ -47,8 +49,8 @@ def find_locations(adata: AnnData, asked: str) -> Locations:
       InputError: another kind, nothing inside the tissue, too many, or a section without what the kind needs.
     """
     kind, _, step = asked.partition(":")
-    if kind == "grid" and step.endswith("x") and step[:-1].isdecimal() and int(step[:-1]) > 0:
-        return grid(adata, int(step[:-1]))
+    if kind == "grid" and step.endswith("x") and step[:-1].isdecimal():
+        return grid(adata, int(step[:20].rstrip("x")))  # of more digits it is too dense in any case
     if kind == "um":
         try:
             return micrometres(adata, float(step))
@@ -70,8 +72,11 @@ def grid(adata: AnnData, times: int) -> Locations:
     same one, smaller. It runs through the measured spots, wherever they really lie.
 
     Raises:
-      InputError: spots that share array coordinates lie on no lattice; they lie on one line; or there are too many.
+      InputError: another number; spots that share array coordinates lie on no lattice; they lie on one line; or there
+        are too many.
     """
+    if not 1 <= times <= MOST_TIMES:
+        raise InputError(f"grid:{f'{times}'[:20]}x: give how many times as dense, from 1 to {MOST_TIMES}")
     array = _array(adata)
     if len(np.unique(array, axis=0)) < len(array):
         raise InputError(
@@ -141,9 +146,9 @@ def read_locations(adata: AnnData, path: Path) -> Locations:
     xy = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     if not len(xy):
         raise InputError(f"{path}: no location: give one a row")
-    if not np.isfinite(xy).all():
-        row = int(np.flatnonzero(~np.isfinite(xy).all(axis=1))[0])
-        raise InputError(f"{path}: x or y of row {row + 1} is not a number")
+    within = (np.abs(xy) <= FURTHEST_PX).all(axis=1)
+    if not within.all():
+        raise InputError(f"{path}: x or y of row {int(within.argmin()) + 1} is not a number, or beyond {FURTHEST_PX:g}")
     _check_number(len(xy), path)
     known = np.asarray(adata.obsm["spatial"], np.float64)
     distance = KDTree(known).query(xy)[0] / spot_pitch(known)
@@ -172,7 +177,7 @@ def read_cells(adata: AnnData, path: Path) -> Locations:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable GeoJSON file ({' '.join(str(error).split())})") from error
     cells = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(cells, list) or not cells:
@@ -192,7 +197,8 @@ def read_cells(adata: AnnData, path: Path) -> Locations:
 
 
 def _cell_name(cell: dict, i: int) -> str:
-    properties = cell.get("properties") or {}
+    properties = cell.get("properties")
+    properties = properties if isinstance(properties, dict) else {}
     names = (cell.get("id"), *(properties.get(key) for key in CELL_IDS))
     return next((str(name) for name in names if name is not None), f"cell_{i}")
 
@@ -207,11 +213,11 @@ def _centroid(cell: dict, where: str) -> np.ndarray:
             "Polygon": lambda: [parts[0]],
             "MultiPolygon": lambda: [p[0] for p in parts],
         }
-        outlines = [np.asarray(ring, np.float64)[:, :2] for ring in rings[kind]()]
+        outlines = [np.asarray(ring, np.float64)[:, [0, 1]] for ring in rings[kind]()]
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise InputError(f"{where} is no Polygon, MultiPolygon or Point with coordinates: mend the file") from error
-    if not all(len(ring) and np.isfinite(ring).all() for ring in outlines):
-        raise InputError(f"{where} has a coordinate that is not a number, or none: mend the file")
+    if not outlines or not all(len(ring) and (np.abs(ring) <= FURTHEST_PX).all() for ring in outlines):
+        raise InputError(f"{where} has a coordinate that is not a number or beyond {FURTHEST_PX:g}, or none: mend it")
     return max((_area_and_centre(ring) for ring in outlines), key=lambda found: found[0])[1]
 
 

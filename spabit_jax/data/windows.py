@@ -13,6 +13,7 @@ from spabit_jax.neighbours import spot_pitch
 
 USAGE = "widths joined by +, each a number and d (spot diameters), px (full-resolution pixels) or um, as in 1.5d+3d"
 WIDEST = 3.0  # pitches: what a wider window shows is mostly other spots
+MOST_PX = 8192  # image pixels across a window: a wider one would take gigabytes for each spot
 FEWEST_PX = 32  # image pixels across a window: with fewer there is colour, and no tissue structure
 
 
@@ -25,7 +26,8 @@ def window_widths(asked: str, adata: AnnData) -> tuple[float, ...]:
         between cells) in full-resolution pixels, and ``um_per_px`` where it is known.
 
     Raises:
-      InputError: ``asked`` is none of that, µm are asked for where the scale is not known, or one is below a pixel.
+      InputError: ``asked`` is none of that, µm are asked for where the scale is not known, one is below a pixel
+        or above ``MOST_PX``.
     """
     info = adata.uns["spabit"]
     units = {"d": info["spot_px"], "px": 1.0, "um": 1 / info["um_per_px"] if "um_per_px" in info else None}
@@ -41,6 +43,11 @@ def window_widths(asked: str, adata: AnnData) -> tuple[float, ...]:
         width = float(f"{number * units[unit]:.6g}")  # as the cache names it
         if not 1 <= width < np.inf:
             raise InputError(f"an image window of {width:g} full-resolution pixels makes no sense: give at least 1")
+        if width * info.get("image_scale", 1.0) > MOST_PX:
+            raise InputError(
+                f"an image window of {width:g} full-resolution pixels is wider than {MOST_PX} pixels of the image of "
+                f"{info['name']}: give a narrower one"
+            )
         widths.append(width)
     return tuple(dict.fromkeys(widths))
 

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
+from matplotlib.text import Text
 from matplotlib.transforms import AffineDeltaTransform
 from scipy.spatial import KDTree
 
@@ -187,6 +188,8 @@ def tidy(ax: Axes) -> None:
 
 def save(figure: Figure, path: Files) -> None:
     """Writes a figure into a file, or several: PNG, PDF or SVG by the ending, with text that stays text."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of genes and sections may hold $
     for file in [path] if isinstance(path, str | os.PathLike) else path:
         with replacing(file) as temporary, rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
             figure.savefig(temporary, dpi=DPI, bbox_inches="tight")

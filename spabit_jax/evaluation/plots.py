@@ -175,7 +175,7 @@ def draw_pcc_scatter(ax: Axes, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel
     x, y = np.asarray(x, float), np.asarray(y, float)
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
-    low, high = min(0, *x, *y) - 0.03, max(0.1, *x, *y) + 0.03
+    low, high = min([0, *x, *y]) - 0.03, max([0.1, *x, *y]) + 0.03
     ax.plot([low, high], [low, high], color=GREY, linewidth=1)
     ax.scatter(x, y, s=14, color=BLUE, alpha=0.5, linewidth=0)
     if len(x):

@@ -40,7 +40,7 @@ def fit_bag(xy, image, expression, folds, n_components: int = N_COMPONENTS) -> l
       n_components: of expression.
 
     Raises:
-      FloatingPointError: parameters are not finite.
+      Diverged: parameters are not finite.
     """
     if len(xy) > MAX_EXACT:
         return [fit(xy, image, expression, n_components)]

@@ -20,6 +20,7 @@ from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from spabit_jax.chunks import slices
+from spabit_jax.errors import Diverged
 from spabit_jax.kriging.process import MIN_NOISE, Params, kernels, product
 from spabit_jax.neighbours import nearest
 
@@ -136,7 +137,7 @@ class Solved:
         noisy[np.diag_indices(len(xy))] += process.noise * self.noise[spots]
         factor, failed = lapack.spotrf(noisy, lower=1, clean=1)
         if failed:
-            raise FloatingPointError("kriging: a covariance is not positive definite")
+            raise Diverged("kriging: a covariance is not positive definite: leave out spots that lie on each other")
         return factor
 
     def at(self, xy, image) -> Answers:

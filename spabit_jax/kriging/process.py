@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from threadpoolctl import threadpool_limits
 
 from spabit_jax.data.components import Space, expression_space
+from spabit_jax.errors import Diverged
 
 N_COMPONENTS = 10  # of expression
 STEPS, FEW, LAST_STEPS = 60, 200, 6  # of Adam, with a few spots and then with all
@@ -188,7 +189,7 @@ def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Fitted:
       expression: (n, G) log2(count + 1).
 
     Raises:
-      FloatingPointError: the parameters are not finite.
+      Diverged: the parameters are not finite.
     """
     xy, image, expression = (np.asarray(a, np.float32) for a in (xy, image, expression))
     space = expression_space(expression, n_components)
@@ -198,7 +199,7 @@ def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Fitted:
     some = np.sort(np.random.default_rng(0).permutation(len(xy))[:MAX_FITTED])
     params = learn(xy[some], image[some], (scores / sd)[some])
     if not all(np.isfinite(leaf).all() for leaf in params):
-        raise FloatingPointError("kriging: parameters are not finite")
+        raise Diverged("kriging: parameters are not finite: leave out spots without counts, or spots on each other")
     return Fitted(params, Space(space.mean, space.loadings * sd[:, None]), residual)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from anndata import AnnData
 
+from spabit_jax.config import LONGEST_NAME, is_path_component
 from spabit_jax.errors import InputError
 from spabit_jax.readers import h5ad, pairs, reference, segmented, spatialdata, st, visium, visium_hd, xenium
 from spabit_jax.readers.assemble import NO_IMAGE
@@ -33,7 +34,6 @@ FORMATS = {
     "visium": visium,
 }
 
-LONGEST_NAME = 150  # bytes: a file's name has 255, and more is put behind it
 _NOT_A_NAME = re.compile(r"outs|binned_outputs|segmented_outputs|square_\d+um")
 
 
@@ -125,7 +125,7 @@ def read_section(
 
 def check_name(name: str) -> str:
     """The name itself; InputError unless it is one component of a path, short enough for what is put behind it."""
-    if "/" in name or not name.isprintable() or not name.strip(". ") or len(name.encode()) > LONGEST_NAME:
+    if not is_path_component(name):
         raise InputError(
             f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
             f"{LONGEST_NAME} letters"

@@ -12,11 +12,15 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
+from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.image import open_image
 from spabit_jax.readers.lattice import measure
 from spabit_jax.readers.tables import read_labels
 
 THUMBNAIL_PX = 2000
+EXACT = 2**24  # up to which float32 has every whole number
+MOST = 2**40  # counts of one gene in one spot
+LEAST_PITCH = 1e-6  # pixels
 NO_IMAGE = Path("none")  # --image=none: run without the one that would be found
 
 
@@ -99,6 +103,8 @@ def assemble(
     if not adata.X.nnz or not adata.X.sum() > 0:
         raise InputError(f"{counts_path}: all counts of the spots in tissue are 0: is it the right file?")
     adata.obsm["spatial"] = xy
+    if len(xy) > 1 and not spot_pitch(xy) > LEAST_PITCH:
+        raise InputError(f"{positions_path}: most spots share their position: give their centres in pixels")
 
     images = images._replace(file=None, previews={}) if images.file == NO_IMAGE else images
     previews, scalefactors = dict(images.previews), dict(images.scalefactors)
@@ -132,11 +138,20 @@ def make_names_unique(counts: AnnData, path: Path) -> None:
 
 
 def check_raw(x, path: Path) -> None:
-    """Raises InputError unless all values of ``x`` (sparse or dense) are whole numbers, none negative."""
+    """Raises InputError unless all values of ``x`` (sparse or dense) are whole numbers, none negative or beyond reason.
+
+    Counts that float32 rounds are said.
+    """
     values = x.data if sparse.issparse(x) else np.asarray(x)
     if not is_raw(values):
         raise InputError(f"{path}: counts are negative, missing or not whole numbers: raw counts are needed")
+    if (most := values.max(initial=0)) > MOST:
+        raise InputError(f"{path}: a count is {most:g}, no gene is counted so often in a spot: raw counts are needed")
+    if most > EXACT:
+        logging.warning("%s: counts above %d, as %d, lose their last digits: are they raw counts?", path, EXACT, most)
 
 
 def is_raw(values: np.ndarray) -> bool:
+    if values.dtype.kind not in "biuf":
+        return False
     return bool(np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())

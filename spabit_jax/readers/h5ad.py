@@ -14,9 +14,10 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import Images, assemble, is_raw
+from spabit_jax.readers.image import TURNS
 from spabit_jax.readers.kept import as_file
 from spabit_jax.readers.lattice import array_coordinates, whole_array
-from spabit_jax.readers.tables import check_positions, read_positions_10x, reading
+from spabit_jax.readers.tables import FURTHEST, check_positions, positive, read_positions_10x, reading
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = 'a file NAME.h5ad with obsm["spatial"]'
@@ -61,9 +62,9 @@ def from_anndata(
 ) -> AnnData:
     """As ``read``, of what a file holds; ``path`` is for error messages."""
     adata = one_library(adata, name, path)
-    known = adata.uns.get("spabit", {}) if positions is None else {}
+    known = _known(adata, path) if positions is None else {}
     same_image = image is not None and str(image.resolve()) == known.get("image_path")
-    images = _embedded(adata, name)
+    images = _embedded(adata, name, path)
     if image is not None:
         images = images._replace(file=image, scale=known.get("image_scale", 1.0) if same_image else 1.0)
     result = assemble(
@@ -82,6 +83,24 @@ def from_anndata(
     result.uns["spabit"] |= {key: known[key] for key in keys if key in known}
     _keep(adata, result)
     return result
+
+
+def _known(adata: AnnData, path: Path) -> dict:
+    """What ``read_section`` said of a section that it made; InputError where that has been changed into nonsense."""
+    known = adata.uns.get("spabit", {})
+    known = dict(known) if isinstance(known, Mapping) else {}
+    rules = {key: lambda value: isinstance(value, str) for key in ("format", "image_path")}
+    rules |= {"lattice": lambda value: value in ("hex", "square"), "turn": lambda value: value in TURNS}
+    rules |= {key: lambda value: 1e-9 < float(value) < 1e9 for key in ("um_per_px", "spot_px", "image_scale")}
+    rules |= {key: lambda v: np.shape(v) == (2,) and np.abs(v).max() <= FURTHEST for key in ("array_min", "array_max")}
+    for key in known.keys() & rules.keys():
+        try:
+            holds = bool(rules[key](known[key]))
+        except (TypeError, ValueError):
+            holds = False
+        if not holds:
+            raise InputError(f'{path}: uns["spabit"]["{key}"] is {known[key]!r:.60}: mend it, or remove uns["spabit"]')
+    return known
 
 
 def _keep(adata: AnnData, result: AnnData) -> None:
@@ -115,8 +134,7 @@ def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
     Raises:
       InputError: it holds several, and none is called ``name``, or no column says which spots are its.
     """
-    libraries = adata.uns.get("spatial")
-    libraries = list(libraries) if isinstance(libraries, Mapping) else []
+    libraries = list(_mapping(adata.uns.get("spatial")))
     columns = {column: adata.obs[column].dropna().astype(str) for column in LIBRARIES if column in adata.obs}
     columns = {column: values for column, values in columns.items() if values.nunique() > 1}
     column = next((column for column, values in columns.items() if name in set(values)), None)
@@ -181,7 +199,10 @@ def _positions(adata: AnnData, path: Path) -> pd.DataFrame:
     for columns in (["x", "y"], ["pxl_col_in_fullres", "pxl_row_in_fullres"]):
         if isinstance(xy, pd.DataFrame) and set(columns) <= set(xy):
             xy = xy[columns]
-    return spot_table(adata, np.asarray(xy, np.float64)[:, :2], array_coordinates, path)
+    with reading(path, 'x and y of the spots in obsm["spatial"]', "it must hold numbers, in pixels"):
+        dense = np.asarray(xy.toarray() if sparse.issparse(xy) else xy)[:, :2]
+        xy = dense.astype(np.float64, casting="unsafe" if dense.dtype == object else "same_kind")
+    return spot_table(adata, xy, array_coordinates, path)
 
 
 def spot_table(adata: AnnData, xy: np.ndarray, derived, path: Path) -> pd.DataFrame:
@@ -193,38 +214,50 @@ def spot_table(adata: AnnData, xy: np.ndarray, derived, path: Path) -> pd.DataFr
     table["in_tissue"] = adata.obs.get("in_tissue", 1)
     if {"array_row", "array_col"} <= set(adata.obs):
         table[["array_row", "array_col"]] = adata.obs[["array_row", "array_col"]]
-    elif np.isfinite(xy).all():
+    elif (np.abs(xy) <= FURTHEST).all():
         table[["array_row", "array_col"]] = derived(xy, path)
     else:
-        table[["array_row", "array_col"]] = 0  # check_positions names the spot that has no position
+        table[["array_row", "array_col"]] = 0  # check_positions names the spot whose position cannot be
     return check_positions(table, path)
 
 
-def _embedded(adata: AnnData, name: str) -> Images:
+def _embedded(adata: AnnData, name: str, path: Path) -> Images:
     """The images of ``uns["spatial"]`` that have a scale factor, as uint8, and the largest as a file.
 
     One under another name than ``hires`` and ``lowres`` (HEST's ``downscaled_fullres``) is ``hires`` if there is none.
     """
-    libraries = adata.uns.get("spatial")
-    libraries = libraries if isinstance(libraries, Mapping) else {}
-    library = libraries.get(name) or next(iter(libraries.values()), {})
-    given, images, scalefactors = library.get("scalefactors", {}), {}, {}
-    for key, pixels in library.get("images", {}).items():
+    libraries = _mapping(adata.uns.get("spatial"))
+    library = _mapping(libraries.get(name) or next(iter(libraries.values()), {}))
+    given, images, scalefactors = _mapping(library.get("scalefactors")), {}, {}
+    given = {key: positive(value, f'{key} of uns["spatial"]', path) for key, value in given.items() if is_scale(key)}
+    for key, pixels in _mapping(library.get("images")).items():
         if f"tissue_{key}_scalef" in given and (key in ("hires", "lowres") or "hires" not in library["images"]):
             kept_as = key if key == "lowres" else "hires"
-            images[kept_as] = _eight_bit(np.asarray(pixels))
-            scalefactors[f"tissue_{kept_as}_scalef"] = float(given[f"tissue_{key}_scalef"])
+            with reading(path, f'the image {key} of uns["spatial"]', "correct or remove it"):
+                images[kept_as] = _eight_bit(np.asarray(pixels))
+            scalefactors[f"tissue_{kept_as}_scalef"] = given[f"tissue_{key}_scalef"]
     if "spot_diameter_fullres" in given:
-        scalefactors["spot_diameter_fullres"] = float(given["spot_diameter_fullres"])
+        scalefactors["spot_diameter_fullres"] = given["spot_diameter_fullres"]
     if not images:
         return Images(scalefactors=scalefactors)
     largest = max(images, key=lambda key: images[key].size)
     return Images(as_file(images[largest]), scalefactors[f"tissue_{largest}_scalef"], images, scalefactors)
 
 
+def is_scale(key: str) -> bool:
+    """Whether a scale factor is one that is used: the others may be anything."""
+    return key == "spot_diameter_fullres" or key.startswith("tissue_") and key.endswith("_scalef")
+
+
+def _mapping(value) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _eight_bit(pixels: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 of gray, RGB or RGBA pixels: bytes, 12 or 16 bits, floats from 0 to 1 (scanpy's) or to 255."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or not pixels.size or pixels.dtype.kind not in "biuf" or not np.isfinite(pixels).all():
+        raise ValueError("(h, w), (h, w, 3) or (h, w, 4) numbers are needed, all finite")
     if pixels.dtype != np.uint8:
         top = pixels.max(initial=0)
         white = next(white for white in (1, 255, 4095, 65535, top) if white >= top and (white > 1 or top <= 1))

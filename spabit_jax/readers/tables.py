@@ -17,6 +17,8 @@ from spabit_jax.errors import InputError
 
 POSITIONS_10X = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 
+FURTHEST = 1e8  # pixels, rows or columns: no image is so large
+
 
 @contextmanager
 def reading(path: Path, what: str, remedy: str = "replace the file") -> Iterator[None]:
@@ -31,6 +33,16 @@ def reading(path: Path, what: str, remedy: str = "replace the file") -> Iterator
     except Exception as error:  # h5py, pandas, scanpy and zlib share no base class
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be read as {what}, or is truncated ({reason}): {remedy}") from error
+
+
+def positive(value, what: str, path: Path) -> float:
+    """The number itself; InputError unless it is one, above 0, of a size that pixels and µm have."""
+    try:
+        if 1e-9 < (number := float(value)) < 1e9:
+            return number
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{path}: {what} is {value!r:.60}: it must be a number above 0, as pixels and µm have it")
 
 
 def _first_line(path: Path) -> str:
@@ -95,11 +107,12 @@ def check_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     whole = table[["in_tissue", "array_row", "array_col"]]
     bad = ~np.isfinite(table.astype(np.float64))
     bad[whole.columns] |= whole != whole.round()
+    bad |= table.abs() > FURTHEST
     if bad.to_numpy().any():
         spot, column = np.argwhere(bad.to_numpy())[0]
         raise InputError(
-            f"{path}: the position of spot {table.index[spot]} is missing or not a number ({table.columns[column]} is "
-            f"{as_given.iloc[spot, column]}): correct it"
+            f"{path}: the position of spot {table.index[spot]} is missing, not a number or beyond {FURTHEST:g} "
+            f"({table.columns[column]} is {as_given.iloc[spot, column]}): correct it"
         )
     table.index = table.index.astype(str)
     if not table.index.is_unique:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from spabit_jax.readers.assemble import NO_IMAGE, THUMBNAIL_PX, Images, assemble
 from spabit_jax.readers.image import open_image
 from spabit_jax.readers.kept import unpacked
 from spabit_jax.readers.samples import Samples, by_prefix, one_sample
-from spabit_jax.readers.tables import read_counts, read_positions_10x, reading
+from spabit_jax.readers.tables import positive, read_counts, read_positions_10x, reading
 
 LOOKS_FOR = (
     "a folder (or its outs/) with filtered_feature_bc_matrix.h5, such a folder, or matrix.mtx, features.tsv and "
@@ -57,7 +59,19 @@ def root(path: Path) -> Path:
 
 def first_existing(folder: Path, *patterns: str) -> Path | None:
     """The first file in ``folder`` that one of the glob patterns finds."""
-    return next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
+    return next((path for pattern in patterns for path in find(folder, pattern)), None)
+
+
+def find(folder: Path, pattern: str) -> list[Path]:
+    """What a glob pattern finds, in order; InputError for a link to what is not there, which is not "no such file"."""
+    inner, _, name = pattern.rpartition("/")
+    folder = folder / inner
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    found = [folder / each for each in names if fnmatch.fnmatchcase(each, name)]
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path}: a link to {os.readlink(path)}, which is not there: put it back, or remove it")
+    return found
 
 
 def samples(folder: Path) -> Samples:
@@ -227,7 +241,7 @@ def full_image(folder: Path, prefix: str = "", alone: bool = True) -> Path | Non
     anyones = ["image", "*_tissue_image", "*_image", "spatial/*_full_image", "spatial/image"] if alone else []
     for pattern in own + anyones:
         for suffix in IMAGE_SUFFIXES:
-            for path in sorted([*folder.glob(pattern + suffix), *folder.glob(f"{pattern}{suffix}.gz")]):
+            for path in sorted([*find(folder, pattern + suffix), *find(folder, f"{pattern}{suffix}.gz")]):
                 if not _NOT_FULL.search(path.name):
                     return unpacked(path)
     return None
@@ -260,7 +274,8 @@ def _previews(files: dict[str, Path]) -> tuple[dict[str, tuple[Path, float]], di
     if path is not None:
         with reading(path, "scale factors"):
             content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_text())
-            scalefactors = {key: float(value) for key, value in content.items()}
+            content = dict(content)
+        scalefactors = {key: positive(value, key, path) for key, value in content.items() if value is not None}
     previews = {}
     for key in ("hires", "lowres"):
         # Files give the factor of an image that is not there, too: scanpy would look for the image.

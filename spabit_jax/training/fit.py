@@ -22,7 +22,7 @@ import pandas as pd
 from absl import logging
 from tqdm import tqdm
 
-from spabit_jax.errors import InputError
+from spabit_jax.errors import Diverged, InputError
 from spabit_jax.files import is_whole, seal
 
 SECONDS_BETWEEN_CHECKPOINTS = 15
@@ -124,7 +124,7 @@ def fit_seeds(
       titles: one for each state.
 
     Raises:
-      FloatingPointError: the loss is not finite; says in which epoch.
+      Diverged: a loss is not finite; says in which epoch.
     """
     states = [_going_on(state, folder) for state, folder in zip(states, folders, strict=True)]
     n_epochs = len(states[0].losses)
@@ -225,9 +225,13 @@ def _ended(state: FitState) -> bool:
 
 def _after_chunk(state: FitState, patience: int, seconds: float, title: str) -> FitState:
     losses = np.asarray(state.losses)[: int(state.epoch)]
-    bad = np.flatnonzero(~np.isfinite(losses[:, 0]))
+    decisive = losses[:, : 1 if state.best_params is None else 2]
+    bad = np.flatnonzero(~np.isfinite(decisive).all(axis=1))
     if len(bad):
-        raise FloatingPointError(f"{title}: the loss of epoch {bad[0]} is {losses[bad[0], 0]}")
+        raise Diverged(
+            f"{title}: the loss of epoch {bad[0]} is {decisive[bad[0]].sum()}: lower config.train.learning_rate (of "
+            "the separate GAT config.gat.learning_rate), or look for values in the image features that are not finite"
+        )
     stopped = False
     if state.best_params is not None:
         stopped = len(losses) - 1 - int(np.nanargmin(losses[:, 1])) >= patience
