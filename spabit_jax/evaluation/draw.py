@@ -188,7 +188,9 @@ def tidy(ax: Axes) -> None:
 
 def save(figure: Figure, path: Files) -> None:
     """Writes a figure into a file, or several: PNG, PDF or SVG by the ending, with text that stays text."""
-    for text in figure.findobj(Text):
+    axes = (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis))
+    powers = {label for axis in axes for label in axis.get_ticklabels(which="both")}
+    for text in set(figure.findobj(Text)) - powers:
         text.set_parse_math(False)  # names of genes and sections may hold $
     for file in [path] if isinstance(path, str | os.PathLike) else path:
         with replacing(file) as temporary, rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):

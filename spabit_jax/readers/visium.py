@@ -65,9 +65,8 @@ def first_existing(folder: Path, *patterns: str) -> Path | None:
 def find(folder: Path, pattern: str) -> list[Path]:
     """What a glob pattern finds, in order; InputError for a link to what is not there, which is not "no such file"."""
     inner, _, name = pattern.rpartition("/")
-    folder = folder / inner
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    found = [folder / each for each in names if fnmatch.fnmatchcase(each, name)]
+    folders = [each for each in (sorted(folder.glob(inner)) if inner else [folder]) if each.is_dir()]
+    found = [each / file for each in folders for file in sorted(os.listdir(each)) if fnmatch.fnmatchcase(file, name)]
     for path in found:
         if path.is_symlink() and not path.exists():
             raise InputError(f"{path}: a link to {os.readlink(path)}, which is not there: put it back, or remove it")
