@@ -128,7 +128,9 @@ def test_align_leaves_one_section_as_it_is(section_data, tiny_config):
 @pytest.mark.slow
 def test_commands(sections, tmp_path):
     first, second = (write_section(*section, tmp_path) for section in sections)
-    result = small_run.run(first, tmp_path, f"--related={second}", "--config.data.related_split=none")
+    flags = [f"--related={second}", "--config.data.related_split=none", "--config.model.members=spabit,ridge"]
+    flags += ["--config.train.epochs=4", "--num_seeds=1"]
+    result = small_run.run(first, tmp_path, *flags)
     assert result.returncode == 0, result.stderr
     import anndata
 

@@ -238,7 +238,7 @@ def test_unusable_weights(tiny_weights, tmp_path):
 
 
 def test_unknown_names():
-    with pytest.raises(InputError, match="known encoders: stain, uni, .*timm:NAME"):
+    with pytest.raises(InputError, match="known encoders: stain, nuclei, uni, .*timm:NAME"):
         encoders.load("unix")
     with pytest.raises(InputError, match="timm has no such model"):
         encoders.load("timm:vit_colossal")
@@ -310,7 +310,8 @@ def test_hub(tiny_weights, tmp_path):
     assert out["tokens"] == ["Bearer secret"] and not out["token_kept"]
     assert "secret" not in result.stderr
     assert not out["jax"]  # the PyTorch side does not load it
-    assert "https://huggingface.co/MahmoodLab/UNI" in out["gated"] and "open to all: stain, phikon2" in out["gated"]
+    assert "https://huggingface.co/MahmoodLab/UNI" in out["gated"]
+    assert "open to all: stain, nuclei, phikon2" in out["gated"]
     assert "1aurent/vit_small_patch16_224.lunit_dino is not there" in out["absent"]
     assert "no network" in out["offline"] and "--weights=FILE" in out["offline"]
     assert not any("\n" in out[key] for key in ("gated", "absent", "offline"))
