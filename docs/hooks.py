@@ -15,6 +15,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "CHANGELOG.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
+CODE = re.compile(r"`[^`\n]+`")  # in a table GitHub wants its pipes escaped, mkdocs does not
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)")
 ABROAD = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}  # what a browser fetches
 
@@ -27,7 +28,7 @@ def on_files(files, config):
     for source, file in texts.items():
         parts = LINK.split(file.content_string)  # every other one is a link
         parts[1::2] = [_in_site(link, source, file, files, config) for link in parts[1::2]]
-        file.content_string = "".join(parts)
+        file.content_string = CODE.sub(lambda code: code[0].replace(r"\|", "|"), "".join(parts))
     return files
 
 

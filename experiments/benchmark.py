@@ -87,10 +87,13 @@ def main() -> None:
                 for method in methods:
                     alone = method.removesuffix(RELATED)
                     data = piece.prepared.config.data
-                    bar.set_description(f"{piece.prepared.name} {data.split} {data.scale} {method}", refresh=True)
+                    what = f"{piece.prepared.name} {data.split} {data.scale} {method}"
+                    bar.set_description(what, refresh=True)
                     if piece.prepared.encoder != "none" or alone not in baselines.NEED_IMAGE:
                         prepared = piece.together if method != alone else piece.prepared
                         predicted = compute(prepared, method if prepared.related else alone, out / "predictions")
+                        if bar.disable:  # stderr is a file
+                            logging.info("%s: %.1f s", what, predicted["seconds"])
                         for row, table in scores(piece, method, predicted):
                             rows.append(row)
                             genes.append(table.assign(ceiling=piece.ceiling))

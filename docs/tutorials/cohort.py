@@ -19,7 +19,7 @@ from PIL import Image
 from spabit_jax.datasets.simulate import simulate_section
 
 work = Path(tempfile.mkdtemp())
-adata, image = simulate_section(seed=1, n_rows=14, n_cols=42, n_genes=120, pitch=90.0)
+adata, image = simulate_section(seed=1, n_rows=12, n_cols=36, n_genes=100, pitch=90.0)
 adata.X = adata.X.astype(np.int32)
 del adata.uns, adata.layers["mu"], adata.obsm["histology"]
 adata
@@ -37,44 +37,22 @@ for i, (left, right) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
     print(sections[-1].name, part.n_obs, "spots")
 
 # %% [markdown]
-# ## Do the others help?
+# ## The table
 #
-# Of each related section the spots of the same split are learned from: a quarter, as in the section itself. The
-# test spots, on which a prediction is measured, are the section's own, and the same in both runs.
+# One command compares baselines and models on all sections under one protocol: a quarter of the spots is given, the
+# others are predicted. `NAME_related` is the method `NAME` learning from the given spots of the other sections too,
+# those that `--related` joins by +. What is done already is not done again, so that sections and methods can be added
+# later.
 
 # %%
 import pandas as pd
 
-import spabit_jax as sj
-
-config = sj.Config()
-config.data.n_genes = 60
-rows = {}
-for name, related in {"alone": [], "with P2 and P3": sections[1:]}.items():
-    section = sj.prepare(sections[0], config, related=related, cache_dir=work / "cache")
-    predictions = sj.fit(section).predict()
-    test = predictions[predictions.obs["split"] == "test"]
-    pcc = [np.corrcoef(test.X[:, g], test.layers["truth"][:, g])[0, 1] for g in range(test.n_vars)]
-    rows[name] = {"test spots": test.n_obs, "mean PCC": np.mean(pcc)}
-pd.DataFrame(rows).T.round(3)
-
-# %% [markdown]
-# On the command line that is `--related=P2.h5ad,P3.h5ad`; with `--config.data.related_split=none` all spots of the
-# others are learned from, and with `--config.data.split=image_only` none of the section's own.
-#
-# ## The table
-#
-# One command compares baselines and models on all sections under one protocol. `NAME_related` is the method `NAME`
-# learning from the section's group too. What is done already is not done again, so that sections and methods can be
-# added later.
-
-# %%
 paths = ",".join(map(str, sections))
-command = f"python -m experiments.benchmark --sections={paths} --related=P1+P2+P3 --config.data.n_genes=60"
+command = f"python -m experiments.benchmark --sections={paths} --related=P1+P2+P3 --config.data.n_genes=40"
 command += " --methods=knn_mean,ridge_neighbours,kriging,default,default_related"
 command += f" --cache_dir={work}/cache --out={work}/benchmark"
 done = subprocess.run(command.split(), check=True, capture_output=True, text=True)
-print(done.stdout[-400:])
+print(done.stdout.splitlines()[-1])
 
 # %%
 results = pd.read_csv(work / "benchmark" / "results.csv")
@@ -82,6 +60,24 @@ final = results[results["seed"].isin(["ensemble"]) | results["seed"].isna()]
 final.pivot(index="section", columns="method", values="pcc").round(3)
 
 # %% [markdown]
+# ## Do the others help?
+#
+# `default_related` beside `default` says so. For one section the same is
+#
+# ```python
+# import spabit_jax as sj
+#
+# section = sj.prepare("P1.h5ad", related=["P2.h5ad", "P3.h5ad"])
+# predictions = sj.fit(section).predict()
+# ```
+#
+# and on the command line `experiments.run --section=P1.h5ad --related=P2.h5ad,P3.h5ad`; with
+# `--config.data.related_split=none` all spots of the others are learned from, and with
+# `--config.data.split=image_only` none of the section's own.
+
+# %% [markdown]
+# ## For a document
+#
 # `results.md` has the same for a document, with means, errors and intervals; `genes.csv` each gene; and there is a
 # figure: accuracy as a share of what the noise of counts allows.
 

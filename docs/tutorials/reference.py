@@ -50,7 +50,7 @@ tiny += " --config.model.width=16 --config.model.mlp_width=16 --config.model.dep
 tiny += " --config.model.head_width=8 --config.model.feedforward_width=16 --config.data.n_genes=40"
 tiny += " --config.gat.epochs=40 --config.train.epochs=80"
 done = subprocess.run((command + tiny).split(), check=True, capture_output=True, text=True)
-print(done.stdout[-120:])
+print(done.stdout.splitlines()[-1])
 
 # %%
 comparison = pd.read_csv(work / "compare" / "comparison.csv").fillna("")
