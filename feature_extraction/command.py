@@ -78,8 +78,8 @@ def end_by_signal() -> None:
         signal.signal(number, lambda *_: None)  # the thread does it
 
     def wait() -> None:
-        while (number := os.read(read, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
-            pass
+        arrived = iter(lambda: os.read(read, 1)[0], None)  # of all signals that Python handles
+        number = next(number for number in arrived if number in (signal.SIGINT, signal.SIGTERM))
         try:
             for action in AT_SIGNAL:
                 action()

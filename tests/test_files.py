@@ -96,7 +96,7 @@ def main():
             try:
                 time.sleep(60)  # and swallows what it is told, as libraries do
             except BaseException:
-                pass
+                continue
 sys.argv0 = sys.argv.pop()
 command.run(main)
 """

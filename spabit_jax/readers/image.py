@@ -149,11 +149,8 @@ class _Turned(SlideImage):
         return turned(self._slide._clip(x0, y0, x1, y1), self._turn)
 
     def _small(self, width, height):
-        raise NotImplementedError("its thumbnail is turned instead")
-
-    def thumbnail(self, max_px):
-        small, scale = self._slide.thumbnail(max_px)
-        return turned(small, self._turn), scale
+        small = turned(self._slide.thumbnail(max(width, height))[0], self._turn)
+        return Image.fromarray(small), small.shape[1::-1]
 
 
 class _Pyramid(SlideImage):

@@ -38,11 +38,12 @@ def reading(path: Path, what: str, remedy: str = "replace the file") -> Iterator
 def positive(value, what: str, path: Path) -> float:
     """The number itself; InputError unless it is one, above 0, of a size that pixels and µm have."""
     try:
-        if 1e-9 < (number := float(value)) < 1e9:
-            return number
+        number = float(value)
     except (TypeError, ValueError):
-        pass
-    raise InputError(f"{path}: {what} is {value!r:.60}: it must be a number above 0, as pixels and µm have it")
+        number = np.nan
+    if not 1e-9 < number < 1e9:
+        raise InputError(f"{path}: {what} is {value!r:.60}: it must be a number above 0, as pixels and µm have it")
+    return number
 
 
 def _first_line(path: Path) -> str:
