@@ -79,7 +79,8 @@ def kill(kind: str, folder: Path, took: float, right: dict) -> None:
     result = again(f"kill {kind}", command)
     after = whole_files(out)
     lost = any(after.get(path) != digest for path, digest in before.items())
-    say(f"SIGKILL in {kind}", lost=lost, wrong=differs(folder, right), traceback=failed(result) or result.returncode != 0)
+    refused = failed(result) or result.returncode != 0
+    say(f"SIGKILL in {kind}", lost=lost, wrong=differs(folder, right), traceback=refused)
 
 
 def differs(folder: Path, right: dict) -> bool:
