@@ -2,7 +2,7 @@ PYTHON ?= python3
 # What runs the demo and builds the wheel: the environment that is there, by default the full one.
 ENV := $(if $(wildcard .venv/.installed),.venv,$(if $(wildcard .venv-light/.installed),.venv-light,.venv))
 
-.PHONY: env env-light demo test test-quick wheel docs tutorials
+.PHONY: env env-light demo test test-quick soak wheel docs tutorials
 
 env: .venv/.installed
 
@@ -23,6 +23,9 @@ test: env
 
 test-quick: env
 	.venv/bin/python -m pytest -n 2 -m "not slow"
+
+soak: env  # faults at random, for MINUTES
+	.venv/bin/python -W ignore -m tests.soak $(or $(MINUTES),50)
 
 demo: $(ENV)/.installed
 	$(ENV)/bin/python -m experiments.demo --out=runs/demo

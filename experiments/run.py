@@ -46,7 +46,7 @@ def main() -> None:
     prepared = Prepared(adata, config, encoder, cache_dir, related)
     from spabit_jax.run.workflow import Workflow  # brings JAX: bad input has been said by now
 
-    about = (range(cli.FLAGS.num_seeds), origin(adata), cli.FLAGS.figure_format)
+    about = (range(cli.FLAGS.num_seeds), origin(adata), cli.FLAGS.figure_format, cli.FLAGS.weights)
     Workflow(Path(cli.FLAGS.out), prepared, *about).run(cli.FLAGS.stages)
 
 
@@ -72,6 +72,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", None, "Folder of the run.")
     files = "FILE.npy|.npz|.parquet|.h5, or obsm:KEY of an .h5ad"
     flags.DEFINE_string("features", None, f"Image features of your own, instead of --encoder: {files}.")
+    flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)

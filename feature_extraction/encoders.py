@@ -132,6 +132,7 @@ _TABLE = (
     Encoder("densenet121", "densenet121", "timm/densenet121.tv_in1k", 1024, "Apache 2.0"),
 )  # fmt: skip
 ENCODERS = {encoder.name: encoder for encoder in _TABLE}
+WEIGHTS = "--weights=FILE of experiments.run or feature_extraction.extract, whose cache every command takes"
 PLAIN = ("stain", "nuclei")  # without a network: no weights, no PyTorch
 OWN: dict[str, Callable[[], Embedder]] = {}  # encoders of users
 
@@ -460,7 +461,7 @@ def _download(encoder: Encoder, login: str | None) -> str:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     if not encoder.repo:
-        raise InputError(f"--encoder={encoder.name} has no weights on the Hugging Face hub: give --weights=FILE")
+        raise InputError(f"--encoder={encoder.name} has no weights on the Hugging Face hub: give them, {WEIGHTS}")
     for filename in _WEIGHT_FILES:
         path = try_to_load_from_cache(encoder.repo, filename)
         if isinstance(path, str):
@@ -471,7 +472,7 @@ def _download(encoder: Encoder, login: str | None) -> str:
             return _from_hub(encoder.repo, functools.partial(hf_hub_download, filename=filename), login)
         except RemoteEntryNotFoundError:
             continue
-    raise InputError(f"https://huggingface.co/{encoder.repo} has none of {', '.join(_WEIGHT_FILES)}: give --weights")
+    raise InputError(f"https://huggingface.co/{encoder.repo} has none of {', '.join(_WEIGHT_FILES)}: give {WEIGHTS}")
 
 
 def _from_hub(repo: str, get: Callable[[str], Any], login: str | None) -> Any:
@@ -488,8 +489,8 @@ def _from_hub(repo: str, get: Callable[[str], Any], login: str | None) -> Any:
         return get(repo)
     except errors.GatedRepoError as error:
         raise InputError(
-            f"{repo} is gated: ask for access at {page}, then give --login=TOKEN or set HF_TOKEN, or give "
-            f"--weights=FILE; encoders open to all: {_open_encoders()}"
+            f"{repo} is gated: ask for access at {page}, then set HF_TOKEN, or give the file, "
+            f"{WEIGHTS}; encoders open to all: {_open_encoders()}"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise InputError(
@@ -501,7 +502,7 @@ def _from_hub(repo: str, get: Callable[[str], Any], login: str | None) -> Any:
     except (errors.HTTPError, OSError) as error:
         reason = "no network" if isinstance(error, errors.LocalEntryNotFoundError) else str(error).split("\n")[0]
         raise InputError(
-            f"{page} cannot be reached ({reason}): give --weights=FILE, or use --encoder=stain, which needs none"
+            f"{page} cannot be reached ({reason}): give its file, {WEIGHTS}; or use --encoder=stain, which needs none"
         ) from error
     finally:
         if login:

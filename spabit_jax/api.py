@@ -20,13 +20,14 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import register_member
 from spabit_jax.ensemble.predictor import Model
-from spabit_jax.ensemble.run_folder import kept_in
+from spabit_jax.ensemble.run_folder import checked_seeds, kept_in
 from spabit_jax.evaluation import evaluate as evaluation
 from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import keep_compiled
 from spabit_jax.readers import read_section
 from spabit_jax.run.workflow import Workflow
+from spabit_jax.training.devices import check_backend
 from spabit_jax.training.losses import register_loss
 
 __all__ = ["evaluate", "fit", "grid", "load", "plot_calibration", "plot_scores", "prepare", "report"]
@@ -82,7 +83,8 @@ def fit(section: Prepared, seeds: int | Sequence[int] = 5, out: str | os.PathLik
     Raises:
       InputError: ``out`` holds another run.
     """
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds = checked_seeds(range(seeds) if isinstance(seeds, int) else list(seeds))
+    check_backend()
     if out is None:
         return predictor.fit(section, seeds)
     workflow = Workflow(Path(out), section, seeds, kept_in(Path(out), section))

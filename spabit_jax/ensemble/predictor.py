@@ -32,6 +32,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import locked, replacing
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
+from spabit_jax.training.devices import check_backend
 
 CHUNK = 4096  # locations predicted at a time
 SAME_PLACE = 1e-3  # of the pitch: a location this near to a spot is the spot's
@@ -206,6 +207,7 @@ def load(run: Path, weights: str | None = None) -> Model:
     Raises:
       InputError: no such run, one that is not finished, or one whose section is not what it was.
     """
+    check_backend()
     content = read_run(run)
     config = read_config(run, content)
     check_predicts_anywhere(config)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any
 
 from absl import logging
 
@@ -19,7 +22,22 @@ from spabit_jax.readers.tables import reading
 from spabit_jax.training.losses import LOSSES
 
 LOCK = ".run.lock"  # of the command that writes into the folder
+MOST_SEEDS = 1000
+READING = dict.fromkeys(("format", "name", "image", "positions", "labels", "alignment"), str | NoneType)
+READING |= dict.fromkeys(("bin_um", "spot_um", "image_scale"), int | float | NoneType)
+READING |= {"swap_xy": bool | NoneType, "turn": str | int | NoneType}  # what read_section is given, and its types
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
+
+
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds themselves; InputError unless they are 1 to ``MOST_SEEDS`` whole numbers that JAX takes, each once."""
+    n = seeds.stop if isinstance(seeds, range) else len(seeds)  # that of a range may not fit into len()
+    if not 0 < n <= MOST_SEEDS:
+        raise InputError(f"{n} seeds: give 1 to {MOST_SEEDS}")
+    for seed in seeds:
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**31 or seeds.count(seed) > 1:
+            raise InputError(f"seed {seed!r:.40}: seeds are whole numbers from 0 to {2**31 - 1}, each once")
+    return [int(seed) for seed in seeds]
 
 
 def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict) -> None:
@@ -59,7 +77,34 @@ def read_run(run: Path) -> dict:
     section = content.get("section")
     if not isinstance(section, dict) or "reading" not in section:
         raise InputError(f"{path} does not say how its section is read: run experiments.run again, into another --out")
+    for name, value, wanted in _kept(content):
+        if not isinstance(value, wanted):
+            raise InputError(f"{path} is damaged, {name} is {value!r:.60}: run again, into another --out")
     return content
+
+
+def _kept(content: dict) -> Iterator[tuple[str, Any, type | UnionType]]:
+    """What is read of config.json: its name, its value, and the types that this may have."""
+    for name, wanted in {"inputs": dict, "config": dict, "cache_dir": str}.items():
+        yield name, content.get(name), wanted
+    yield "config_class", content.get("config_class", "Config"), str
+    yield "num_seeds", content.get("num_seeds"), int
+    seeds = content.get("seeds") or []
+    yield "seeds", seeds, list
+    yield from (("seeds", seed, int) for seed in seeds)
+    section, inputs = content["section"], content["inputs"]
+    related, others = section.get("related", []), inputs.get("related", [])
+    yield "section.related", related, list
+    yield "inputs.related", others, list
+    for path in (section.get("path"), *related):
+        yield "section.path", path, str
+    for given in (section["reading"], *[section.get("reading_related")] * bool(related)):
+        yield "section.reading", given, dict
+        yield from ((f"section.reading.{key}", value, READING.get(key, ())) for key, value in given.items())
+    for described in (inputs, *others):
+        yield "inputs", described, dict
+        yield "inputs.encoder", described.get("encoder"), str
+        yield "inputs.patch_px", described.get("patch_px"), list | int | float
 
 
 def read_config(run: Path, content: dict) -> Config:
@@ -67,14 +112,16 @@ def read_config(run: Path, content: dict) -> Config:
     kind = content.get("config_class", "Config")
     _check_registered(run, "configuration class", kind, CONFIGS)
     try:
-        config = CONFIGS[kind].from_dict(content["config"])
-    except TypeError as error:
+        config = CONFIGS[kind].from_dict(content["config"]).validate()
+    except InputError as error:
+        raise InputError(f"{run / 'config.json'}: {error}") from error
+    except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{run / 'config.json'} is of another version of the code ({error}): run again") from error
     _check_registered(run, "model", config.model.name, MODELS)
     _check_registered(run, "loss", config.train.loss, LOSSES)
     for member in config.model.members.split(","):
         _check_registered(run, "member", member, MEMBERS)
-    return config.validate()
+    return config
 
 
 def _check_registered(run: Path, kind: str, name: str, known) -> None:

@@ -46,7 +46,7 @@ class Params(NamedTuple):
 
 
 MEDIANS = ([LONG, SHORT], IMAGE, [PRODUCT_SPACE, PRODUCT_IMAGE], VARIANCE, NOISE)
-PRIOR = Params(*(jnp.log(jnp.array(median)) for median in MEDIANS))
+PRIOR = Params(*(np.log(np.array(median, np.float32)) for median in MEDIANS))
 PRIOR_SD = Params(SCALE_SD, SCALE_SD, SCALE_SD, VARIANCE_SD, NOISE_SD)
 
 

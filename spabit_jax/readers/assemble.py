@@ -144,14 +144,15 @@ def check_raw(x, path: Path) -> None:
     """
     values = x.data if sparse.issparse(x) else np.asarray(x)
     if not is_raw(values):
-        raise InputError(f"{path}: counts are negative, missing or not whole numbers: raw counts are needed")
-    if (most := values.max(initial=0)) > MOST:
-        raise InputError(f"{path}: a count is {most:g}, no gene is counted so often in a spot: raw counts are needed")
-    if most > EXACT:
-        logging.warning("%s: counts above %d, as %d, lose their last digits: are they raw counts?", path, EXACT, most)
+        raise InputError(
+            f"{path}: counts are negative, missing, not whole numbers or above {MOST:g}: raw counts are needed"
+        )
+    if (most := values.max(initial=0)) >= EXACT:
+        logging.warning("%s: counts from %d on, as %d, lose their last digits: are they raw?", path, EXACT, most)
 
 
 def is_raw(values: np.ndarray) -> bool:
     if values.dtype.kind not in "biuf":
         return False
-    return bool(np.isfinite(values).all() and (values >= 0).all() and (values == np.rint(values)).all())
+    whole = np.isfinite(values).all() and (values == np.rint(values)).all()
+    return bool(whole and (values >= 0).all() and (values <= MOST).all())

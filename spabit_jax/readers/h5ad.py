@@ -13,7 +13,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from spabit_jax.errors import InputError
-from spabit_jax.readers.assemble import Images, assemble, is_raw
+from spabit_jax.readers.assemble import MOST, Images, assemble, is_raw
 from spabit_jax.readers.image import TURNS
 from spabit_jax.readers.kept import as_file
 from spabit_jax.readers.lattice import array_coordinates, whole_array
@@ -188,7 +188,8 @@ def raw_counts(adata: AnnData, path: Path) -> AnnData:
             with reading(path, "an .h5ad file"):
                 return AnnData(sparse.csr_matrix(x, dtype=np.float32), obs=adata.obs[[]], var=var)
     raise InputError(
-        f'{path}: neither X nor layers["counts"] nor raw holds whole numbers, none negative: raw counts are needed'
+        f'{path}: neither X nor layers["counts"] nor raw holds whole numbers, none negative or above {MOST:g}: raw '
+        "counts are needed"
     )
 
 

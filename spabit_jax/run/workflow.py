@@ -17,11 +17,12 @@ from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.related import lay_out_related
-from spabit_jax.ensemble.run_folder import LOCK, read_made_by, write_config
+from spabit_jax.ensemble.run_folder import LOCK, checked_seeds, read_made_by, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.files import is_whole, locked, replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import STAGES, distributed
+from spabit_jax.training.devices import check_backend
 from spabit_jax.training.fit import losses_table
 from spabit_jax.training.losses import find_loss
 
@@ -37,12 +38,16 @@ class Workflow:
       seeds: of the networks.
       origin: what config.json says besides of how to do it again: section, command, preset, …
       figure_format: png, pdf or svg.
+      weights: file of the encoder's weights, instead of its own.
     """
 
     def __init__(
-        self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict, figure_format: str = "png"
-    ):
-        self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, list(seeds), origin
+        self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict, figure_format: str = "png",
+        weights: str | None = None,
+    ):  # fmt: skip
+        self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, checked_seeds(seeds), origin
+        self.weights = weights
+        check_backend()
         find_model(prepared.config.model.name)  # before anything is written
         find_loss(prepared.config.train.loss)
         if self.out.exists() and not self.out.is_dir():
@@ -69,7 +74,7 @@ class Workflow:
     def features(self) -> None:
         """Image features into the cache."""
         start = time.monotonic()
-        self.prepared.extract()
+        self.prepared.extract(self.weights)
         self._note_seconds("features", time.monotonic() - start)
 
     def gat(self) -> None:

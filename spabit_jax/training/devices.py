@@ -7,6 +7,7 @@ number of devices.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from operator import itemgetter
 
@@ -16,10 +17,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from spabit_jax.errors import InputError
 from spabit_jax.training.fit import Epoch, FitState, after_epoch
 
 SEED, BATCH = "seed", "batch"
 SHARE_OF_FREE_MEMORY = 0.8  # that the estimate of ``seeds_that_fit`` may take
+
+
+def check_backend() -> None:
+    """InputError where JAX has no device, because JAX_PLATFORMS asks for one that is not here."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where no package for the GPU is there
+        asked, reason = os.environ.get("JAX_PLATFORMS", ""), " ".join(str(error).split())[:200] or "no such device"
+        raise InputError(f"JAX_PLATFORMS={asked} cannot be had here ({reason}): unset it") from error
 
 
 def seeds_at_once() -> bool:
