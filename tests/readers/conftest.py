@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 from PIL import Image
-from scipy import sparse
-from scipy.io import mmwrite
+from tenx_files import GENES, write_h5, write_mtx
 
 
 @pytest.fixture(autouse=True)
 def _kept_images(tmp_path_factory, monkeypatch):
     """Images that are kept outside of the section's folder go into a folder of the test's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "kept"))
-
-
-GENES = ["TP53", "ACTB", "ACTB", "MT-CO1", "KRT8"]
-
-
-def _write_h5(path: Path, counts: np.ndarray, barcodes: list[str], types: list[str] | None = None) -> None:
-    """A 10x .h5 file of version 3; counts (spots, genes)."""
-    x = sparse.csr_matrix(counts)
-    with h5py.File(path, "w") as file:
-        group = file.create_group("matrix")
-        group["barcodes"] = np.array(barcodes, "S")
-        group["data"], group["indices"], group["indptr"] = x.data.astype(np.int32), x.indices, x.indptr
-        group["shape"] = np.array(counts.shape[::-1])
-        features = group.create_group("features")
-        features["id"] = np.array([f"ENSG{i:03}" for i in range(len(GENES))], "S")
-        features["name"] = np.array(GENES, "S")
-        features["feature_type"] = np.array(types or ["Gene Expression"] * len(GENES), "S")
-        features["genome"] = np.array(["GRCh38"] * len(GENES), "S")
-        features["_all_tag_keys"] = np.array(["genome"], "S")
-
-
-def _write_mtx(folder: Path, counts: np.ndarray, barcodes: list[str], columns: int = 3) -> None:
-    """matrix.mtx.gz, features.tsv.gz with that many columns, barcodes.tsv.gz."""
-    folder.mkdir()
-    with gzip.open(folder / "matrix.mtx.gz", "wb") as file:
-        mmwrite(file, sparse.coo_matrix(counts.T))
-    features = [(f"ENSG{i:03}", gene, "Gene Expression")[:columns] for i, gene in enumerate(GENES)]
-    if columns == 1:
-        features = [(gene,) for gene in GENES]
-    with gzip.open(folder / "features.tsv.gz", "wt") as file:
-        file.writelines("\t".join(row) + "\n" for row in features)
-    with gzip.open(folder / "barcodes.tsv.gz", "wt") as file:
-        file.writelines(barcode + "\n" for barcode in barcodes)
 
 
 class Visium:
@@ -84,10 +48,10 @@ class Visium:
         return self.folder / file
 
     def h5(self, barcodes: list[str] | None = None, types: list[str] | None = None) -> None:
-        _write_h5(self.folder / "filtered_feature_bc_matrix.h5", self.counts, barcodes or self.barcodes, types)
+        write_h5(self.folder / "filtered_feature_bc_matrix.h5", self.counts, barcodes or self.barcodes, types)
 
     def mtx(self, folder: str, columns: int = 3, barcodes: list[str] | None = None) -> None:
-        _write_mtx(self.folder / folder, self.counts, barcodes or self.barcodes, columns)
+        write_mtx(self.folder / folder, self.counts, barcodes or self.barcodes, columns)
 
     def write(self) -> Path:
         """Space Ranger 1: .h5, positions without a header, hires and lowres images."""
@@ -166,7 +130,7 @@ class VisiumHD:
             table, counts = self.spots(size)
             order = np.random.default_rng(1).permutation(len(table))
             barcodes = [*table["barcode"].iloc[order]]
-            _write_h5(self.bins(size) / "filtered_feature_bc_matrix.h5", counts[order], barcodes)
+            write_h5(self.bins(size) / "filtered_feature_bc_matrix.h5", counts[order], barcodes)
             self.table[size].to_parquet(self.bins(size) / "spatial/tissue_positions.parquet")
             factors = {
                 "spot_diameter_fullres": size / self.um_per_px,
@@ -222,7 +186,7 @@ class Xenium:
         types = ["Gene Expression"] * 4 + ["Negative Control Probe"]
         order = np.random.default_rng(2).permutation(60)
         ids = np.array(self.ids if ids is None else ids)[order]
-        _write_h5(self.folder / "cell_feature_matrix.h5", self.counts[order], [*ids], types)
+        write_h5(self.folder / "cell_feature_matrix.h5", self.counts[order], [*ids], types)
 
     def write(self) -> Path:
         self.h5()

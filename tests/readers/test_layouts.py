@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import GENES, _write_h5
 from PIL import Image
+from tenx_files import GENES, write_h5
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
@@ -126,7 +126,7 @@ def segmented(tmp_path):
     (folder / "spatial").mkdir(parents=True)
     rng = np.random.default_rng(0)
     xy, counts = rng.uniform(50, 250, (20, 2)), rng.poisson(2, (20, len(GENES)))
-    _write_h5(folder / "filtered_feature_cell_matrix.h5", counts, [f"cellid_{i + 1:09}-1" for i in range(20)])
+    write_h5(folder / "filtered_feature_cell_matrix.h5", counts, [f"cellid_{i + 1:09}-1" for i in range(20)])
     corners = [[0, 0], [9, 0], [0, 9], [0, 0]], [[0, 0], [0, 6], [6, 6], [6, 0], [0, 0]]
     features = []
     for i in rng.permutation(20):
