@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments.sweep_job import Job
 from feature_extraction import command as cli
+from feature_extraction.ending import AT_SIGNAL
 from spabit_jax.errors import InputError
 
 EXECUTORS = ("debug", "local", "slurm")
@@ -132,7 +133,7 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
         for task in list(running.values()):
             task.cancel()
 
-    cli.AT_SIGNAL.append(cancel)
+    AT_SIGNAL.append(cancel)
     with tqdm(total=len(jobs), unit="run", disable=None) as bar:
         try:
             while waiting or running:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from feature_extraction.command import refused_by_the_system
+from feature_extraction.ending import refused_by_the_system
 from spabit_jax.config import Config
 from spabit_jax.data.locations import find_locations
 from spabit_jax.data.prepared import Prepared

@@ -115,7 +115,7 @@ def test_a_signal_ends_a_command_with_one_line(tmp_path, number, status):
 
 
 def test_what_the_system_refuses_is_one_line(tmp_path):
-    from feature_extraction.command import refused_by_the_system
+    from feature_extraction.ending import refused_by_the_system
 
     with pytest.raises(OSError) as full, open("/dev/full", "w") as file:
         file.write("x")

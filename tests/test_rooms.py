@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "files", "scale", "config", "presets", "chunks", "neighbours", "ops", "predictions"),
+    ("errors", "files", "scale", "config", "presets", "chunks", "neighbours", "ops", "predictions", "geojson"),
     ("readers", "datasets"),
     ("data",),
     ("models", "kriging", "predictions_spatialdata"),

@@ -16,6 +16,7 @@ from scipy.spatial import Delaunay, KDTree
 from skimage import color, filters, morphology
 
 from spabit_jax.errors import InputError
+from spabit_jax.geojson import centroid
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.tables import FURTHEST as FURTHEST_PX
 
@@ -204,31 +205,13 @@ def _cell_name(cell: dict, i: int) -> str:
 
 
 def _centroid(cell: dict, where: str) -> np.ndarray:
-    """(2,) of the outline; of several parts that of the largest."""
     try:
-        geometry = cell["geometry"]
-        kind, parts = geometry["type"], geometry["coordinates"]
-        rings = {
-            "Point": lambda: [[parts]],
-            "Polygon": lambda: [parts[0]],
-            "MultiPolygon": lambda: [p[0] for p in parts],
-        }
-        outlines = [np.asarray(ring, np.float64)[:, [0, 1]] for ring in rings[kind]()]
+        xy = centroid(cell["geometry"])
     except (KeyError, TypeError, IndexError, ValueError) as error:
         raise InputError(f"{where} is no Polygon, MultiPolygon or Point with coordinates: mend the file") from error
-    if not outlines or not all(len(ring) and (np.abs(ring) <= FURTHEST_PX).all() for ring in outlines):
-        raise InputError(f"{where} has a coordinate that is not a number or beyond {FURTHEST_PX:g}, or none: mend it")
-    return max((_area_and_centre(ring) for ring in outlines), key=lambda found: found[0])[1]
-
-
-def _area_and_centre(ring: np.ndarray) -> tuple[float, np.ndarray]:
-    """Of a polygon with (n, 2) corners, by Gauss's area formula; without an area the mean of its corners."""
-    first = ring[0]
-    a, b = ring - first, np.roll(ring, -1, axis=0) - first
-    cross = a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]
-    if abs(cross.sum()) <= 1e-9 * np.square(a).sum():
-        return 0.0, ring.mean(axis=0)
-    return abs(cross.sum()) / 2, first + ((a + b) * cross[:, None]).sum(axis=0) / (3 * cross.sum())
+    if not (np.abs(xy) <= FURTHEST_PX).all():
+        raise InputError(f"{where} has a coordinate that is not a number, or beyond {FURTHEST_PX:g}: mend the file")
+    return xy
 
 
 def continued(known: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
@@ -14,7 +14,7 @@ from anndata import AnnData
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config, is_own_split
 from spabit_jax.data.components import ImageComponents, NoImage, standardised
-from spabit_jax.data.features import FILE, OwnFeatures, is_own
+from spabit_jax.data.features import FILE, Cached, OwnFeatures, is_own, made_from, side_by_side
 from spabit_jax.data.genes import check_shares_genes, match_genes, select_genes
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.split import split_spots, with_absolute_split
@@ -36,69 +36,6 @@ ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
 def transposed_crop(adata: AnnData, config: Config) -> bool:
     """Whether the fault ``transposed_crop`` is on and has an effect on this section."""
     return config.faults.transposed_crop and adata.uns["spabit"]["format"] in ROW_FIRST_FORMATS
-
-
-class Cached(NamedTuple):
-    """Image features of one window through the cache: the arguments of ``feature_extraction.cache``.
-
-    ``adata`` needs names, ``obsm["spatial"]`` and ``uns["spabit"]`` only: it may be places without counts.
-    """
-
-    adata: AnnData
-    encoder: str
-    patch_px: float
-    cache_dir: str
-    transposed_crop: bool
-
-    def extract(self, weights: str | None = None) -> None:
-        """Computes them if they are not there, with the weights of a file or the encoder's own."""
-        if cache.is_cached(*self):
-            return
-        from feature_extraction.extract import extract_section
-
-        *asked, transposed = self
-        weights = None if self.encoder in encoders.PLAIN else weights
-        extract_section(*asked, weights=weights, transposed_crop=transposed)
-
-    def read(self) -> np.ndarray:
-        """(N, D)."""
-        return cache.read_cache(*self)
-
-    def made_from(self) -> dict:
-        """Hashes of image and weights; InputError if the cache is missing or damaged."""
-        self.read()
-        npy, _ = cache.cache_paths(
-            self.cache_dir, self.adata.uns["spabit"]["name"], self.encoder, self.patch_px, self.transposed_crop
-        )
-        meta = cache.read_meta(npy)
-        turn = {} if meta.get("turn", "0") == "0" else {"turn": meta["turn"]}
-        return {key: meta.get(key) for key in ("image_sha256", "weights_hash")} | turn
-
-
-def side_by_side(windows: Sequence[Cached | OwnFeatures]) -> np.ndarray | None:
-    """(N, D) features of all windows; None where there is none."""
-    if len(windows) < 2:
-        return windows[0].read() if windows else None
-    return np.concatenate([window.read() for window in windows], axis=1)
-
-
-def made_from(windows: Sequence[Cached | OwnFeatures]) -> dict:
-    """Hashes of image and weights, these by encoder where there are several; empty without an image.
-
-    Raises:
-      InputError: windows of one encoder were made with others each.
-    """
-    found = {}
-    for window in windows:
-        made = window.made_from()
-        if found.setdefault(window.encoder, made) != made:
-            name = window.adata.uns["spabit"]["name"]
-            raise InputError(
-                f"the image features of {name} in {window.cache_dir} come from several versions of the weights of "
-                f"{window.encoder}: delete {name}.* there"
-            )
-    first = next(iter(found.values()), {})
-    return first if len(found) < 2 else first | {"weights_hash": {n: made["weights_hash"] for n, made in found.items()}}
 
 
 class Prepared:

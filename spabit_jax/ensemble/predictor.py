@@ -14,9 +14,9 @@ from tqdm.auto import tqdm
 
 from feature_extraction import cache
 from spabit_jax.config import Config
-from spabit_jax.data.features import is_own
+from spabit_jax.data.features import is_own, made_from, side_by_side
 from spabit_jax.data.locations import Locations, find_locations
-from spabit_jax.data.prepared import ALONE, Prepared, made_from, side_by_side
+from spabit_jax.data.prepared import ALONE, Prepared
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
     FittedMember,

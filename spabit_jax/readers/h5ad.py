@@ -14,10 +14,11 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import MOST, Images, assemble, is_raw
-from spabit_jax.readers.image import TURNS
+from spabit_jax.readers.image import eight_bit, rgb, white_of
 from spabit_jax.readers.kept import as_file
 from spabit_jax.readers.lattice import array_coordinates, whole_array
 from spabit_jax.readers.tables import FURTHEST, check_positions, positive, read_positions_10x, reading
+from spabit_jax.readers.turns import TURNS
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = 'a file NAME.h5ad with obsm["spatial"]'
@@ -255,15 +256,8 @@ def _mapping(value) -> Mapping:
 
 
 def _eight_bit(pixels: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 of gray, RGB or RGBA pixels: bytes, 12 or 16 bits, floats from 0 to 1 (scanpy's) or to 255."""
+    """(h, w, 3) uint8 of gray, RGB or RGBA pixels: bytes, 10 to 16 bits, floats from 0 to 1 (scanpy's) or to 255."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or not pixels.size or pixels.dtype.kind not in "biuf" or not np.isfinite(pixels).all():
         raise ValueError("(h, w), (h, w, 3) or (h, w, 4) numbers are needed, all finite")
-    if pixels.dtype != np.uint8:
-        top = pixels.max(initial=0)
-        white = next(white for white in (1, 255, 4095, 65535, top) if white >= top and (white > 1 or top <= 1))
-        pixels = np.rint(np.clip(pixels / white, 0, 1) * 255).astype(np.uint8)
-    if pixels.shape[2] == 4:  # transparency is laid over white
-        opacity = pixels[..., 3:] / 255
-        return np.rint(pixels[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
-    return pixels if pixels.shape[2] == 3 else np.repeat(pixels[..., :1], 3, axis=2)
+    return rgb(eight_bit(pixels, white_of(pixels.max(), pixels.dtype)), alpha=True)

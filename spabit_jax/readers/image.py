@@ -20,6 +20,7 @@ import zarr
 from PIL import ExifTags, Image
 
 from spabit_jax.errors import InputError
+from spabit_jax.readers.turns import after, inverse, quarters, turned, turned_xy
 
 Image.MAX_IMAGE_PIXELS = None  # sections are larger than Pillow's guard against decompression bombs: see _check_size
 
@@ -28,9 +29,7 @@ _CHANNEL_AXES = "SCQI"  # samples, channels, unknown, and pages of one channel e
 _PHOTOMETRIC = {"RGB", "YCBCR", "MINISBLACK"}
 _BAND_BYTES = 2**26  # what a thumbnail without a pyramid holds at a time
 _WHOLE_PX = 2**30  # more is not decoded in one piece
-_WHITES = (1, 255, 1023, 4095, 16383, 65535)  # floats, then 8, 10, 12, 14 and 16 bits, whatever they are stored in
-# The eight ways round: an image is mirrored left to right first, then turned clockwise by so many degrees.
-TURNS = ("0", "90", "180", "270", "mirror", "mirror+90", "mirror+180", "mirror+270")
+_WHITES = (1, 255, 1023, 4095, 16383, 65535)  # floats, then 8, 10, 12, 14 and 16 bits
 # What brings an image upright whose orientation tag (EXIF, TIFF) is 1, 2, …, 8.
 _UPRIGHT = ("0", "mirror", "180", "mirror+180", "mirror+270", "90", "mirror+90", "270")
 
@@ -174,11 +173,10 @@ class _Pyramid(SlideImage):
         windows = [(x, y, min(x + 128, width), min(y + 128, height)) for x in lefts for y in tops]
         pixels = np.concatenate([self._pixels(*window, len(self._sizes) - 1)[..., :3].ravel() for window in windows])
         top = pixels[pixels < _blank(self._dtype)].max(initial=0)
-        of_type = [white for white in _WHITES if (white > 1 or self._dtype.kind == "f")]
-        return next((white for white in of_type if white >= top), top)
+        return white_of(top, self._dtype)
 
     def _clip(self, x0, y0, x1, y1, level=0):
-        return _rgb(_eight_bit(self._pixels(x0, y0, x1, y1, level), self.white), self._alpha)
+        return rgb(eight_bit(self._pixels(x0, y0, x1, y1, level), self.white), self._alpha)
 
     def _small(self, width, height):
         level = max(i for i, (w, h) in enumerate(self._sizes) if i == 0 or (w >= width and h >= height))
@@ -289,36 +287,6 @@ def open_image(path: str | os.PathLike, turn: str | None = None) -> SlideImage:
     return slide if turn == "0" else _Turned(slide, turn)
 
 
-def quarters(turn: str) -> int:
-    """How often a turn turns by 90 degrees, after it has mirrored."""
-    return TURNS.index(turn) % 4
-
-
-def after(first: str, then: str) -> str:
-    """The turn that is the one and then the other."""
-    backwards = then.startswith("mirror")  # a turn that is mirrored goes the other way round
-    n = (quarters(then) + quarters(first) * (-1 if backwards else 1)) % 4
-    return TURNS[4 * (backwards != first.startswith("mirror")) + n]
-
-
-def inverse(turn: str) -> str:
-    return next(other for other in TURNS if after(turn, other) == "0")
-
-
-def turned(pixels: np.ndarray, turn: str) -> np.ndarray:
-    """(h, w, …) pixels, turned."""
-    return np.rot90(pixels[:, ::-1] if turn.startswith("mirror") else pixels, -quarters(turn))
-
-
-def turned_xy(xy: np.ndarray, turn: str, size: tuple[int, int]) -> np.ndarray:
-    """Where the points (N, 2) of an image of this width and height lie once it is turned."""
-    (width, height), (x, y) = size, np.asarray(xy).T
-    x = width - x if turn.startswith("mirror") else x
-    for _ in range(quarters(turn)):
-        x, y, width, height = height - y, x, height, width
-    return np.column_stack([x, y])
-
-
 def _open(path: str) -> SlideImage:
     if Path(path).is_dir():
         return _decode(path, _ZarrImage, path)
@@ -379,7 +347,14 @@ def _blank(dtype: np.dtype) -> float:
     return np.iinfo(dtype).max if dtype.kind == "u" else np.inf
 
 
-def _eight_bit(pixels: np.ndarray, white: float) -> np.ndarray:
+def white_of(top: float, dtype: np.dtype) -> float:
+    """White of pixels of which the largest is ``top``: of the range that they use, whatever they are stored in."""
+    whites = [white for white in _WHITES if white > 1 or dtype.kind == "f"]
+    return next((white for white in whites if white >= top), top)
+
+
+def eight_bit(pixels: np.ndarray, white: float) -> np.ndarray:
+    """Pixels of any type as uint8, ``white`` as 255; what is no number is white."""
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind == "f":
@@ -387,7 +362,7 @@ def _eight_bit(pixels: np.ndarray, white: float) -> np.ndarray:
     return np.minimum((pixels.astype(np.uint32) * 510 + white) // (2 * white), 255).astype(np.uint8)
 
 
-def _rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
+def rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
     """(h, w, 1, 3 or 4) uint8 to (h, w, 3); a fourth channel is transparency if ``alpha``, else it is dropped."""
     if pixels.shape[2] == 1:
         return np.repeat(pixels, 3, axis=2)
@@ -400,9 +375,8 @@ def _rgb(pixels: np.ndarray, alpha: bool) -> np.ndarray:
 def _pillow_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip
         gray = np.asarray(image).astype(np.uint32)
-        white = next(white for white in _WHITES[1:] if white >= min(gray.max(), 65535))
-        return Image.fromarray(_eight_bit(gray, white)).convert("RGB")
+        return Image.fromarray(eight_bit(gray, white_of(min(gray.max(), 65535), gray.dtype))).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
-        return Image.fromarray(_rgb(np.asarray(image.convert("RGBA")), alpha=True))
+        return Image.fromarray(rgb(np.asarray(image.convert("RGBA")), alpha=True))
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -12,7 +12,8 @@ from scipy.ndimage import distance_transform_edt
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.assemble import THUMBNAIL_PX
-from spabit_jax.readers.image import TURNS, SlideImage, after, inverse, open_image, quarters, turned_xy
+from spabit_jax.readers.image import SlideImage, open_image
+from spabit_jax.readers.turns import TURNS, after, inverse, quarters, turned_xy
 
 _LOOK_PX = 400  # of the image that is looked at
 _LOOK_SPOTS = 20_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from spabit_jax.errors import InputError
+from spabit_jax.geojson import centroid
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers import visium
 from spabit_jax.readers.assemble import assemble
@@ -81,7 +81,7 @@ def _centroids(path: Path) -> pd.DataFrame:
     with reading(path, "a GeoJSON file of cells"):
         features = json.loads(path.read_text())["features"]
         names = [_cell_name(feature["properties"]["cell_id"]) for feature in features]
-        xy = [_centroid(feature["geometry"]) for feature in features]
+        xy = [centroid(feature["geometry"]) for feature in features]
     if not features:
         raise InputError(f"{path}: no cells")
     return pd.DataFrame(xy, index=names, columns=["x", "y"])
@@ -89,22 +89,3 @@ def _centroids(path: Path) -> pd.DataFrame:
 
 def _cell_name(cell_id: int | str) -> str:
     return cell_id if str(cell_id).startswith("cellid_") else f"cellid_{int(cell_id):09}-1"
-
-
-def _centroid(geometry: dict) -> np.ndarray:
-    """Of the area within the outer ring, of the largest polygon if there are several; of its corners if it has none."""
-    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-    rings = [np.asarray(polygon[0], np.float64)[:, :2] for polygon in polygons]
-    area, centroid = max((_area_and_centroid(ring) for ring in rings), key=lambda found: found[0])
-    return centroid if area > 0 else rings[0].mean(axis=0)
-
-
-def _area_and_centroid(ring: np.ndarray) -> tuple[float, np.ndarray]:
-    """By the shoelace formula, about the first corner: far from the origin it would lose digits."""
-    corner = ring - ring[0]
-    ahead = np.roll(corner, -1, axis=0)
-    cross = corner[:, 0] * ahead[:, 1] - ahead[:, 0] * corner[:, 1]
-    area = cross.sum() / 2
-    if area == 0:
-        return 0.0, ring[0]
-    return abs(area), ring[0] + ((corner + ahead) * cross[:, None]).sum(axis=0) / (6 * area)

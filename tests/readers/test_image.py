@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers import image as image_module
-from spabit_jax.readers.image import TURNS, after, inverse, open_image, turned, turned_xy
+from spabit_jax.readers.image import open_image
+from spabit_jax.readers.turns import TURNS, after, inverse, turned, turned_xy
 
 WIDTH, HEIGHT = 131, 97
 

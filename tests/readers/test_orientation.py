@@ -6,8 +6,8 @@ from PIL import Image, ImageDraw
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
-from spabit_jax.readers.image import TURNS, inverse, turned
 from spabit_jax.readers.orientation import open_used
+from spabit_jax.readers.turns import TURNS, inverse, turned
 
 SIZE = 1300
 
