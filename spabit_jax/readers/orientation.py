@@ -122,7 +122,7 @@ def check_image(adata: AnnData, swapped: bool) -> None:
         logging.info("%s: turned as its orientation tag (%s) says", slide.path, slide.orientation)
     if slide.white not in (255, 65535):
         logging.info("%s: its values go up to %g: that is taken for white", slide.path, slide.white)
-    tissue, xy = tissue_mask(small), adata.obsm["spatial"] * scale * shrunk
+    tissue, xy = stained_mask(small), adata.obsm["spatial"] * scale * shrunk
     ways = {turn: _fit(xy, tissue, turn) for turn in TURNS}
     as_is = ways["0"]
     best = max(ways, key=lambda way: (ways[way].inside > 0.5, ways[way].coverage, ways[way].inside, way == _EXCHANGED))
@@ -202,7 +202,7 @@ def _estimate(xy: np.ndarray, tissue: np.ndarray, scale: float) -> str:
     return f"it looks {found:.2g} times as large as the positions say: give its scale, about --image_scale={found:.2g}"
 
 
-def tissue_mask(image: np.ndarray) -> np.ndarray:
+def stained_mask(image: np.ndarray) -> np.ndarray:
     """Which pixels of a picture are tissue: what is darker in one of its colours than the background (Otsu).
 
     Where the border of the picture is black, as in fluorescence, what is brighter. Black elsewhere is no tissue.
