@@ -2,10 +2,10 @@
 
 import os
 
-# The small programs of tests take longer to compile than to run. For the code that users run set it to 3, XLA's own.
-LEVEL = "--xla_backend_optimization_level"
+# The small programs of tests take longer to compile than to run. For the code that users run set the first to 3.
+LEVEL, FUSION = "--xla_backend_optimization_level", "--xla_cpu_use_fusion_emitters"
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0 {FUSION}=false"
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -86,6 +86,7 @@ def test_a_run_without_the_network_says_nothing_of_it(simulated, config, tmp_pat
     assert set(metrics["members"]) == set(metrics["weights"]) == {"kriging", "ridge"}
     assert "SpaBiT alone" not in (out / "report.html").read_text() and not (out / "history.csv").exists()
     again = sj.load(out)
+    assert again.history.empty and "train_loss" in again.history
     np.testing.assert_array_equal(again.predict().X, anndata.read_h5ad(out / "predictions.h5ad").X)
     sj.report(again.predict(), sj.evaluate(again.predict(), again), tmp_path / "report.html")
     assert "learned kriging" in (tmp_path / "report.html").read_text()

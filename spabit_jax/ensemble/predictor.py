@@ -33,6 +33,7 @@ from spabit_jax.files import locked, replacing
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
 from spabit_jax.training.devices import check_backend
+from spabit_jax.training.fit import losses_table
 
 CHUNK = 4096  # locations predicted at a time
 SAME_PLACE = 1e-3  # of the pitch: a location this near to a spot is the spot's
@@ -69,9 +70,9 @@ class Model:
 
     @property
     def history(self) -> pd.DataFrame:
-        """Losses of the networks: columns stage, seed, epoch, train_loss, valid_loss."""
+        """Losses of the networks: columns stage, seed, epoch, train_loss, valid_loss; no row where none was trained."""
         tables = [member.history for member in self.fitted.values() if hasattr(member, "history")]
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        return pd.concat(tables or [losses_table("spabit", 0, np.empty((0, 2)))], ignore_index=True)
 
     def __repr__(self) -> str:
         info, weights = self.prepared, ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
