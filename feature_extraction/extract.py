@@ -32,7 +32,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import FORMAT, locked, sha256, write_json
 from spabit_jax.readers.image import open_image
 
-DEFAULT_BATCH = {"cpu": 8, "cuda": 256}  # patches per forward pass
+DEFAULT_BATCH = {"cpu": 8, "cuda": 256}  # patches per forward pass of a network
 _SAVE_EVERY = 5.0  # seconds between two saves of what is done
 
 
@@ -43,7 +43,7 @@ class Computing(NamedTuple):
     login: str | None = None
     autocast: bool | None = None
     dtype: str = "float32"  # of the cache, float32 or float16
-    batch_size: int | None = None  # patches per forward pass; None means 256 on a GPU and 8 on a CPU
+    batch_size: int | None = None  # patches per forward pass; None means 8 for a network on a CPU, else 256
     # processes that cut patches; None means 8 on a GPU and none on a CPU, where cutting costs little and a thread does
     # it while the encoder works
     num_workers: int | None = None
@@ -111,7 +111,8 @@ def _extract(adata, asked, npy: Path, how: Computing) -> None:
     )
     patches[0]  # an image that cannot be decoded is found out before anything is written
     on_gpu = loaded.device == "cuda"
-    batch_size, num_workers = how.batch_size or DEFAULT_BATCH[loaded.device], how.num_workers
+    usual = 256 if encoder in encoders.PLAIN else DEFAULT_BATCH[loaded.device]
+    batch_size, num_workers = how.batch_size or usual, how.num_workers
     if num_workers is None:
         num_workers = min(8, os.cpu_count() or 1) if on_gpu else 0
     meta = asked | {
@@ -293,7 +294,7 @@ if __name__ == "__main__":
     cli.define_section_flags(several=True)
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_string("login", None, "Token of the Hugging Face hub (default: $HF_TOKEN, or the hub's own login).")
-    flags.DEFINE_integer("batch_size", None, "Patches per forward pass (default: 256 on a GPU, 8 on a CPU).", 1)
+    flags.DEFINE_integer("batch_size", None, "Patches per forward pass (default: 256; a network on a CPU 8).", 1)
     flags.DEFINE_integer("num_workers", None, "Processes that cut patches (default: 8 on a GPU, 0 on a CPU).", 0)
     flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Type of the cached features.")
     flags.DEFINE_boolean("autocast", None, "Compute in bfloat16 where that is safe (default: where it is fast).")

@@ -43,8 +43,13 @@ def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) ->
     from sklearn.utils.extmath import svd_flip
 
     mean = expression.mean(axis=0)
-    left, size, right = np.linalg.svd(expression - mean, full_matrices=False)
-    _, right = svd_flip(left, right, u_based_decision=False)  # signs would differ from one LAPACK to the next
+    centred = expression - mean
+    if n > n_genes:  # from the covariance: ten times as fast, and as exact, in double precision
+        square, vectors = np.linalg.eigh(centred.T @ centred.astype(np.float64))
+        size, right = np.sqrt(np.maximum(square[::-1], 0)), vectors.T[::-1]
+    else:
+        _, size, right = np.linalg.svd(centred, full_matrices=False)
+    _, right = svd_flip(None, right, u_based_decision=False)  # signs would differ from one LAPACK to the next
     loadings = right[: max(1, min(n_components, n - 1))] * max(size[0] / np.sqrt(n), 1e-6)
     return Space(mean.astype(np.float32), loadings.astype(np.float32))
 
