@@ -84,8 +84,9 @@ def test_image_components_hold_the_spot_and_its_surroundings(monkeypatch, chunk)
     assert ImageComponents.fit(xy, np.ones((72, 3)), 5)[1].shape == (72, 0)  # an image that says nothing
 
 
-def test_expression_space_is_that_of_principal_components():
-    x = np.random.default_rng(0).normal(2, 3, (31, 13)).astype(np.float32)
+@pytest.mark.parametrize("n_spots", [31, 11])  # more than genes, and fewer
+def test_expression_space_is_that_of_principal_components(n_spots):
+    x = np.random.default_rng(0).normal(2, 3, (n_spots, 13)).astype(np.float32)
     pca = PCA(4).fit(x)
     space = expression_space(x, 4)
     np.testing.assert_allclose(space.decode(space.encode(x)), pca.inverse_transform(pca.transform(x)), atol=1e-4)
