@@ -78,6 +78,8 @@ def assemble(
     names = counts.obs_names
     spots = positions[positions["in_tissue"] == 1]
     row = names.get_indexer(spots.index)
+    if (row < 0).all():  # some tools drop the -1 at the ends of barcodes
+        row = _bare(names).get_indexer(_bare(spots.index))
     n_lost = int((row < 0).sum())
     if n_lost == len(spots):
         raise InputError(
@@ -127,6 +129,11 @@ def assemble(
         adata.uns["spatial"] = {name: {"images": previews, "scalefactors": scalefactors, "metadata": metadata}}
     adata.uns["spabit"] = section
     return adata
+
+
+def _bare(names: pd.Index) -> pd.Index:
+    """Barcodes without the -1 at their ends, where all have it."""
+    return names.str.removesuffix("-1") if len(names) and names.str.endswith("-1").all() else names
 
 
 def make_names_unique(counts: AnnData, path: Path) -> None:

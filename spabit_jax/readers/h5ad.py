@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
+from absl import logging
 from anndata import AnnData
 from scipy import sparse
 
@@ -22,8 +24,11 @@ from spabit_jax.readers.turns import TURNS
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = 'a file NAME.h5ad with obsm["spatial"]'
-# Columns of obs that say which section a spot is of
-LIBRARIES = ("library_id", "library", "sample", "sample_id", "section", "section_id", "slice", "slice_id", "batch")
+# Columns of obs that say which section a spot is of, also as sampleID or Sample.name
+LIBRARIES = ("library", "sample", "section", "slice", "slide", "orig.ident", "image", "donor", "patient", "batch")
+_LIBRARY = re.compile(rf"({'|'.join(LIBRARIES)})[_. ]?(id|name)?", re.IGNORECASE)
+# Names of x and y in full-resolution pixels
+_XY = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
 # What a section that read_section() made knows of the files that it was read from, and its .h5ad alone does not tell.
 OF_ITS_FILES = ("format", "lattice", "array_min", "array_max", "um_per_px", "spot_px")
 
@@ -129,19 +134,25 @@ def widen_array(section: AnnData, adata: AnnData) -> None:
 def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
     """The spots and images of one section of a concatenated AnnData, or all of an AnnData of one section.
 
-    Sections are told apart by the first column of ``LIBRARIES`` with several values, by several libraries in
-    ``uns["spatial"]``, or by array places that occur twice.
+    Sections are told apart by the first column of several values that is called as in ``LIBRARIES`` or holds the names
+    of the libraries in ``uns["spatial"]``; that they are several, also by array places that occur twice.
 
     Raises:
       InputError: it holds several, and none is called ``name``, or no column says which spots are its.
     """
     libraries = list(_mapping(adata.uns.get("spatial")))
-    columns = {column: adata.obs[column].dropna().astype(str) for column in LIBRARIES if column in adata.obs}
-    columns = {column: values for column, values in columns.items() if values.nunique() > 1}
+    words = [column for column in adata.obs if not pd.api.types.is_float_dtype(adata.obs[column])]
+    columns = {column: adata.obs[column].dropna().astype(str) for column in sorted(words, key=_rank)}
+    columns = {
+        column: values
+        for column, values in columns.items()
+        if values.nunique() > 1 and (_LIBRARY.fullmatch(str(column)) or set(values) == set(libraries))
+    }
     column = next((column for column, values in columns.items() if name in set(values)), None)
     if column is not None:
         found = adata[(adata.obs[column].astype(str) == name).to_numpy()].copy()
         found.uns.pop("spabit", None)  # of the whole
+        _check_places(found, path)
         if libraries:
             found.uns["spatial"] = {name: found.uns["spatial"][name]} if name in libraries else {}
         return found
@@ -159,6 +170,11 @@ def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
         )
     _check_places(adata, path)
     return adata
+
+
+def _rank(column) -> int:
+    """Where in ``LIBRARIES`` the word is that a column is named by; all others come last."""
+    return next((i for i, word in enumerate(LIBRARIES) if word in str(column).lower()), len(LIBRARIES))
 
 
 def _check_places(adata: AnnData, path: Path) -> None:
@@ -188,19 +204,25 @@ def raw_counts(adata: AnnData, path: Path) -> AnnData:
         if x is not None and is_raw(x.data if sparse.issparse(x) else np.asarray(x)):
             with reading(path, "an .h5ad file"):
                 return AnnData(sparse.csr_matrix(x, dtype=np.float32), obs=adata.obs[[]], var=var)
+    layers = {key: x.data if sparse.issparse(x) else np.asarray(x) for key, x in adata.layers.items()}
+    whole = next((f"; layers[{key!r}] may be, then call it counts" for key in layers if is_raw(layers[key])), "")
     raise InputError(
         f'{path}: neither X nor layers["counts"] nor raw holds whole numbers, none negative or above {MOST:g}: raw '
-        "counts are needed"
+        f"counts are needed{whole}"
     )
 
 
 def _positions(adata: AnnData, path: Path) -> pd.DataFrame:
-    xy = adata.obsm.get("spatial")
+    xy = next((adata.obsm[key] for key in ("spatial", "X_spatial") if key in adata.obsm), None)
+    xy = next((adata.obs[list(names)] for names in _XY if xy is None and set(names) <= set(adata.obs)), xy)
     if xy is None or np.ndim(xy) != 2 or np.shape(xy)[1] < 2:
-        raise InputError(f'{path}: no (N, 2) obsm["spatial"]: it must hold x and y of the spots in pixels')
-    for columns in (["x", "y"], ["pxl_col_in_fullres", "pxl_row_in_fullres"]):
-        if isinstance(xy, pd.DataFrame) and set(columns) <= set(xy):
-            xy = xy[columns]
+        raise InputError(
+            f'{path}: no (N, 2) obsm["spatial"], nor columns {", ".join(_XY[0])} in obs: it must hold x and y of the '
+            "spots in pixels"
+        )
+    for names in (("x", "y"), *_XY):
+        if isinstance(xy, pd.DataFrame) and set(names) <= set(xy):
+            xy = xy[list(names)]
     with reading(path, 'x and y of the spots in obsm["spatial"]', "it must hold numbers, in pixels"):
         dense = np.asarray(xy.toarray() if sparse.issparse(xy) else xy)[:, :2]
         xy = dense.astype(np.float64, casting="unsafe" if dense.dtype == object else "same_kind")
@@ -241,6 +263,8 @@ def _embedded(adata: AnnData, name: str, path: Path) -> Images:
     if "spot_diameter_fullres" in given:
         scalefactors["spot_diameter_fullres"] = given["spot_diameter_fullres"]
     if not images:
+        if found := ", ".join(map(str, _mapping(library.get("images")))):
+            logging.warning('%s: uns["spatial"] has no tissue_…_scalef for its image %s: it is not used', path, found)
         return Images(scalefactors=scalefactors)
     largest = max(images, key=lambda key: images[key].size)
     return Images(as_file(images[largest]), scalefactors[f"tissue_{largest}_scalef"], images, scalefactors)
@@ -258,6 +282,8 @@ def _mapping(value) -> Mapping:
 def _eight_bit(pixels: np.ndarray) -> np.ndarray:
     """(h, w, 3) uint8 of gray, RGB or RGBA pixels: bytes, 10 to 16 bits, floats from 0 to 1 (scanpy's) or to 255."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (1, 3, 4):
+        pixels = np.moveaxis(pixels, 0, 2)  # channels first, as SpatialData has them
     if pixels.ndim != 3 or not pixels.size or pixels.dtype.kind not in "biuf" or not np.isfinite(pixels).all():
         raise ValueError("(h, w), (h, w, 3) or (h, w, 4) numbers are needed, all finite")
     return rgb(eight_bit(pixels, white_of(pixels.max(), pixels.dtype)), alpha=True)

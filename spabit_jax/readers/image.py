@@ -225,6 +225,8 @@ class _TiffImage(_Pyramid):
             page = series.keyframe
             if page.photometric.name not in _PHOTOMETRIC:
                 raise InputError(f"{path}: a TIFF in {page.photometric.name} colours: convert it to RGB")
+            if page.photometric.name == "YCBCR" and "JP" not in page.compression.name:
+                raise InputError(f"{path}: a TIFF in YCBCR colours that are not JPEG: convert it to RGB")
             self._dtype = _checked_type(path, series.dtype)
             others = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if a not in "YX" and n > 1]
             if len(others) > 1 or any(a not in _CHANNEL_AXES or n not in (3, 4) for a, n in others):

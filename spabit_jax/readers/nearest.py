@@ -24,7 +24,7 @@ _NEAREST = (
 
 
 def around(path: Path) -> tuple[Path, str]:
-    """The folder of a section of which ``path`` is the matrix or ``spatial/``, and the sample's prefix if it has one.
+    """The folder of a section of which ``path`` is the matrix, ``spatial/`` or a file in it, and the sample's prefix.
 
     Any other path is returned as it is.
     """
@@ -33,8 +33,9 @@ def around(path: Path) -> tuple[Path, str]:
         folder, prefix = path.parent, match[1].rstrip("_.-")
         inner = _MATRIX.fullmatch(folder.name)
         return (folder.parent, prefix or inner[1].rstrip("_.-")) if inner else (folder, prefix)
-    if path.name == "spatial" and path.is_dir() and not any(path.glob("*matrix*")):
-        return path.resolve().parent, ""
+    spatial = path.parent if path.is_file() else path
+    if spatial.name == "spatial" and spatial.is_dir() and not any(spatial.glob("*matrix*")):
+        return spatial.resolve().parent, ""
     return path, ""
 
 
@@ -54,12 +55,18 @@ def nearest(path: Path, is_section: Callable[[Path], bool]) -> str:
         found = next((file for pattern in patterns.split() for file in sorted(path.glob(pattern))), None)
         if found is not None:
             return f"nearest is {layout} ({str(found.relative_to(path))[:40]}), which lacks {lacks}"
-    archive = next((child.name for child in sorted(path.iterdir()) if _ARCHIVE.fullmatch(child.name)), None)
-    if archive is not None:
+    if (archive := archive_in(path)) is not None:
         return f"no section, but an archive: unpack {archive[:60]} and give the folder again"
     return f"no section: nearest is Visium, which lacks {_COUNTS} (other layouts: docs/INPUTS.md)"
 
 
+def archive_in(folder: Path, prefix: str = "") -> str | None:
+    """The name of the first archive in a folder, of those that begin as a sample is called."""
+    names = (child.name for child in sorted(folder.iterdir()) if child.name.startswith(prefix))
+    return next((name for name in names if _ARCHIVE.fullmatch(name)), None)
+
+
 def _beside_table(path: Path) -> bool:
     """Whether a table is one of legacy ST, which are given by file."""
-    return not re.search(r"selection|alignment_table|labeled|features|genes|barcodes|coor|locations", path.name)
+    others = r"selection|alignment|labeled|features|genes|barcodes|coor|locations|positions|keypoints|cells\."
+    return not re.search(others, path.name)

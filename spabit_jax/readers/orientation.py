@@ -24,6 +24,7 @@ _COVERED = 0.25
 _CHANCE = 0.1
 _EXCHANGED = "mirror+270"  # the turn that exchanges x and y
 _SURE = 0.5  # a coverage by which a scale is told
+_SCALE_MARGIN = 0.1  # by how much it must be ahead of all ways round; on the same nine sections it was by 0.007
 _BLACK = 16  # no tissue is darker: what lies outside of the glass
 _COLOURLESS = 20  # of 255, between the channels of a background that is one: not of pale tissue
 _BLANK = 3.0  # of 255, the standard deviation of a picture on which there is nothing
@@ -138,6 +139,10 @@ def check_image(adata: AnnData, swapped: bool) -> None:
     if not tissue.any() or tissue.all():
         if small.std(axis=(0, 1)).max() < _BLANK:
             logging.warning("%s: blank, one colour all over: give the right --image, or --image=none", slide.path)
+    elif scale == 1 and (found := _estimate(xy, tissue, scale, ways[best].coverage + _SCALE_MARGIN)):
+        logging.warning(
+            "%s: %s; the spots of %s cover its tissue better then", slide.path, found, info["positions_path"]
+        )
     elif ways[best].coverage > max(as_is.coverage + _MARGIN, _COVERED):
         logging.warning(
             "%s: %s: the spots of %s cover its tissue with a correlation of %.2f as it is, otherwise of %.2f; look at "
@@ -145,11 +150,9 @@ def check_image(adata: AnnData, swapped: bool) -> None:
             slide.path, _looks(best), info["positions_path"], as_is.coverage, ways[best].coverage, turn,
         )  # fmt: skip
     elif as_is.on_tissue < 0.5 and as_is.coverage < _CHANCE and _is_colourless(small[~tissue]):
-        found = _estimate(xy, tissue, scale) if scale == 1 else ""  # else a file or the user says it
         logging.warning(
             "%s: %.0f%% of the spots lie on its tissue, whichever way it is turned: is it of this section? Give the "
-            "right one with --image, or --image=none to run without%s",
-            slide.path, 100 * as_is.on_tissue, f"; or {found}" if found else "",
+            "right one with --image, or --image=none to run without", slide.path, 100 * as_is.on_tissue,
         )  # fmt: skip
 
 
@@ -176,7 +179,7 @@ def _most_outside(slide: SlideImage, adata: AnnData, best: Fit, turn: str, xy: n
     low, high = (bound(adata.obsm["spatial"] * info["image_scale"], axis=0) for bound in (np.min, np.max))
     if best.inside <= 0.5:
         mend = "give the right --image, or --image=none to run without"
-        if found := _estimate(xy, tissue, info["image_scale"]):
+        if found := _estimate(xy, tissue, info["image_scale"]) or _most_scale(xy, tissue, info["image_scale"]):
             mend = f"{found}, or {mend}"
     else:
         mend = f"{turn}, with which they lie within it, or give the right --image"
@@ -186,20 +189,34 @@ def _most_outside(slide: SlideImage, adata: AnnData, best: Fit, turn: str, xy: n
     )
 
 
-def _estimate(xy: np.ndarray, tissue: np.ndarray, scale: float) -> str:
+def _estimate(xy: np.ndarray, tissue: np.ndarray, scale: float, least: float = 0) -> str:
     """How large the picture looks for these spots, and how to say so; empty where it shows nothing.
 
-    The spots are made smaller and larger about the upper left corner, up to where they fill the picture.
+    The spots are made smaller and larger about the upper left corner, up to where they fill the picture. What is found
+    must have a coverage above ``least`` and ``_SURE``.
     """
-    if (xy.max(axis=0) <= 0).any():
+    most = _fills(xy, tissue)
+    if most is None:
         return ""
-    most = float((np.array(tissue.shape[::-1]) / xy.max(axis=0)).min())
-    factors = most * np.geomspace(0.3, 1, 61)
+    factors = np.geomspace(min(1, most) * 0.3, most, 61)
     coverages = [_coverage(xy * factor, tissue) for factor in factors]
-    if max(coverages) < _SURE:
-        return f"a smaller copy is given with --image_scale, at most {most * scale:.2g} here" if most < 1 else ""
+    if max(coverages) < max(least, _SURE):
+        return ""
     found = factors[int(np.argmax(coverages))] * scale
     return f"it looks {found:.2g} times as large as the positions say: give its scale, about --image_scale={found:.2g}"
+
+
+def _most_scale(xy: np.ndarray, tissue: np.ndarray, scale: float) -> str:
+    """How small it must be at least, where spots lie outside of it and nothing else is known."""
+    most = _fills(xy, tissue)
+    if most is None or most >= 1:
+        return ""
+    return f"a smaller copy is given with --image_scale, at most {most * scale:.2g} here"
+
+
+def _fills(xy: np.ndarray, tissue: np.ndarray) -> float | None:
+    """By how much the spots (N, 2) may grow about the upper left corner until they fill the picture."""
+    return None if (xy.max(axis=0) <= 0).any() else float((np.array(tissue.shape[::-1]) / xy.max(axis=0)).min())
 
 
 def stained_mask(image: np.ndarray) -> np.ndarray:

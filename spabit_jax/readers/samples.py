@@ -35,7 +35,7 @@ def one_sample(samples: Samples, name: str, place: Path, whole: Iterable[str]) -
     """The one sample that has counts, or that ``name`` asks for; nothing of another is ever in it.
 
     Files without a prefix belong to it if there is no other sample. A prefix may be shortened to its last or first
-    words (``S1`` for ``GSM1_S1``) where only one sample has it.
+    words (``S1`` for ``GSM1_S1``), by ``name`` and by files, where only one sample has it.
 
     Args:
       samples: as ``by_prefix`` gives them.
@@ -50,6 +50,9 @@ def one_sample(samples: Samples, name: str, place: Path, whole: Iterable[str]) -
       InputError: several samples, and ``name`` is of none of them, or of several.
     """
     counted = [prefix for prefix in samples if "counts" in samples[prefix]]
+    if not counted:
+        return "", {}
+    prefix = counted[0]
     if len(counted) > 1:
         is_whole = [prefix for prefix in counted if set(whole) <= set(samples[prefix])]
         asked = [p for p in counted if p == name] or [p for p in counted if is_short(name, p)]
@@ -58,12 +61,11 @@ def one_sample(samples: Samples, name: str, place: Path, whole: Iterable[str]) -
         if len(asked) != 1:
             names = ", ".join(sorted(prefix or "one without a prefix" for prefix in counted)[:6])
             raise InputError(f"{place}: holds {len(counted)} samples ({names}): name one with --name=PREFIX")
-        return asked[0], samples[asked[0]]
-    if not counted:
-        return "", {}
-    prefix = counted[0]
-    short = [samples[other] for other in samples if other != prefix and (not other or is_short(other, prefix))]
-    return prefix, {what: path for files in [*short, samples[prefix]] for what, path in files.items()}
+        prefix = asked[0]
+    others = [other for other in counted if other != prefix]
+    anyones = [other for other in samples if other not in counted and (not other or is_short(other, prefix))]
+    its = [p for p in anyones if not any(not p or is_short(p, other) for other in others)]
+    return prefix, {what: path for p in (*its, prefix) for what, path in samples[p].items()}
 
 
 def is_short(name: str, prefix: str) -> bool:

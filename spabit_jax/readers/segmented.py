@@ -13,6 +13,7 @@ from spabit_jax.geojson import centroid
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers import visium
 from spabit_jax.readers.assemble import assemble
+from spabit_jax.readers.kept import unpacked
 from spabit_jax.readers.lattice import cell_squares
 from spabit_jax.readers.samples import by_prefix, one_sample
 from spabit_jax.readers.tables import check_positions, read_positions_10x, reading
@@ -25,7 +26,11 @@ ENDINGS = visium.ENDINGS | {
         r"raw_feature_cell_matrix\.h5",
         r"raw_feature_cell_matrix",
     ),
-    "outlines": (r"(?<!annotated_)cell_segmentations\.geojson", r"annotated_cell_segmentations\.geojson"),
+    "outlines": (
+        r"(?<!annotated_)cell_segmentations\.geojson",
+        r"graphclust_annotated_cell_segmentations\.geojson",
+        r"nucleus_segmentations\.geojson",
+    ),
 }
 
 
@@ -49,7 +54,8 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
     the folder and beside it, as that of bins is.
     """
     folder = _folder(path)
-    _, files = one_sample(_samples(folder), name, folder, whole=("counts", "outlines"))
+    samples = _samples(folder)
+    prefix, files = one_sample(samples, name, folder, whole=("counts", "outlines"))
     outlines = positions or files.get("outlines")
     if "counts" not in files or outlines is None:
         raise InputError(f"{folder}: cells of segmented Visium HD, but not both: looked for {LOOKS_FOR}")
@@ -59,7 +65,10 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
         cells = check_positions(cells.assign(in_tissue=1), outlines)
     else:
         cells = read_positions_10x(positions)
-    found = visium.full_image(folder) or visium.full_image(folder.parent)
+    alone = sum("counts" in sample for sample in samples.values()) < 2
+    found = visium.full_image(folder, prefix, alone)
+    if found is None and folder.name == "segmented_outputs":
+        found = visium.full_image(folder.parent)
     images = visium.read_images(files, image or found, given=image)
     if len(cells) > 1:
         images.scalefactors.setdefault("spot_diameter_fullres", spot_pitch(cells[["x", "y"]].to_numpy()))
@@ -79,7 +88,7 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
 def _centroids(path: Path) -> pd.DataFrame:
     """x and y of the cells' centroids, (N, 2) in full-resolution pixels, indexed as ``cellid_000000001-1``."""
     with reading(path, "a GeoJSON file of cells"):
-        features = json.loads(path.read_text())["features"]
+        features = json.loads(unpacked(path).read_text())["features"]
         names = [_cell_name(feature["properties"]["cell_id"]) for feature in features]
         xy = [centroid(feature["geometry"]) for feature in features]
     if not features:

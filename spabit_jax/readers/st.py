@@ -8,7 +8,7 @@
 - ``GSM1_NAME_stdata.tsv``, ``GSM1_spot_data-selection-NAME.tsv`` and ``GSM1_NAME.jpg`` (GSE144240);
 - nothing, if the spots' names are their coordinates.
 
-All but images of another kind may be gzipped.
+All but images of another kind may be gzipped; tables may be .csv or .txt.
 """
 
 from __future__ import annotations
@@ -30,11 +30,19 @@ from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = "a counts file NAME.tsv[.gz] beside NAME_selection.tsv or alignment_table_NAME.tsv"
 PITCH_UM = 200.0  # arrays of 1,000 spots
-_PLACE = re.compile(r"(\d+(?:\.\d+)?)[x_](\d+(?:\.\d+)?)")
+_TABLES = (".tsv", ".csv", ".txt")
+_PLACE = re.compile(r"X?(\d+(?:\.\d+)?)[x_](\d+(?:\.\d+)?)")  # R puts an X before what begins with a digit
 
 
 def matches(path: Path) -> bool:
-    return path.is_file() and path.name.endswith((".tsv", ".tsv.gz"))
+    name = path.name.removesuffix(".gz")
+    if not (path.is_file() and name.endswith(_TABLES)):
+        return False
+    return name.endswith(".tsv") or _find(path.parent, _positions_of(glob.escape(_stem(path)))) is not None
+
+
+def _stem(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).stem.removesuffix("_stdata")
 
 
 def read(path: Path, name: str, image: Path | None, positions: Path | None, labels: Path | None) -> AnnData:
@@ -44,7 +52,7 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
     """
     if path.is_dir():
         raise InputError(f"{path}: a folder: give {LOOKS_FOR}")
-    stem = path.name.removesuffix(".gz").removesuffix(".tsv").removesuffix("_stdata")
+    stem = _stem(path)
     positions = positions or _find(path.parent, _positions_of(glob.escape(stem)))
     image = image or _find(path.parent, _images_of(glob.escape(stem)))
     counts = spots_by_genes(read_counts(path), path)
@@ -73,10 +81,11 @@ def _find(folder: Path, patterns: list[str]) -> Path | None:
 
 def _positions_of(stem: str) -> list[str]:
     cuts = [match.start() for match in re.finditer("_", stem)]  # GSM1_P2_ST_rep1: GSM1_spot_data-selection-P2_ST_rep1
-    ahead = [f"{stem[:cut]}_spot_data-selection-{stem[cut + 1 :]}.tsv" for cut in cuts]
-    named = [f"{stem}_selection.tsv", f"alignment_table_{stem}.tsv", f"{stem}_spot_data-selection.tsv"]
-    folders = [f"../{folder}/{stem}_selection.tsv" for folder in ("ST-spotfiles", "spot-selections", "spot-selection")]
-    return [*named, f"spot_data-selection-{stem}.tsv", *ahead, *folders]
+    ahead = [f"{stem[:cut]}_spot_data-selection-{stem[cut + 1 :]}" for cut in cuts]
+    named = [f"{stem}_selection", f"alignment_table_{stem}", f"{stem}_spot_data-selection"]
+    whole = [f"spot_data-selection-{stem}", *ahead, f"spot_data-all-{stem}"]
+    folders = [f"../{folder}/{stem}_selection" for folder in ("ST-spotfiles", "spot-selections", "spot-selection")]
+    return [f"{name}{suffix}" for name in (*named, *whole, *folders) for suffix in _TABLES]
 
 
 def _images_of(stem: str) -> list[str]:
@@ -111,7 +120,10 @@ def _of_names(names: pd.Index, path: Path) -> pd.DataFrame:
 
 
 def _read_positions(path: Path, names: pd.Index) -> pd.DataFrame:
-    """Positions of the spots called ``names``: by their places on the array, or by the adjusted ones (new_x, new_y)."""
+    """Positions of the spots called ``names``: by their places on the array, or by the adjusted ones (new_x, new_y).
+
+    However names write these: ``10x13``, ``10_13``, ``X10x13`` or ``10.0x13.0``.
+    """
     with reading(path, "a table of spots"):
         table = pd.read_csv(path, sep=None, engine="python")
     missing = [column for column in ("x", "y", "pixel_x", "pixel_y") if column not in table]
@@ -123,13 +135,14 @@ def _read_positions(path: Path, names: pd.Index) -> pd.DataFrame:
         {"in_tissue": 1, "array_row": table["y"], "array_col": table["x"], "x": table["pixel_x"], "y": table["pixel_y"]}
     )
     frame.index = table["x"].astype(str) + "x" + table["y"].astype(str)
-    if {"new_x", "new_y"} <= set(table) and not names.isin(frame.index).any():
-        frame.index = _named_alike(table[["new_x", "new_y"]].to_numpy(np.float64), frame.index, names)
+    for columns in (["x", "y"], ["new_x", "new_y"]):
+        if set(columns) <= set(table) and not names.isin(frame.index).any():
+            frame.index = _named_alike(table[columns].to_numpy(np.float64), frame.index, names)
     return check_positions(frame, path)
 
 
-def _named_alike(adjusted: np.ndarray, own: pd.Index, names: pd.Index) -> list[str]:
-    """The names that say the adjusted coordinates, to two digits; a place that none says keeps its own name."""
+def _named_alike(xy: np.ndarray, own: pd.Index, names: pd.Index) -> list[str]:
+    """The names that say these coordinates, to two digits; a place that none says keeps its own name."""
     places = places_in(names)
     said = {} if places is None else {tuple(place): name for place, name in zip(places.round(2), names, strict=True)}
-    return [said.get(tuple(place), name) for place, name in zip(adjusted.round(2), own, strict=True)]
+    return [said.get(tuple(place), name) for place, name in zip(xy.round(2), own, strict=True)]

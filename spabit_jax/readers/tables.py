@@ -52,7 +52,7 @@ def _first_line(path: Path) -> str:
 
 
 def _separator(line: str) -> str:
-    return "\t" if "\t" in line else ","
+    return next((mark for mark in "\t,;" if mark in line), ",")
 
 
 def read_counts(path: Path) -> AnnData:

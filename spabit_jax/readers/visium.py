@@ -23,6 +23,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import NO_IMAGE, THUMBNAIL_PX, Images, assemble
 from spabit_jax.readers.image import open_image
 from spabit_jax.readers.kept import unpacked
+from spabit_jax.readers.nearest import archive_in
 from spabit_jax.readers.samples import Samples, by_prefix, one_sample
 from spabit_jax.readers.tables import positive, read_counts, read_positions_10x, reading
 
@@ -40,7 +41,11 @@ ENDINGS = {
         r"raw_feature_bc_matrix\.h5",
         r"raw_feature_bc_matrix",
     ),
-    "positions": (r"tissue_positions\.csv", r"tissue_positions_list\.csv", r"tissue_positions\.parquet"),
+    "positions": (
+        r"tissue_positions\.csv",
+        r"tissue_positions_list\.csv",
+        r"tissue_positions(_list)?\.(parquet|tsv|txt)",
+    ),
     "scalefactors": (r"scalefactors_json\.json",),
     "hires": (rf"tissue_hires_image{_PICTURE}",),
     "lowres": (rf"tissue_lowres_image{_PICTURE}",),
@@ -118,8 +123,9 @@ def read_folder(
     counts, positions = files["counts"], positions or files.get("positions")
     if positions is None:
         wanted = "tissue_positions.csv, tissue_positions_list.csv, tissue_positions.parquet"
-        whose = f" of {prefix}" if prefix else ""
-        raise InputError(f"{folder}: no positions{whose}: looked for {wanted}, there and in spatial/; give --positions")
+        whose, archive = f" of {prefix}" if prefix else "", archive_in(folder, prefix)
+        mend = f"unpack {archive} there" if archive else "give --positions"
+        raise InputError(f"{folder}: no positions{whose}: looked for {wanted}, there and in spatial/; {mend}")
     if counts.name.removeprefix(prefix).strip("_.-").startswith("raw_"):
         logging.info("%s: no filtered matrix: the counts are those of %s at the spots in tissue", name, counts)
     alone = sum("counts" in sample for sample in found.values()) < 2

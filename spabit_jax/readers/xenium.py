@@ -39,7 +39,8 @@ def matches(path: Path) -> bool:
 
 def _samples(path: Path) -> Samples:
     """The output folder's files, and the image and its alignment, which 10x publishes beside the folder's archive."""
-    return by_prefix(dict.fromkeys([root(path), path]), ENDINGS)
+    beside = [path.resolve().parent] if path.resolve().name == "outs" else []
+    return by_prefix(dict.fromkeys([root(path), path, *beside]), ENDINGS)
 
 
 def read(
