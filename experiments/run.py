@@ -33,7 +33,7 @@ def main() -> None:
 
     distributed.join(cli.FLAGS.distributed)  # before anything asks JAX for devices
     from spabit_jax.data.features import encoder_name
-    from spabit_jax.data.prepared import Prepared
+    from spabit_jax.data.prepared import Prepared, read_alignments
 
     config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
     encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
@@ -42,7 +42,11 @@ def main() -> None:
             raise InputError("give --encoder or --features, not both")
         encoder = encoder_name(cli.FLAGS.features)
     adata, of_related = cli.read_flagged_section(), config.of_related()
-    related = [Prepared(other, of_related, encoder, cache_dir) for other in cli.read_related_sections()]
+    alignments = read_alignments(cli.FLAGS.related, cli.FLAGS.related_alignment)
+    related = [
+        Prepared(other, of_related, encoder, cache_dir, alignment=alignment)
+        for other, alignment in zip(cli.read_related_sections(), alignments, strict=True)
+    ]
     prepared = Prepared(adata, config, encoder, cache_dir, related)
     from spabit_jax.run.workflow import Workflow  # brings JAX: bad input has been said by now
 
@@ -74,6 +78,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("features", None, f"Image features of your own, instead of --encoder: {files}.")
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
+    matrix = "2 x 3 or 3 x 3 matrix from its full-resolution pixels to those of --section"
+    flags.DEFINE_list("related_alignment", [], f"Of each of --related a file of where it lies, {matrix}; or none.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
     flags.DEFINE_integer("num_seeds", 5, "Models in the ensemble.", lower_bound=1)
     flags.DEFINE_enum("figure_format", "png", ("png", "pdf", "svg"), "Of the figures; the report has PNGs.")

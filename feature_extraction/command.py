@@ -24,6 +24,14 @@ FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")
 # Flags that are arguments of read_section
 READING = ("format", "name", "bin_um", "spot_um", "swap_xy", "turn", "image_scale", *FILES)
+# What a shell may set for another project, as it is by default: all here is in float32.
+JAX_SETTINGS = {
+    "JAX_ENABLE_X64": "0",
+    "JAX_NUMPY_DTYPE_PROMOTION": "standard",
+    "JAX_NUMPY_RANK_PROMOTION": "allow",
+    "JAX_TRANSFER_GUARD": "allow",
+    "JAX_DEFAULT_PRNG_IMPL": "threefry2x32",
+}
 EXTRAS = {"torch": "extract", "timm": "extract", "igraph": "analyses", "gseapy": "analyses", "submitit": "sweeps"}
 NO_CONFIG = "--config names no Python file with a get_config() that returns a spabit_jax.config.Config"
 
@@ -35,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
     SIGINT and SIGTERM end the process at once, with one line, and status 130 or 143.
     """
     end_by_signal()
-    os.environ["JAX_ENABLE_X64"] = "0"  # where a shell sets it for another project: all here is in float32
+    os.environ |= JAX_SETTINGS
 
     def guarded(argv: Sequence[str]) -> None:
         _quiet_logging()

@@ -16,7 +16,7 @@ from spabit_jax.config import Config
 from spabit_jax.data import locations
 from spabit_jax.data.features import encoder_name
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.prepared import Prepared
+from spabit_jax.data.prepared import Prepared, read_alignments
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import register_member
 from spabit_jax.ensemble.predictor import Model
@@ -42,6 +42,7 @@ def prepare(
     features: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike = "cache",
     related: Sequence[AnnData | str | os.PathLike] = (),
+    related_alignment: Sequence[str | os.PathLike | np.ndarray | None] = (),
 ) -> Prepared:
     """A section as a configuration wants it: split, panel, scale, and image features, which are computed or cached.
 
@@ -53,6 +54,8 @@ def prepare(
         ``obsm:KEY``.
       cache_dir: folder of image features.
       related: other sections of the same tissue, from whose train spots is learned too.
+      related_alignment: of each of them where it lies, where that is known: a matrix, (3, 3) or (2, 3), from its
+        full-resolution pixels to those of ``section``, its file, or None.
 
     Raises:
       InputError: whatever does not fit, in one line.
@@ -60,7 +63,11 @@ def prepare(
     config = Config() if config is None else config.validate()
     encoder = encoder if features is None else encoder_name(features)
     keep_compiled(Path(cache_dir) / "compiled")
-    others = [Prepared(_read(other), config.of_related(), encoder, str(cache_dir)) for other in related]
+    alignments, of_related = read_alignments(related, related_alignment), config.of_related()
+    others = [
+        Prepared(_read(other), of_related, encoder, str(cache_dir), alignment=alignment)
+        for other, alignment in zip(related, alignments, strict=True)
+    ]
     prepared = Prepared(_read(section), config, encoder, str(cache_dir), others)
     prepared.extract()
     return prepared

@@ -95,15 +95,19 @@ def align(section: Section, sizes: Sequence[int]) -> Section:
     return section._replace(expression=expression)
 
 
-def registered(section: Section, frame: Frame, sizes: Sequence[int], distance: float) -> tuple[Section, Frame]:
+def registered(
+    section: Section, frame: Frame, sizes: Sequence[int], distance: float, aligned: Sequence[np.ndarray | None]
+) -> tuple[Section, Frame]:
     """Sections that lie far apart, put where they lie: the first in a plane, the others in planes above and below it.
 
-    Found by what is known: image components at all spots, expression at train spots.
+    Where an alignment does not say it, it is found by what is known: image components at all spots, expression at train
+    spots.
 
     Args:
       section, frame: of all spots, each section within its own coordinates.
       sizes: spots of each section, in order.
       distance: pitches between one plane and the next.
+      aligned: of each other section its spots (n, 2) in full-resolution pixels of the first, None where not known.
 
     Returns:
       The same with coordinates (N, 3), and with the nearest train spots of all sections as context.
@@ -115,8 +119,11 @@ def registered(section: Section, frame: Frame, sizes: Sequence[int], distance: f
     values = np.concatenate([values, IMAGE_SHARE * section.image[:, :N_VALUES]], axis=1)
     own, *others = np.split(np.arange(len(train)), np.cumsum(sizes)[:-1])
     xy = np.pad(section.xy.astype(np.float64), ((0, 0), (0, 1)))
-    for i, other in enumerate(others):
-        xy[other, :2] = register(xy[own, :2], values[own], xy[other, :2], values[other])
+    for i, (other, placed) in enumerate(zip(others, aligned, strict=True)):
+        if placed is None:
+            xy[other, :2] = register(xy[own, :2], values[own], xy[other, :2], values[other])
+        else:
+            xy[other, :2] = frame.in_pitches(placed)
         xy[other, 2] = distance * (i // 2 + 1) * (-1) ** i
     in_px = xy * frame.pitch + [*frame.centre, 0]
     context = Context.of(in_px, train, frame.context.k)

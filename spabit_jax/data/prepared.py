@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,7 @@ from spabit_jax.data.split import split_spots, with_absolute_split
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
+from spabit_jax.readers.tables import check_affine, read_affine
 from spabit_jax.scale import find_scale, total_counts
 
 if TYPE_CHECKING:  # what brings JAX is imported when arrays are made: bad input is said before
@@ -31,6 +34,25 @@ MOST_FAR = 1200  # train spots of related sections that are learned from where n
 APART, ALONE = float("inf"), 0.0  # layouts: related sections far from this one, or left out
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
 ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
+
+
+def read_alignments(related: Sequence, given: Sequence) -> list[np.ndarray | None]:
+    """The (3, 3) alignment of each related section: None, or of a matrix or a file; ``none`` is None, too.
+
+    Raises:
+      InputError: not as many as sections, or one that is no affine matrix.
+    """
+    if given and len(given) != len(related):
+        raise InputError(f"{len(given)} alignments for {len(related)} related sections: give one of each, or none")
+    found = []
+    for alignment in given or [None] * len(related):
+        if alignment is None or isinstance(alignment, str) and alignment == "none":
+            found.append(None)
+        elif isinstance(alignment, str | os.PathLike):
+            found.append(read_affine(Path(alignment)))
+        else:
+            found.append(check_affine(np.asarray(alignment, np.float64), Path("related_alignment")))
+    return found
 
 
 def transposed_crop(adata: AnnData, config: Config) -> bool:
@@ -51,15 +73,20 @@ class Prepared:
       patch_px: widths of the image windows in full-resolution pixels; none of features of the user's own.
       windows: the image features of each encoder and window; empty without an image.
       related: the inputs of other sections, from whose train spots is learned too.
+      alignment: of a related section, (3, 3) from its full-resolution pixels to those of the section that it is related
+        to; None where it is found.
       layout: of ``lay_out``; None, which is far apart, where nobody has decided.
 
     Raises:
       InputError: the split, the panel, the encoder, a cache that is there already or a related section does not fit.
     """
 
-    def __init__(self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = ()):
+    def __init__(
+        self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = (),
+        alignment: np.ndarray | None = None,
+    ):  # fmt: skip
         config = with_absolute_split(config)
-        self.adata, self.config, self.related = adata, config, list(related)
+        self.adata, self.config, self.related, self.alignment = adata, config, list(related), alignment
         self.layout = None
         info = adata.uns["spabit"]
         self.name = info["name"]
@@ -124,6 +151,24 @@ class Prepared:
                 without = other.name if self.windows else self.name
                 raise InputError(f"section {without} has no image, others have: leave out the one or the others")
             check_shares_genes(other.adata, self.adata, self.genes)
+            if other.alignment is not None:
+                self._check_alignment(other)
+
+    def _check_alignment(self, other: Prepared) -> None:
+        """Raises InputError where the alignment of a related section puts none of its spots among this one's."""
+        xy, placed = np.asarray(self.adata.obsm["spatial"]), other.aligned()
+        (left, top), (right, bottom) = xy.min(axis=0), xy.max(axis=0)
+        if not ((placed >= [left, top]) & (placed <= [right, bottom])).all(axis=1).any():
+            raise InputError(
+                f"the alignment of section {other.name} puts none of its spots on section {self.name}, which lies from "
+                f"({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}): is it from the pixels of the former to these?"
+            )
+
+    def aligned(self) -> np.ndarray | None:
+        """(N, 2) spots in full-resolution pixels of the section that this is related to, if an alignment is known."""
+        if self.alignment is None:
+            return None
+        return np.asarray(self.adata.obsm["spatial"]) @ self.alignment[:2, :2].T + self.alignment[:2, 2]
 
     @property
     def test_spots(self) -> np.ndarray:
@@ -144,6 +189,7 @@ class Prepared:
         """What decides on results besides the configuration: JSON; the features must be in the cache."""
         own_split = is_own_split(self.config.data.split)
         described = {"split_sha256": hashlib.sha256(self.is_train.tobytes()).hexdigest()} if own_split else {}
+        described |= {} if self.alignment is None else {"alignment": self.alignment.tolist()}
         described |= {
             "counts_and_positions": content_hash(self.adata),
             "genes": self.genes,
@@ -184,7 +230,7 @@ class Prepared:
             return self._apart
         from spabit_jax.data.joined import registered
 
-        return registered(*self._apart, self._sizes, self.layout)
+        return registered(*self._apart, self._sizes, self.layout, [other.aligned() for other in self.related])
 
     def lay_out(self, layout: float) -> None:
         """Puts related sections where they lie on this one, in planes so many pitches apart; ``APART`` or ``ALONE``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from spabit_jax.config import CONFIGS, Config
@@ -18,7 +19,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import check_format, check_whole, first_difference, is_whole, read_json, replacing, write_or_match
 from spabit_jax.models import MODELS
 from spabit_jax.readers import read_section
-from spabit_jax.readers.tables import reading
+from spabit_jax.readers.tables import check_affine, reading
 from spabit_jax.training.losses import LOSSES
 
 LOCK = ".run.lock"  # of the command that writes into the folder
@@ -151,7 +152,7 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
     paths = section.get("related", [])
     related = [
         Prepared(read_section(path, **section["reading_related"]), _of_its_time(config.of_related(), was), encoder,
-               cache_dir)
+                 cache_dir, alignment=_alignment(run, was))
         for path, was in zip(paths, before.get("related", []), strict=True)
     ]  # fmt: skip
     adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
@@ -163,6 +164,15 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
         where = first_difference(before, now, "inputs")
         raise InputError(f"{section['path']} is not what {run} was trained on, {where}: put it back, or run again")
     return prepared
+
+
+def _alignment(run: Path, described: dict) -> np.ndarray | None:
+    """That of a related section, as ``Prepared.describe`` wrote it."""
+    if "alignment" not in described:
+        return None
+    path = run / "config.json"
+    with reading(path, "an alignment", "run again, into another --out"):
+        return check_affine(np.array(described["alignment"], np.float64), path)
 
 
 def _of_its_time(config: Config, described: dict) -> Config:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +98,35 @@ def read_positions_10x(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: {table.shape[1]} columns where {','.join(POSITIONS_10X)} are needed")
     table.columns = ["barcode", "in_tissue", "array_row", "array_col", "y", "x"]
     return check_positions(table.set_index("barcode"), path)
+
+
+def read_affine(path: Path) -> np.ndarray:
+    """Reads an affine matrix: 2 or 3 rows of 3 numbers, separated by commas, tabs or spaces, or a list of them in JSON.
+
+    Returns:
+      (3, 3), which maps (x, y, 1) of one image to that of another; its last row is 0, 0, 1.
+
+    Raises:
+      InputError: unreadable, of another shape, or not to be inverted.
+    """
+    with reading(path, "an affine matrix"):
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text())
+        else:
+            rows = [re.split(r"[\s,;]+", line.strip(" ,;\t")) for line in path.read_text().splitlines() if line.strip()]
+        matrix = np.array(rows, np.float64)
+    return check_affine(matrix, path)
+
+
+def check_affine(matrix: np.ndarray, path: Path) -> np.ndarray:
+    """As ``read_affine``, of a matrix (2, 3) or (3, 3)."""
+    if matrix.shape not in ((2, 3), (3, 3)):
+        raise InputError(f"{path}: a matrix of shape {matrix.shape} where (3, 3) or (2, 3) is needed")
+    matrix = np.concatenate([matrix, [[0, 0, 1]]])[[0, 1, -1 if len(matrix) == 2 else 2]]
+    affine = np.isfinite(matrix).all() and np.allclose(matrix[2], [0, 0, 1])
+    if not affine or np.linalg.matrix_rank(matrix) < 3:
+        raise InputError(f"{path}: not an affine matrix that can be inverted: its last row must be 0,0,1")
+    return matrix
 
 
 def check_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.assemble import NO_IMAGE, Images, assemble, make_names_unique
 from spabit_jax.readers.lattice import cell_squares, squares
 from spabit_jax.readers.samples import Samples, by_prefix, one_sample
-from spabit_jax.readers.tables import check_positions, reading
+from spabit_jax.readers.tables import check_positions, read_affine, reading
 from spabit_jax.readers.visium import read_10x, root
 
 LOOKS_FOR = "a folder (or its outs/) with cell_feature_matrix.h5, cells.parquet and experiment.xenium"
@@ -61,7 +61,8 @@ def read(
     Args:
       positions: table of cells instead of ``cells.parquet``, with columns cell_id, x_centroid, y_centroid (µm).
       spot_um: width of the squares over which counts are summed; a spot for each cell if None.
-      alignment: (3, 3) matrix as CSV, from pixels of the H&E image to Xenium's; default ``*imagealignment.csv``.
+      alignment: (3, 3) matrix (``tables.read_affine``) from pixels of the H&E image to Xenium's; default
+        ``*imagealignment.csv``.
     """
     folder = root(path)
     files = _of_one_sample(path, name)
@@ -77,7 +78,7 @@ def read(
             f"{folder}: no *imagealignment.csv that places the cells on {image.name}: give --alignment=FILE"
         )
     pixel_um = _pixel_um(files.get("experiment"), folder)
-    to_image = np.eye(3) if alignment is None else np.linalg.inv(_read_alignment(alignment))
+    to_image = np.eye(3) if alignment is None else np.linalg.inv(read_affine(alignment))
     um_per_px = pixel_um / abs(np.linalg.det(to_image)) ** 0.5
 
     counts, cells = read_10x(counts_path), _read_cells(cells_path)
@@ -125,18 +126,6 @@ def _pixel_um(path: Path | None, folder: Path) -> float:
     if not 0 < pixel_um < np.inf:
         raise InputError(f"{path}: a pixel_size of {pixel_um:g} µm: correct it")
     return pixel_um
-
-
-def _read_alignment(path: Path) -> np.ndarray:
-    """(3, 3), from pixels of the H&E image to pixels of Xenium's."""
-    with reading(path, "an alignment matrix"):
-        matrix = pd.read_csv(path, header=None).to_numpy(np.float64)
-    if matrix.shape != (3, 3):
-        raise InputError(f"{path}: an alignment matrix of shape {matrix.shape} where (3, 3) is needed")
-    affine = np.isfinite(matrix).all() and np.allclose(matrix[2], [0, 0, 1])
-    if not affine or np.linalg.matrix_rank(matrix) < 3:
-        raise InputError(f"{path}: not an affine alignment that can be inverted: its last row must be 0,0,1")
-    return matrix
 
 
 def _read_cells(path: Path) -> pd.DataFrame:

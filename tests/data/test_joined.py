@@ -8,6 +8,7 @@ import pytest
 from scipy import sparse
 from scipy.spatial.distance import cdist
 
+import spabit_jax as sj
 from spabit_jax.data.components import NoImage
 from spabit_jax.data.joined import APART, align, join, join_features, registered
 from spabit_jax.data.prepared import ALONE, Prepared
@@ -159,7 +160,7 @@ def test_sisters_are_put_where_they_lie(section_data, tiny_config):
     pair = Section(*(None if a is None or b is None else np.concatenate([a, b]) for a, b in zip(one, one, strict=True)))
     pair = pair._replace(xy=np.concatenate([one.xy, turned]).astype(np.float32))
     frame = Frame(np.array([50.0, 70.0]), 20.0, NoImage(), Context.of(pair.xy, pair.is_train, 8))
-    section, found = registered(pair, frame, [n, n], distance=3.0)
+    section, found = registered(pair, frame, [n, n], 3.0, [None])
     np.testing.assert_allclose(section.xy[:n], np.pad(one.xy, ((0, 0), (0, 1))), atol=1e-6)
     np.testing.assert_allclose(section.xy[n:], section.xy[:n] + [0, 0, 3], atol=0.3)
     assert (section.context[:n] >= n).any() and (section.context[:n] < n).any()
@@ -167,6 +168,36 @@ def test_sisters_are_put_where_they_lie(section_data, tiny_config):
     np.testing.assert_allclose(places.xy, section.xy[:n], atol=1e-5)
     test = ~section.is_train[:n]
     np.testing.assert_array_equal(places.context[test], section.context[:n][test])
+
+
+def test_a_sister_is_put_where_its_alignment_says(sections, tiny_config, tmp_path):
+    """From its pixels, which are 1.5 times as small, mirrored; the run's config.json knows the matrix again."""
+    joint = prepared(sections, tiny_config, tmp_path)
+    matrix = np.array([[-2 / 3, 0, 200.0], [0, 2 / 3, 10.0]])
+    (tmp_path / "a.csv").write_text("\n".join("\t".join(map(str, row)) for row in matrix))
+    (tmp_path / "a.json").write_text(str(np.vstack([matrix, [0, 0, 1]]).tolist()))
+    adata, sister = joint.adata, joint.related[0].adata
+    related_to = {"related": [sister], "cache_dir": tmp_path / "cache"}
+    for given in ([tmp_path / "a.csv"], [str(tmp_path / "a.json")], [matrix]):
+        section = sj.prepare(adata, tiny_config, related_alignment=given, **related_to)
+        section.lay_out(2.0)
+        n = adata.n_obs
+        wanted = (np.asarray(sister.obsm["spatial"]) @ matrix[:, :2].T + matrix[:, 2] - adata.obsm["spatial"][0]) / 20
+        found = section.section().xy
+        np.testing.assert_allclose(found[n:, :2] - found[0, :2], wanted, atol=1e-4)
+        assert set(found[n:, 2].tolist()) == {2.0}
+    described = section.describe()
+    assert described["related"][0]["alignment"] == [*matrix.tolist(), [0, 0, 1]]
+    assert described != joint.describe()
+    (tmp_path / "bad.csv").write_text("1,2\n3,4\n")
+    for given, message in [
+        ([matrix + [[0, 0, 9e4]] * 2], "puts none of its spots on section S1, which lies from"),
+        ([0 * matrix], "not an affine matrix"),
+        ([tmp_path / "bad.csv"], r"bad.csv: a matrix of shape \(2, 2\)"),
+        ([None, matrix], "2 alignments for 1 related sections"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            sj.prepare(adata, tiny_config, related_alignment=given, **related_to)
 
 
 def test_related_sections_are_laid_out_as_held_out_train_spots_say(sections, tiny_config, tmp_path, monkeypatch):

@@ -276,3 +276,13 @@ def test_bad_files(tmp_path, pixels):
         with pytest.raises(InputError, match=match) as error:
             open_image(tmp_path / name).read(0, 0, WIDTH, HEIGHT)
         assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_colours_that_only_jpeg_holds_apart(tmp_path):
+    """YCbCr in any other compression is stored as it is, and would be taken for RGB."""
+    pixels = np.full((32, 32, 3), (200, 60, 120), np.uint8)
+    Image.fromarray(pixels).convert("YCbCr").save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="a.tif: a TIFF in YCBCR colours that are not JPEG: convert it to RGB"):
+        open_image(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", pixels, photometric="rgb", compression="jpeg", tile=(16, 16))
+    assert np.abs(open_image(tmp_path / "b.tif").read(0, 0, 32, 32).astype(int) - pixels).max() < 8

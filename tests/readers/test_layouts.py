@@ -65,6 +65,28 @@ def test_turned_table_and_adjusted_names(legacy_st):
     np.testing.assert_array_equal(adata.X.toarray(), legacy_st.counts.loc[legacy_st.spots])
 
 
+@pytest.mark.parametrize("form", ["X{}x{}", "{}_{}", "{}.0x{}.0", "X{}_{}"])
+def test_places_however_names_write_them(legacy_st, form):
+    legacy_st.counts.index = [form.format(*name.split("x")) for name in legacy_st.counts.index]
+    legacy_st.spots = [form.format(*name.split("x")) for name in legacy_st.spots]
+    adata = read_section(legacy_st.write())
+    assert list(adata.obs_names) == legacy_st.spots
+    np.testing.assert_array_equal(adata.X.toarray(), legacy_st.counts.loc[legacy_st.spots])
+    names = adata.obs[["array_col", "array_row"]].to_numpy()
+    np.testing.assert_allclose(adata.obsm["spatial"], 40.5 * names)
+
+
+@pytest.mark.parametrize(
+    ("counts", "positions"),
+    [("C2.csv", "C2_selection.csv"), ("C2.txt", "spot_data-all-C2.tsv"), ("C2.csv.gz", "alignment_table_C2.csv")],
+)
+def test_legacy_tables_of_other_endings(legacy_st, tmp_path, counts, positions):
+    legacy_st.path = tmp_path / counts
+    legacy_st.counts.to_csv(legacy_st.path, sep=";" if counts == "C2.txt" else ",")
+    legacy_st.table.to_csv(tmp_path / positions, index=False)
+    assert_legacy(read_section(legacy_st.path), legacy_st)
+
+
 def test_spots_whose_names_are_their_coordinates(tmp_path, caplog):
     rng = np.random.default_rng(0)
     xy = np.array([(x, y) for x in range(3, 9) for y in range(5, 10)]) + rng.uniform(-0.05, 0.05, (30, 2)).round(3)
@@ -160,6 +182,25 @@ def test_segmented_visium_hd(segmented):
         read_section(folder)
 
 
+@pytest.mark.parametrize("outlines", ["graphclust_annotated_cell", "nucleus"])
+def test_other_outlines_of_cells(segmented, outlines):
+    """The same cells: with the clusters in them, those of the nuclei, gzipped; and GEO's prefix before each name."""
+    folder, xy, counts = segmented
+    text = (folder / "cell_segmentations.geojson").read_bytes()
+    for file in folder.glob("*.geojson"):
+        file.unlink()
+    (folder / f"{outlines}_segmentations.geojson.gz").write_bytes(gzip.compress(text))
+    for file in [*folder.glob("*.*"), *folder.glob("spatial/*")]:
+        file.rename(file.with_name(f"GSM1_S1_{file.name}"))
+    Image.new("RGB", (30, 20)).save(folder.parent / "another_image.png")
+    moved = folder.rename(folder.with_name("GSM1"))
+    adata = read_section(moved)
+    cell = np.array([int(name[7:16]) - 1 for name in adata.obs_names])
+    np.testing.assert_allclose(adata.obsm["spatial"], xy[cell])
+    np.testing.assert_array_equal(adata.X.toarray(), counts[cell])
+    assert adata.uns["spabit"]["image_path"].endswith("GSM1_S1_tissue_hires_image.png")  # none from beside it
+
+
 def test_bins_come_before_cells(segmented, visium_hd):
     folder, _, _ = segmented
     shutil.move(visium_hd.write() / "binned_outputs", folder.parent)
@@ -203,14 +244,15 @@ def test_names_of_the_he_image(xenium, image, alignment):
     np.testing.assert_allclose(adata.obsm["spatial"], xenium.xy[order])
 
 
-@pytest.mark.parametrize("kind", ["rgba", "float", "gray"])
+@pytest.mark.parametrize("kind", ["rgba", "float", "gray", "channels first"])
 def test_images_within_an_h5ad_are_used_at_their_scale(visium, tmp_path, kind):
     folder = read_section(visium.write())
     adata = folder.copy()
     del adata.uns["spabit"]
     pixels = adata.uns["spatial"]["S1"]["images"].pop("hires")
     opaque = np.full((*pixels.shape[:2], 1), 255, np.uint8)
-    kinds = {"rgba": np.concatenate([pixels, opaque], axis=2), "float": pixels / 255, "gray": pixels[..., 0]}
+    kinds = {"channels first": np.moveaxis(pixels, 2, 0)}
+    kinds |= {"rgba": np.concatenate([pixels, opaque], axis=2), "float": pixels / 255, "gray": pixels[..., 0]}
     adata.uns["spatial"]["S1"]["images"]["hires"] = kinds[kind]
     adata.write_h5ad(tmp_path / "S1.h5ad")
     for source in (tmp_path / "S1.h5ad", adata):

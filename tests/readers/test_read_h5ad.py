@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
 
 
@@ -76,3 +77,35 @@ def test_h5ad_of_a_section_says_all_that_its_files_said(visium, tmp_path, full):
         assert np.array_equal(again.uns["spabit"][key], adata.uns["spabit"][key]), key
     other = visium.image("other.png")
     assert read_section(tmp_path / "kept.h5ad", image=other).uns["spabit"]["image_scale"] == 1
+
+
+@pytest.mark.parametrize("place", ["X_spatial", "obs", "obs, of R", "frame, of R"])
+def test_h5ad_finds_places(visium, place):
+    wanted = read_section(visium.write())
+    adata = wanted.copy()
+    del adata.uns["spabit"]
+    xy = pd.DataFrame(adata.obsm.pop("spatial"), adata.obs_names, ["pxl_col_in_fullres", "pxl_row_in_fullres"])
+    if "R" in place:
+        xy.columns = ["imagecol", "imagerow"]
+    xy = xy.iloc[:, ::-1]  # y first
+    if place == "X_spatial":
+        adata.obsm["X_spatial"] = xy.to_numpy()[:, ::-1]
+    elif place == "frame, of R":
+        adata.obsm["spatial"] = xy
+    else:
+        adata.obs[xy.columns] = xy
+    np.testing.assert_array_equal(read_section(adata, name="S1").obsm["spatial"], wanted.obsm["spatial"])
+    del adata.obsm, adata.obs
+    with pytest.raises(InputError, match="nor columns pxl_col_in_fullres, pxl_row_in_fullres in obs"):
+        read_section(adata)
+
+
+def test_h5ad_says_what_it_does_not_use(visium, caplog):
+    adata = read_section(visium.write()).copy()
+    del adata.uns["spabit"], adata.uns["spatial"]["S1"]["scalefactors"]
+    assert "image_path" not in read_section(adata, name="S1").uns["spabit"]
+    assert "no tissue_…_scalef for its image hires, lowres: it is not used" in caplog.text
+    adata.layers["umi"] = adata.X.copy()
+    adata.X = adata.X.log1p()
+    with pytest.raises(InputError, match=r"layers\['umi'\] may be, then call it counts"):
+        read_section(adata)

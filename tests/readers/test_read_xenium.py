@@ -103,6 +103,26 @@ def test_image_and_alignment_from_elsewhere(xenium, tmp_path):
     assert adata.uns["spabit"]["name"] == "S" and "image_path" in adata.uns["spabit"]
 
 
+@pytest.mark.parametrize("form", ["tabs", "spaces", "two rows"])
+def test_an_alignment_however_it_is_written(xenium, form):
+    xenium.write()
+    rows = xenium.alignment[: 2 if form == "two rows" else 3]
+    np.savetxt(xenium.folder / "S_he_imagealignment.csv", rows, delimiter={"tabs": "\t", "spaces": " "}.get(form, ","))
+    adata = read_section(xenium.folder)
+    order = [xenium.ids.index(name) for name in adata.obs_names]
+    np.testing.assert_allclose(adata.obsm["spatial"], xenium.xy[order])
+
+
+def test_the_image_lies_beside_outs(xenium):
+    """As 10x publishes it, beside the folder's archive; whichever of the two folders is given."""
+    xenium.write()
+    (xenium.folder / "outs").mkdir()
+    for name in ("cell_feature_matrix.h5", "cells.parquet", "experiment.xenium"):
+        (xenium.folder / name).rename(xenium.folder / "outs" / name)
+    for folder in (xenium.folder, xenium.folder / "outs"):
+        assert read_section(folder).uns["spabit"]["image_path"].endswith("S_he_image.ome.tif")
+
+
 def test_errors(xenium, tmp_path):
     def error(**kwargs) -> str:
         with pytest.raises(InputError) as caught:
@@ -113,10 +133,9 @@ def test_errors(xenium, tmp_path):
     folder = xenium.write()
     for matrix, words in [
         (np.eye(4), "shape (4, 4) where (3, 3)"),
-        (xenium.alignment[:2], "shape (2, 3)"),
         (np.diag([1, 1, 2.0]), "last row"),
         (np.diag([1, 0, 1.0]), "can be inverted"),
-        ([["a"] * 3] * 3, "cannot be read as an alignment"),
+        ([["a"] * 3] * 3, "cannot be read as an affine matrix"),
     ]:
         path = xenium.align(matrix)
         message = error()

@@ -75,6 +75,51 @@ def test_nothing_is_taken_from_another_sample(two, visium):
     assert "hires" in read_section(two, name="S2", positions=visium.positions()).uns["spabit"]["image_path"]
 
 
+def test_files_whose_prefix_is_a_part_of_the_samples(two, visium):
+    """GEO puts its own number before the counts alone; of which sample the others are shows all the same."""
+    for file in [*two.glob("GSM2_S2_tissue_positions*"), *two.glob("GSM2_S2_scalefactors*")]:
+        file.rename(two / file.name.removeprefix("GSM2_"))
+    assert_visium(read_section(two, name="S2"), visium)
+    for file in two.glob("S2_*"):
+        file.rename(two / file.name.replace("S2_", "S_"))
+    assert "no positions of GSM2_S2" in error(two, name="S2")
+
+
+def test_an_archive_beside_the_counts_is_named(two):
+    (two / "GSM2_S2_tissue_positions_list.csv.gz").unlink()
+    (two / "GSM1_S1_spatial.tar.gz").touch()
+    assert error(two, name="S2").endswith("give --positions")  # that of another sample does not count
+    (two / "GSM2_S2_spatial.tar.gz").touch()
+    assert error(two, name="S2").endswith("unpack GSM2_S2_spatial.tar.gz there")
+
+
+@pytest.mark.parametrize("of", ["counts", "positions"])
+def test_barcodes_that_have_lost_their_end(visium, of):
+    visium.write()
+    bare = visium.table["barcode"].str.removesuffix("-1")
+    if of == "positions":
+        visium.table["barcode"] = bare
+    else:
+        visium.h5([barcode.removesuffix("-1") for barcode in visium.barcodes])
+    visium.positions()
+    adata = read_section(visium.folder)
+    np.testing.assert_array_equal(adata.X.toarray(), visium.truth)
+    visium.table["barcode"] = bare + "-2"  # of another sample
+    visium.positions()
+    assert "share no spot" in error(visium.folder)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_positions_of_other_separators(visium, separator):
+    visium.write()
+    (visium.folder / "spatial/tissue_positions_list.csv").unlink()
+    for name, header in (("tissue_positions.csv", True), ("tissue_positions_list.txt", False)):
+        visium.table.to_csv(visium.folder / "spatial" / name, sep=separator, index=False, header=header)
+        assert_visium(read_section(visium.folder), visium)
+        assert_visium(read_section(visium.folder / "spatial" / name), visium)  # the section around it
+        (visium.folder / "spatial" / name).unlink()
+
+
 def test_one_sample_needs_no_name(visium, tmp_path):
     visium.write()
     flat(visium, tmp_path / "one", "GSM1_S1", zipped=())
@@ -185,6 +230,28 @@ def test_one_section_of_a_concatenated_h5ad(joined, tmp_path):
     assert read_section(path, name="B").uns["spabit"]["image_path"] != str(tmp_path / "ab.png")
     assert "(A, B)" in error(adata)
     assert read_section(adata, name="A").n_obs == 30
+
+
+@pytest.mark.parametrize("column", ["orig.ident", "Sample.ID", "sampleName", "slide", "patient_id", "whatever"])
+def test_columns_that_tell_sections_apart(joined, column):
+    adata, parts = joined
+    adata.obs = adata.obs.rename(columns={"sample": column})
+    assert f'obs["{column}"] (A, B)' in error(adata)
+    np.testing.assert_array_equal(read_section(adata, name="B").X.toarray(), parts["B"].X)
+    del adata.uns["spatial"]
+    if column == "whatever":  # only the names of the libraries said what it is
+        assert "share array places" in error(adata, name="B")
+    else:
+        assert read_section(adata, name="B").n_obs == 30
+
+
+def test_a_library_that_is_several_sections_itself(joined):
+    adata, _ = joined
+    adata.obs["batch"] = "one"
+    adata.obs = adata.obs.rename(columns={"sample": "cut"})
+    more = anndata.concat([adata, adata[:5].copy()], index_unique="-")
+    more.obs["batch"] = [*["one"] * 60, *["two"] * 5]
+    assert "share array places" in error(more, name="one")
 
 
 def test_sections_that_no_column_tells_apart(joined):
