@@ -33,7 +33,7 @@ def main() -> None:
 
     distributed.join(cli.FLAGS.distributed)  # before anything asks JAX for devices
     from spabit_jax.data.features import encoder_name
-    from spabit_jax.data.prepared import Prepared, read_alignments
+    from spabit_jax.data.prepared import Prepared, for_section, read_alignments
 
     config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
     encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
@@ -41,7 +41,8 @@ def main() -> None:
         if cli.FLAGS["encoder"].present:
             raise InputError("give --encoder or --features, not both")
         encoder = encoder_name(cli.FLAGS.features)
-    adata, of_related = cli.read_flagged_section(), config.of_related()
+    adata = cli.read_flagged_section()
+    of_related = for_section(config, adata).of_related()
     alignments = read_alignments(cli.FLAGS.related, cli.FLAGS.related_alignment)
     related = [
         Prepared(other, of_related, encoder, cache_dir, alignment=alignment)

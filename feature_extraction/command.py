@@ -23,7 +23,7 @@ from spabit_jax.presets import PRESETS
 FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")
 # Flags that are arguments of read_section
-READING = ("format", "name", "bin_um", "spot_um", "swap_xy", "turn", "image_scale", *FILES)
+READING = ("format", "name", "bin_um", "spot_um", "um_per_px", "swap_xy", "turn", "image_scale", *FILES)
 # What a shell may set for another project, as it is by default: all here is in float32.
 JAX_SETTINGS = {
     "JAX_ENABLE_X64": "0",
@@ -112,7 +112,8 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_string("positions", None, "Positions file, instead of the one that is found.")
     flags.DEFINE_string("labels", None, "File with a label for each spot, instead of the one that is found.")
     flags.DEFINE_integer("bin_um", None, "Visium HD: size of the bins in µm (default 8).")
-    flags.DEFINE_float("spot_um", None, "Xenium: sum cells over squares of this width in µm (default: each cell).")
+    flags.DEFINE_float("spot_um", None, "Xenium: sum cells over squares of this width in µm. Image: of a spot.")
+    flags.DEFINE_float("um_per_px", None, "An image alone as the section: µm of a pixel.")
     flags.DEFINE_string("alignment", None, "Xenium: file of the 3 x 3 matrix from H&E pixels to Xenium's pixels.")
     flags.DEFINE_boolean("swap_xy", False, "Exchange x and y of the spots: the positions are transposed.")
     flags.DEFINE_string("encoder", "stain", "Image encoder, or several as stain+nuclei; an unknown name lists all.")
@@ -185,6 +186,8 @@ def read_related_sections():
 def how_to_read_related() -> dict:
     """What ``read_section`` is given for ``--related``: what is not of a single section. JSON, for config.json."""
     given = {name: FLAGS[name].value for name in ("bin_um", "spot_um")}
+    if FLAGS.um_per_px is not None:  # --section is an image, of which --spot_um is
+        given["spot_um"] = None
     return given | ({"image": "none"} if FLAGS.image == "none" else {})
 
 

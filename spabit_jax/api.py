@@ -16,7 +16,7 @@ from spabit_jax.config import Config
 from spabit_jax.data import locations
 from spabit_jax.data.features import encoder_name
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.prepared import Prepared, read_alignments
+from spabit_jax.data.prepared import Prepared, for_section, read_alignments
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import register_member
 from spabit_jax.ensemble.predictor import Model
@@ -63,12 +63,13 @@ def prepare(
     config = Config() if config is None else config.validate()
     encoder = encoder if features is None else encoder_name(features)
     keep_compiled(Path(cache_dir) / "compiled")
-    alignments, of_related = read_alignments(related, related_alignment), config.of_related()
+    adata, alignments = _read(section), read_alignments(related, related_alignment)
+    of_related = for_section(config, adata).of_related()
     others = [
         Prepared(_read(other), of_related, encoder, str(cache_dir), alignment=alignment)
         for other, alignment in zip(related, alignments, strict=True)
     ]
-    prepared = Prepared(_read(section), config, encoder, str(cache_dir), others)
+    prepared = Prepared(adata, config, encoder, str(cache_dir), others)
     prepared.extract()
     return prepared
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 from anndata import AnnData
+from scipy import sparse
 
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config, is_own_split
@@ -55,6 +56,21 @@ def read_alignments(related: Sequence, given: Sequence) -> list[np.ndarray | Non
     return found
 
 
+def for_section(config: Config, adata: AnnData) -> Config:
+    """The configuration for this section: of one without genes, an image alone, the split is ``image_only``."""
+    return config if adata.n_vars else config.with_data(split="image_only")
+
+
+def _with_genes(adata: AnnData, related: Sequence[Prepared]) -> AnnData:
+    """A section without genes with those of its first related section, and no counts."""
+    if not related:
+        name = adata.uns["spabit"]["name"]
+        raise InputError(f"section {name} is an image alone: give sections to learn from, --related=A,B")
+    var = related[0].adata.var
+    counts = sparse.csr_matrix((adata.n_obs, len(var)), dtype=np.float32)
+    return AnnData(counts, obs=adata.obs, var=var, obsm=dict(adata.obsm), uns=dict(adata.uns))
+
+
 def transposed_crop(adata: AnnData, config: Config) -> bool:
     """Whether the fault ``transposed_crop`` is on and has an effect on this section."""
     return config.faults.transposed_crop and adata.uns["spabit"]["format"] in ROW_FIRST_FORMATS
@@ -75,6 +91,7 @@ class Prepared:
       related: the inputs of other sections, from whose train spots is learned too.
       alignment: of a related section, (3, 3) from its full-resolution pixels to those of the section that it is related
         to; None where it is found.
+      measured: whether the section has counts at all; an image alone has none.
       layout: of ``lay_out``; None, which is far apart, where nobody has decided.
 
     Raises:
@@ -85,7 +102,9 @@ class Prepared:
         self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = (),
         alignment: np.ndarray | None = None,
     ):  # fmt: skip
-        config = with_absolute_split(config)
+        config, self.measured = for_section(with_absolute_split(config), adata), adata.n_vars > 0
+        if not self.measured:
+            adata = _with_genes(adata, related)
         self.adata, self.config, self.related, self.alignment = adata, config, list(related), alignment
         self.layout = None
         info = adata.uns["spabit"]
@@ -169,6 +188,11 @@ class Prepared:
         if self.alignment is None:
             return None
         return np.asarray(self.adata.obsm["spatial"]) @ self.alignment[:2, :2].T + self.alignment[:2, 2]
+
+    @property
+    def split(self) -> np.ndarray:
+        """(N,) words: train, test, or new where nothing is measured."""
+        return np.where(self.is_train, "train", "test" if self.measured else "new")
 
     @property
     def test_spots(self) -> np.ndarray:
@@ -293,7 +317,9 @@ class Prepared:
         return neighbour_coordinates(self.adata, self.config)
 
     def truth(self) -> np.ndarray:
-        """(N, G) measured expression of every spot: for metrics, and for nothing before them."""
+        """(N, G) measured expression of every spot, NaN without a measurement: for metrics, and nothing before them."""
+        if not self.measured:
+            return np.full((self.adata.n_obs, len(self.genes)), np.nan, np.float32)
         return self.scale.expression(self.counts(), self.totals)
 
     @property

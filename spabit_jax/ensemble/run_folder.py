@@ -25,7 +25,7 @@ from spabit_jax.training.losses import LOSSES
 LOCK = ".run.lock"  # of the command that writes into the folder
 MOST_SEEDS = 1000
 READING = dict.fromkeys(("format", "name", "image", "positions", "labels", "alignment"), str | NoneType)
-READING |= dict.fromkeys(("bin_um", "spot_um", "image_scale"), int | float | NoneType)
+READING |= dict.fromkeys(("bin_um", "spot_um", "um_per_px", "image_scale"), int | float | NoneType)
 READING |= {"swap_xy": bool | NoneType, "turn": str | int | NoneType}  # what read_section is given, and its types
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "jraph", "orbax-checkpoint", "numpy", "anndata")
 

@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from spabit_jax.config import LONGEST_NAME, is_path_component
 from spabit_jax.errors import InputError
-from spabit_jax.readers import h5ad, pairs, reference, segmented, spatialdata, st, visium, visium_hd, xenium
+from spabit_jax.readers import h5ad, pairs, picture, reference, segmented, spatialdata, st, visium, visium_hd, xenium
 from spabit_jax.readers.assemble import NO_IMAGE
 from spabit_jax.readers.nearest import around, nearest
 from spabit_jax.readers.orientation import check_image, place_image
@@ -32,6 +32,7 @@ FORMATS = {
     "xenium": xenium,
     "reference": reference,
     "visium": visium,
+    "picture": picture,
 }
 
 _NOT_A_NAME = re.compile(r"outs|binned_outputs|segmented_outputs|square_\d+um")
@@ -50,13 +51,14 @@ def read_section(
     swap_xy: bool = False,
     turn: str | int | None = None,
     image_scale: float | None = None,
+    um_per_px: float | None = None,
 ) -> AnnData:
     """Reads one section.
 
     Args:
       path: a folder (SpatialData: NAME.zarr), or its counts' .h5; for legacy ST the counts file ``NAME.tsv[.gz]``; a
-        .h5ad file; or an AnnData in memory, with what a .h5ad file holds (of the other arguments it takes ``name`` and
-        those of images).
+        .h5ad file; an image of which nothing else is known; or an AnnData in memory, with what a .h5ad file holds (of
+        the other arguments it takes ``name`` and those of images).
       format: a key of ``FORMATS``, or ``auto`` to find out.
       image: image file instead of the one that is found, or ``none`` for no image. It is taken to be in
         full-resolution pixels, unless its name has ``tissue_hires_image`` or ``tissue_lowres_image``, or it is as large
@@ -66,11 +68,13 @@ def read_section(
         label per spot in tissue; instead of the one that is found.
       bin_um: Visium HD, also as SpatialData: size of the bins, default 8.
       spot_um: Xenium: width of the squares over which the counts of cells are summed; None leaves cells as they are.
+        An image alone: diameter of a spot in the sections that are learned from, default 55.
       alignment: Xenium: file of the (3, 3) matrix from pixels of the H&E image to Xenium's, instead of the one found.
       swap_xy: exchange x and y of the spots, for a positions file that has them transposed.
       turn: how the image must be turned before the spots lie on it: ``90``, ``180`` or ``270`` degrees clockwise,
         ``mirror`` (left to right), or ``mirror+90`` and so on (mirrored, then turned).
       image_scale: image pixels per full-resolution pixel, where no file says it; 0.4 for an image 0.4 times as large.
+      um_per_px: an image alone: µm of a pixel.
       name: of several samples in a folder the prefix, of several in an .h5ad the library; else any name. Default:
         the file's stem, or the folder's name, or its parent's if that is ``outs`` or ``square_XXXum``.
 
@@ -110,7 +114,7 @@ def read_section(
     path, prefix = around(path)
     name = check_name((prefix or section_name(path)) if name is None else name)
     format = _find_out(path) if format == "auto" else format
-    options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment}
+    options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment, "um_per_px": um_per_px}
     options = {option: value for option, value in options.items() if value is not None}
     for option in options:
         if option not in getattr(FORMATS[format], "OPTIONS", ()):

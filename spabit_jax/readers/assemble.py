@@ -55,6 +55,7 @@ def assemble(
     images: Images = NO_IMAGES,
     square_um: float | None = None,
     um_per_px: float | None = None,
+    measured: bool = True,
 ) -> AnnData:
     """Puts a section together.
 
@@ -66,6 +67,7 @@ def assemble(
       labels: file, or labels indexed by barcode.
       square_um: pitch of a square lattice in µm.
       um_per_px: µm per full-resolution pixel where a file says so; else from the lattice.
+      measured: whether there must be counts.
 
     Returns:
       AnnData as ``spabit_jax.readers.read_section`` describes it.
@@ -102,7 +104,7 @@ def assemble(
     if label is not None:
         obs["label"] = label.reindex(obs.index).astype("category").cat.remove_unused_categories()
     adata = AnnData(sparse.csr_matrix(counts.X, dtype=np.float32)[row], obs=obs, var=counts.var.copy())
-    if not adata.X.nnz or not adata.X.sum() > 0:
+    if measured and not adata.X.sum() > 0:
         raise InputError(f"{counts_path}: all counts of the spots in tissue are 0: is it the right file?")
     adata.obsm["spatial"] = xy
     if len(xy) > 1 and not spot_pitch(xy) > LEAST_PITCH:
