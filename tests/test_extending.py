@@ -1,6 +1,7 @@
 """Runs the text of docs/EXTENDING.md."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 
@@ -67,6 +69,51 @@ def test_the_walkthrough_runs_as_written(simulated, tmp_path):
     assert set(alone) == {"gated", "trained"} and abs(alone["gated"] - alone["trained"]) > 1e-5
     predictions = anndata.read_h5ad(tmp_path / "gated" / "predictions.h5ad")
     assert predictions.uns["spabit"]["method"] == "gated"
+
+
+def commands(out: str) -> list[list[str]]:
+    """The page's commands ``experiments.run`` and ``experiments.predict`` of the run folder ``runs/<out>``."""
+    text = (ROOT / "docs" / "EXTENDING.md").read_text()
+    lines = re.findall(r"^python (-m experiments\.(?:run|predict) .*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines if re.search(rf"--(out|run)=runs/{out}\b", line)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("out", "file"),
+    [("with_nearest", "nearest.py"), ("colours", "colours.py"), ("counts", "counts.py"), ("features", None),
+     ("split", None)],
+)  # fmt: skip
+def test_the_commands_as_written(simulated, tmp_path, out, file):
+    """Each in a folder of its own, where files lie as the page has them; the run is predicted by another process."""
+    adata = sj.read_section(simulated)
+    adata.obs["fold"] = np.where(np.arange(adata.n_obs) % 3 == 0, "train", "test")
+    if file:
+        (tmp_path / file).write_text(block(file))
+    elif out == "features":
+        with h5py.File(tmp_path / "C2_features.h5", "w") as h5:
+            h5["features"] = np.asarray(adata.obsm["spatial"]) @ np.ones((2, 8)) / 500
+            h5["barcodes"] = np.array(adata.obs_names, "S")
+    adata.obs["fold"].to_csv(tmp_path / "C2_split.csv")
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    small = ["--config.data.n_genes=12", "--num_seeds=1", *["--patch_px=48"] * (out != "features")]
+    if out == "counts":
+        small += ["--config.model.members=spabit", "--config.train.epochs=2", "--config.train.chunk_epochs=2"]
+    found = commands(out)
+    assert [line[1] for line in found] == ["experiments.run", "experiments.predict"]
+    for line in found:
+        line = [f"--section={tmp_path / 'mine.h5ad'}" if a.startswith("--section=") else a for a in line]
+        done = in_folder(tmp_path, line + small * (line[1] == "experiments.run"))
+        assert done.returncode == 0, done.stderr
+        assert all((tmp_path / a.removeprefix("--out=")).exists() for a in line if a.startswith("--out="))
+    if file:
+        done = in_folder(tmp_path, [a for a in found[1] if not a.startswith("--config=")])
+        assert done.returncode == 2 and "--config=FILE" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def in_folder(folder, line):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *line], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ _COVERED = 0.25
 _CHANCE = 0.1
 _EXCHANGED = "mirror+270"  # the turn that exchanges x and y
 _SURE = 0.5  # a coverage by which a scale is told
-_SCALE_MARGIN = 0.1  # by how much it must be ahead of all ways round; on the same nine sections it was by 0.007
+# By how much it must be ahead of all ways round, and differ; on the same nine sections none was by more than 0.007.
+_SCALE_MARGIN = 0.1
 _BLACK = 16  # no tissue is darker: what lies outside of the glass
 _COLOURLESS = 20  # of 255, between the channels of a background that is one: not of pale tissue
 _BLANK = 3.0  # of 255, the standard deviation of a picture on which there is nothing
@@ -139,7 +140,7 @@ def check_image(adata: AnnData, swapped: bool) -> None:
     if not tissue.any() or tissue.all():
         if small.std(axis=(0, 1)).max() < _BLANK:
             logging.warning("%s: blank, one colour all over: give the right --image, or --image=none", slide.path)
-    elif scale == 1 and (found := _estimate(xy, tissue, scale, ways[best].coverage + _SCALE_MARGIN)):
+    elif scale == 1 and as_is.coverage and (found := _estimate(xy, tissue, scale, ways[best].coverage + _SCALE_MARGIN)):
         logging.warning(
             "%s: %s; the spots of %s cover its tissue better then", slide.path, found, info["positions_path"]
         )
@@ -200,9 +201,9 @@ def _estimate(xy: np.ndarray, tissue: np.ndarray, scale: float, least: float = 0
         return ""
     factors = np.geomspace(min(1, most) * 0.3, most, 61)
     coverages = [_coverage(xy * factor, tissue) for factor in factors]
-    if max(coverages) < max(least, _SURE):
-        return ""
     found = factors[int(np.argmax(coverages))] * scale
+    if max(coverages) < max(least, _SURE) or abs(found - scale) < _SCALE_MARGIN * scale:
+        return ""
     return f"it looks {found:.2g} times as large as the positions say: give its scale, about --image_scale={found:.2g}"
 
 

@@ -18,6 +18,7 @@ from spabit_jax.ensemble import related
 from spabit_jax.ensemble.related import lay_out_related
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import Context
+from spabit_jax.readers import read_section
 from spabit_jax.scale import total_counts
 from tests.experiments import small_run
 
@@ -215,6 +216,22 @@ def test_related_sections_are_laid_out_as_held_out_train_spots_say(sections, tin
     tiny_config.model.members, joint.layout = "spabit", None
     lay_out_related(joint)
     assert joint.layout is None  # a network that is trained on a section knows places on a plane only
+
+
+def test_an_image_alone_is_predicted(sections, tiny_config, tmp_path):
+    """Its genes are the sister's, all of whose spots are known; nothing is said to be measured."""
+    joint = prepared(sections, tiny_config, tmp_path)
+    image, tiny_config.model.members = tmp_path / "S1.png", "pretrained"
+    adata = read_section(image, um_per_px=5, name="alone")
+    with pytest.raises(InputError, match="alone is an image alone: give sections to learn from, --related=A,B"):
+        sj.prepare(adata, tiny_config, cache_dir=tmp_path / "cache")
+    section = sj.prepare(adata, tiny_config, related=[joint.related[0].adata], cache_dir=tmp_path / "cache")
+    assert not section.measured and section.config.data.split == "image_only" and not section.is_train.any()
+    assert section.related[0].is_train.all() and section.genes == section.related[0].genes
+    model = sj.fit(section, seeds=1)
+    for found in (model.predict(), model.predict("grid:2x")):
+        assert np.isfinite(found.X).all() and np.ptp(found.X, axis=0).max() > 0
+        assert np.isnan(found.layers["truth"]).all() and set(found.obs["split"]) == {"new"}
 
 
 def test_a_section_of_which_nothing_is_measured(sections, tiny_config, tmp_path):
