@@ -18,7 +18,7 @@ _FACE = {
     "InputError": "errors",
     "presets": "presets",
     **dict.fromkeys(("prepare", "fit", "load", "grid", "evaluate", "report"), "api"),
-    **dict.fromkeys(("register_encoder", "register_loss", "register_member"), "api"),
+    **dict.fromkeys(("register_callback", "register_encoder", "register_loss", "register_member"), "api"),
     **dict.fromkeys(("plot_calibration", "plot_scores"), "api"),
     "plot_gene": "evaluation.plots",
 }

@@ -28,10 +28,11 @@ from spabit_jax.files import keep_compiled
 from spabit_jax.readers import read_section
 from spabit_jax.run.workflow import Workflow
 from spabit_jax.training.devices import check_backend
+from spabit_jax.training.fit import register_callback
 from spabit_jax.training.losses import register_loss
 
 __all__ = ["evaluate", "fit", "grid", "load", "plot_calibration", "plot_scores", "prepare", "report"]
-__all__ += ["register_encoder", "register_loss", "register_member"]
+__all__ += ["register_callback", "register_encoder", "register_loss", "register_member"]
 
 
 def prepare(

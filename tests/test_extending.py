@@ -7,10 +7,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 import spabit_jax as sj
@@ -19,7 +21,7 @@ from feature_extraction import command, encoders
 from spabit_jax.config import Config
 from spabit_jax.ensemble import members
 from spabit_jax.run.workflow import save_predictions
-from spabit_jax.training import losses
+from spabit_jax.training import fit, losses
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,7 +41,7 @@ def preset(name: str, folder: Path):
 @pytest.fixture
 def tables():
     """What is registered within a test is forgotten after it."""
-    known = [(table, dict(table)) for table in (members.MEMBERS, losses.LOSSES, encoders.OWN)]
+    known = [(table, dict(table)) for table in (members.MEMBERS, losses.LOSSES, encoders.OWN, fit.CALLBACKS)]
     yield
     for table, before in known:
         table.clear()
@@ -208,6 +210,42 @@ def test_a_loss_of_ones_own_as_written(simulated, tables, tmp_path):
     del losses.LOSSES["negative_binomial"]
     with pytest.raises(sj.InputError, match="the loss 'negative_binomial', which is not registered"):
         sj.load(out)
+
+
+@pytest.mark.slow
+def test_losses_are_followed_as_written(simulated, tables, tmp_path, monkeypatch):
+    """In chunks, each epoch once, as the history has them; with a stand-in for the package, which tests do without."""
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def add_scalar(self, *values):
+            written.append((self.folder, *values))
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter))
+    config = small(preset("follow.py", tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config.model.members, config.train.epochs, config.train.chunk_epochs = "spabit", 5, 2
+    config.model.width = config.model.mlp_width = 16
+    config.model.n_context, config.model.depth, config.gat.heads, config.gat.head_width = 4, 0, 2, 4
+    section = sj.prepare(simulated, config, cache_dir=tmp_path / "cache")
+    history = sj.fit(section, seeds=2).history
+    table = pd.read_csv("losses.csv")
+    for seed in (0, 1):
+        wanted = history[history["seed"] == seed].reset_index(drop=True)
+        found = table[table["training"] == f"trained, seed {seed}"].reset_index(drop=True)
+        columns = ["epoch", "train_loss", "valid_loss"]
+        pd.testing.assert_frame_equal(found[columns], wanted[columns], rtol=1e-4, check_dtype=False)
+        steps = [step for folder, name, _, step in written if folder.endswith(f"seed {seed}") and name == "train_loss"]
+        assert steps == list(range(len(wanted)))
 
 
 def test_settings_of_ones_own_as_written(tmp_path):

@@ -27,6 +27,21 @@ from spabit_jax.files import is_whole, seal
 
 SECONDS_BETWEEN_CHECKPOINTS = 15
 
+# (title of a training, its losses in the last chunk); told, and nothing asked: no number depends on them
+Callback = Callable[[str, pd.DataFrame], None]
+CALLBACKS: dict[str, Callback] = {}
+
+
+def register_callback(name: str, tell: Callback) -> None:
+    """Has a function called after each chunk of epochs (``config.train.chunk_epochs``) of each network.
+
+    Args:
+      name: another function of that name is replaced.
+      tell: is given which training it is, as "trained, seed 0", and a table of the epochs of the chunk: epoch,
+        train_loss, valid_loss (NaN where there is none).
+    """
+    CALLBACKS[name] = tell
+
 
 class FitState(NamedTuple):
     """All of a training run: a pytree of arrays."""
@@ -136,10 +151,13 @@ def fit_seeds(
         while running := [i for i, state in enumerate(states) if not _ended(state)]:
             start = time.monotonic()
             n = min(chunk_epochs, n_epochs - min(int(states[i].epoch) for i in running))
+            before = [int(state.epoch) for state in states]
             states = jax.block_until_ready(chunk(states, data, keys, n))
             seconds = (time.monotonic() - start) / len(running)
             for i in running:
                 states[i] = _after_chunk(states[i], patience, seconds, titles[i])
+                if jax.process_index() == 0:
+                    _tell(titles[i], np.asarray(states[i].losses)[: int(states[i].epoch)], before[i])
             bar.update(sum(int(state.epoch) for state in states) - bar.n)
             due = time.monotonic() - last_saved > SECONDS_BETWEEN_CHECKPOINTS
             for i in running:
@@ -239,6 +257,12 @@ def _after_chunk(state: FitState, patience: int, seconds: float, title: str) -> 
             logging.info("%s: stopped after epoch %d, best was %d", title, len(losses) - 1, np.nanargmin(losses[:, 1]))
     seconds = jnp.float32(float(state.seconds) + seconds)
     return state._replace(stopped=jnp.asarray(stopped), seconds=seconds)
+
+
+def _tell(title: str, losses: np.ndarray, since: int) -> None:
+    table = losses_table("", 0, losses)[["epoch", "train_loss", "valid_loss"]].iloc[since:]
+    for tell in CALLBACKS.values():
+        tell(title, table)
 
 
 def losses_table(stage: str, seed: int, losses) -> pd.DataFrame:
