@@ -17,6 +17,7 @@ from spabit_jax.data import locations
 from spabit_jax.data.features import encoder_name
 from spabit_jax.data.locations import Locations
 from spabit_jax.data.prepared import Prepared, for_section, read_alignments
+from spabit_jax.data.way_round import check_way_round
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import register_member
 from spabit_jax.ensemble.predictor import Model
@@ -72,6 +73,7 @@ def prepare(
     ]
     prepared = Prepared(adata, config, encoder, str(cache_dir), others)
     prepared.extract()
+    check_way_round(prepared)
     return prepared
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from absl import logging
 
 from spabit_jax.data.prepared import Prepared
+from spabit_jax.data.way_round import check_way_round
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model
@@ -75,6 +76,7 @@ class Workflow:
         """Image features into the cache."""
         start = time.monotonic()
         self.prepared.extract(self.weights)
+        check_way_round(self.prepared)
         self._note_seconds("features", time.monotonic() - start)
 
     def gat(self) -> None:
