@@ -20,8 +20,11 @@ NAMED_PANELS = ("informative", "hvg", "train_spots", "reference")
 FEW = 3  # train spots: a gene that fewer have is in no named panel but the reference's
 CANDIDATES = 5  # times the panel's size: genes that most train spots have, among which those that vary are looked for
 LEAST_SHARE = 0.25  # of a panel, that a related section has measured
-NAMINGS = ("gene_ids", "gene_id", "gene_name", "gene_names", "gene_symbol", "gene_symbols", "feature_name", "symbol")
+# Columns of var that name genes, ids before symbols; in capitals, with dots or without a mark between words too
+NAMINGS = ("geneids", "geneid", "ensemblid", "ensembl", "genename", "genenames", "genesymbol", "genesymbols")
+NAMINGS += ("featurename", "symbol")
 VERSION = r"^(ENS[A-Z]*\d+)\.\d+$"
+GENOME = r"^(GRCh|GRCm|hg|mm)\d+_+"  # before names and ids where there are several
 NOT_BIOLOGY = re.compile(r"(MT-|MTRNR|RP[LS]\d|MRP[LS]\d)", re.IGNORECASE)  # mitochondrial and ribosomal genes
 
 
@@ -74,7 +77,7 @@ def match_genes(adata: AnnData, genes: pd.DataFrame) -> np.ndarray:
     """Columns of a section that hold the genes of another one's panel: (G,), -1 for a gene that it has not measured.
 
     A gene is found by its id where both have ids, else by its name; then by id among names and by name among ids.
-    Versions of Ensembl ids do not count, and what two genes are called says nothing.
+    Versions of Ensembl ids and genomes before names do not count, and what two genes are called says nothing.
 
     Args:
       adata: the section.
@@ -89,9 +92,11 @@ def match_genes(adata: AnnData, genes: pd.DataFrame) -> np.ndarray:
 
 
 def _namings(var: pd.DataFrame) -> list[pd.Index]:
-    """Each way in which ``var`` names its genes, ids before symbols, without the version of an Ensembl id."""
-    namings = [*(pd.Index(var[column]) for column in NAMINGS if column in var), var.index]
-    return [naming.astype(str).str.replace(VERSION, r"\1", regex=True) for naming in namings]
+    """Each way in which ``var`` names its genes, without the version of an Ensembl id and the genome."""
+    plain = {re.sub(r"[^a-z]", "", str(column).lower()): column for column in var}
+    namings = [*(pd.Index(var[plain[name]]) for name in NAMINGS if name in plain), var.index]
+    bare = [naming.astype(str).str.replace(GENOME, "", regex=True) for naming in namings]
+    return [naming.str.replace(VERSION, r"\1", regex=True) for naming in bare]
 
 
 def check_shares_genes(adata: AnnData, of: AnnData, genes: list[str]) -> None:

@@ -96,8 +96,8 @@ def test_genes_of_another_section_are_found_by_id_and_by_name():
     panel = pd.DataFrame({"gene_ids": ["ENSG1", "ENSG2", "ENSG3"]}, ["A", "B", "C"])
     order = [2, 0, 1]
 
-    def columns(names, ids=None):
-        var = pd.DataFrame(index=names) if ids is None else pd.DataFrame({"gene_ids": ids}, names)
+    def columns(names, ids=None, column="gene_ids"):
+        var = pd.DataFrame(index=names) if ids is None else pd.DataFrame({column: ids}, names)
         return match_genes(anndata.AnnData(np.ones((1, len(names)), np.float32), var=var), panel).tolist()
 
     assert columns(["B", "C", "A"]) == order  # symbols alone
@@ -105,4 +105,8 @@ def test_genes_of_another_section_are_found_by_id_and_by_name():
     assert columns(["b", "c", "a"], ["ENSG2", "ENSG3", "ENSG1"]) == order  # other symbols, the same ids
     assert columns(["A", "A-1", "B"], ["ENSG3", "ENSG1", "ENSG2"]) == [1, 2, 0]  # a symbol that two genes have
     assert columns(["B", "X"], ["ENSG2", "ENSG2"]) == [-1, 0, -1]  # an id that two have says nothing
+    for column in ("Gene.ID", "ensembl_id", "ENSEMBL", "geneId"):
+        assert columns(["b", "c", "a"], ["ENSG2", "ENSG3", "ENSG1"], column) == order
+    assert columns(["hg19_B", "hg19_C", "GRCh38___A", "mm10_A"]) == [-1, 0, 1]  # of two genomes, A is which?
+    assert columns(["GRCh38_B", "GRCh38_C", "GRCh38_A"]) == order
     assert columns(["X", "Y"]) == [-1, -1, -1]
