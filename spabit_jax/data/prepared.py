@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # what brings JAX is imported when arrays are made: bad input
 
 MIN_TRAIN_SPOTS = 3
 MOST_FAR = 1200  # train spots of related sections that are learned from where none is the section's own
+# Own train spots and those of related sections together: of more, each place is predicted from the nearest alone
+# (``kriging.bank.MAX_EXACT``), and a large sister does harm.
+MOST_KNOWN = 1500
 APART, ALONE = float("inf"), 0.0  # layouts: related sections far from this one, or left out
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
 ROW_FIRST_FORMATS = ("visium", "visium_hd", "reference")
@@ -269,9 +272,13 @@ class Prepared:
 
         parts = (self, *self.related)
         adata, is_train = join([part.adata for part in parts], self.genes), np.concatenate([i.is_train for i in parts])
-        if not self.is_train.any():  # no known spot is near: of very many, some say as much
-            known = np.flatnonzero(is_train)
-            is_train[np.random.default_rng(0).permutation(known)[MOST_FAR:]] = False
+        own = int(self.is_train.sum())
+        known = np.flatnonzero(is_train)[own:]
+        most = MOST_KNOWN - own if own else MOST_FAR
+        trained = own and "spabit" in self.config.model.members.split(",")  # to which more spots are more to learn from
+        if 0 < most < len(known) and not trained:
+            logging.info("%s: of %d train spots of related sections %d are learned from", self.name, len(known), most)
+            is_train[np.random.default_rng(0).permutation(known)[most:]] = False
         return adata, join_features([i.features() for i in parts]), is_train
 
     def section(self) -> Section:

@@ -9,6 +9,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import spabit_jax as sj
+import spabit_jax.data.prepared as prepared_module
 from spabit_jax.data.components import NoImage
 from spabit_jax.data.joined import APART, align, join, join_features, registered
 from spabit_jax.data.prepared import ALONE, Prepared
@@ -218,6 +219,22 @@ def test_related_sections_are_laid_out_as_held_out_train_spots_say(sections, tin
     assert joint.layout is None  # a network that is trained on a section knows places on a plane only
 
 
+def test_of_a_large_sister_some_spots_are_learned_from(sections, tiny_config, tmp_path, monkeypatch):
+    """Beyond a number of known spots places are predicted from the nearest alone: the section's own are all kept."""
+    tiny_config.model.members = "pretrained"
+    joint = prepared(sections, tiny_config, tmp_path)
+    n, own = joint.adata.n_obs, int(joint.is_train.sum())
+    monkeypatch.setattr(prepared_module, "MOST_KNOWN", own + 5)
+    is_train = joint.joined()[2]
+    np.testing.assert_array_equal(is_train[:n], joint.is_train)
+    assert is_train[n:].sum() == 5 and not (is_train[n:] & ~joint.related[0].is_train).any()
+    for most, members in ((own + 10**6, "pretrained"), (own, "pretrained"), (own + 5, "spabit")):
+        monkeypatch.setattr(prepared_module, "MOST_KNOWN", most)
+        joint.config.model.members = members
+        assert joint.joined()[2][n:].sum() == joint.related[0].is_train.sum()
+
+
+@pytest.mark.slow
 def test_an_image_alone_is_predicted(sections, tiny_config, tmp_path):
     """Its genes are the sister's, all of whose spots are known; nothing is said to be measured."""
     joint = prepared(sections, tiny_config, tmp_path)
