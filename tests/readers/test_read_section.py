@@ -247,7 +247,7 @@ def test_scanpy_draws_it_the_right_way_up(visium):
 
 
 def test_every_format_can_be_asked_for():
-    known = {"visium", "visium_hd", "segmented", "xenium", "spatialdata", "st", "pairs", "reference", "h5ad"}
+    known = {"visium", "visium_hd", "segmented", "xenium", "spatialdata", "st", "pairs", "reference", "h5ad", "picture"}
     assert set(FORMATS) == known
     for reader in FORMATS.values():
         assert reader.LOOKS_FOR
