@@ -6,6 +6,7 @@ import os
 LEVEL, FUSION = "--xla_backend_optimization_level", "--xla_cpu_use_fusion_emitters"
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0 {FUSION}=false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices are small, and each of pytest's processes has a core
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -99,6 +99,7 @@ def test_the_commands_as_written(simulated, tmp_path, out, file):
     adata.obs["fold"].to_csv(tmp_path / "C2_split.csv")
     adata.write_h5ad(tmp_path / "mine.h5ad")
     small = ["--config.data.n_genes=12", "--num_seeds=1", *["--patch_px=48"] * (out != "features")]
+    small += ["--stages=features,train,predict"]
     if out == "counts":
         small += ["--config.model.members=spabit", "--config.train.epochs=2", "--config.train.chunk_epochs=2"]
     found = commands(out)
