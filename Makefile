@@ -2,7 +2,7 @@ PYTHON ?= python3
 # What runs the demo and builds the wheel: the environment that is there, by default the full one.
 ENV := $(if $(wildcard .venv/.installed),.venv,$(if $(wildcard .venv-light/.installed),.venv-light,.venv))
 
-.PHONY: env env-light demo test test-quick soak wheel docs tutorials
+.PHONY: env env-light demo test test-quick test-latest soak wheel docs tutorials
 
 env: .venv/.installed
 
@@ -24,7 +24,13 @@ test: env
 test-quick: env
 	.venv/bin/python -m pytest -n 2 -m "not slow"
 
-soak: env  # faults at random, for MINUTES
+test-latest:  # with the newest releases within the ranges of pyproject.toml
+	rm -rf .venv-latest
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet --disable-pip-version-check -e '.[extract,transformers,analyses,sweeps,dev]'
+	.venv-latest/bin/python -m pytest -n 2
+
+soak: env  # faults at random, at most MINUTES
 	.venv/bin/python -W ignore -m tests.soak $(or $(MINUTES),50)
 
 demo: $(ENV)/.installed

@@ -40,7 +40,7 @@ FIXED = {
     "model.cross_attention": "both",
     "train.learning_rate": 1e-3,
     "train.weight_decay": 0.0,
-    "faults.single_key": True,
+    "faults.single_key": True,  # a setting, no password  # nosec B105
     "faults.batch_attention": True,
     "faults.self_in_gene_token": True,
     "faults.no_validation": True,

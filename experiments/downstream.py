@@ -15,6 +15,7 @@ from absl import flags
 
 from feature_extraction import command as cli
 from spabit_jax.errors import InputError
+from spabit_jax.files import locked
 
 
 def main() -> None:
@@ -26,12 +27,13 @@ def main() -> None:
     run, out = Path(cli.FLAGS.run), Path(cli.FLAGS.out)
     predictions, metrics = read_run(run, cli.FLAGS.labels)
     sets = read_gene_sets(cli.FLAGS.gmt, predictions.var_names) if cli.FLAGS.gmt else {}
-    found = Analyses(predictions, out / "figures")
-    found.domains(cli.FLAGS.n_domains, cli.FLAGS.num_seeds)
-    found.tumour(cli.FLAGS.tumour_labels)
-    found.markers(sets)
-    found.spatial()
-    print(write(run, out, metrics, found))
+    with locked(out / ".lock"):
+        found = Analyses(predictions, out / "figures")
+        found.domains(cli.FLAGS.n_domains, cli.FLAGS.num_seeds)
+        found.tumour(cli.FLAGS.tumour_labels)
+        found.markers(sets)
+        found.spatial()
+        print(write(run, out, metrics, found))
 
 
 if __name__ == "__main__":

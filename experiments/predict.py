@@ -32,11 +32,13 @@ def main() -> None:
     predictions, spots = predict(run, asked, cli.FLAGS.weights)
     genes = cli.FLAGS.genes or default_genes(spots)
     check_genes(genes, predictions.var_names, f"not in the panel of {run} (--genes=+NAME of experiments.run adds it)")
-    write(predictions, out)
     from spabit_jax.evaluation import plots
+    from spabit_jax.files import locked
 
     figure = out.parent / "figures" / f"{out.stem}.png"
-    plots.plot_location_maps(predictions, genes, figure, spots if asked != "spots" else None)
+    with locked(out.with_name(f".{out.name}.lock")):
+        write(predictions, out)
+        plots.plot_location_maps(predictions, genes, figure, spots if asked != "spots" else None)
     n, info = len(predictions), predictions.uns["spabit"]
     print(f"{n} locations, {predictions.n_vars} genes; trained on {info['trained_on']}; written: {out}, {figure}")
 
@@ -111,10 +113,10 @@ def default_genes(spots) -> list[str]:
 
 def write(predictions, out: Path) -> None:
     """Writes .h5ad or .zarr (SpatialData: a table and circles in pixels, with the image), whole or not at all."""
-    from spabit_jax.files import locked, replacing, temporary_name
+    from spabit_jax.files import replacing, temporary_name
 
     if out.suffix == ".h5ad":
-        with locked(out.with_name(f".{out.name}.lock")), replacing(out) as temporary:
+        with replacing(out) as temporary:
             predictions.write_h5ad(temporary)
         return
     from spabit_jax.predictions_spatialdata import to_spatialdata

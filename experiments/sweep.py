@@ -22,6 +22,7 @@ from experiments.sweep_job import Job
 from feature_extraction import command as cli
 from feature_extraction.ending import AT_SIGNAL
 from spabit_jax.errors import InputError
+from spabit_jax.files import locked
 
 EXECUTORS = ("debug", "local", "slurm")
 LONGEST_MINUTES = 7 * 24 * 60  # submitit's own limit is five minutes
@@ -36,7 +37,8 @@ def main() -> None:
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done already")
     failed = execute(todo, make_executor(out / "jobs"), cli.FLAGS.workers) if todo else []
     if done := [job for job in jobs if job.is_done]:
-        collect(out, done)
+        with locked(out / ".lock"):
+            collect(out, done)
     if failed:
         names = ", ".join(job.name for job in failed)
         raise InputError(f"{len(failed)} of {len(jobs)} runs failed ({names}): see {failed[0].folder / 'log.txt'}")

@@ -131,6 +131,8 @@ def _extract(adata, asked, npy: Path, how: Computing) -> None:
     }
     began = time.perf_counter()
     partial, progress = _partial(npy)
+    if progress.exists() and npy.exists() and not partial.exists():  # killed when all was computed
+        os.replace(npy, partial)
     try:
         _compute(npy, meta, patches, loaded, batch_size, num_workers)
     except InputError:  # nothing that the same command could go on from

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+LARGEST = 1e12  # of coordinates, whose products must be finite
+
 
 def centroid(geometry: dict) -> np.ndarray:
     """(2,) x and y: a Point, or of the area within a Polygon's outer ring; of a MultiPolygon's largest part.
@@ -14,6 +16,8 @@ def centroid(geometry: dict) -> np.ndarray:
     kind, parts = geometry["type"], geometry["coordinates"]
     rings = {"Point": lambda: [[parts]], "Polygon": lambda: parts[:1], "MultiPolygon": lambda: [p[0] for p in parts]}
     outlines = [np.asarray(ring, np.float64)[:, [0, 1]] for ring in rings[kind]()]
+    if any(not (np.abs(ring) < LARGEST).all() for ring in outlines):
+        raise ValueError(f"coordinates that are no numbers, or beyond {LARGEST:g}")
     return max((_area_and_centre(ring) for ring in outlines), key=lambda found: found[0])[1]
 
 

@@ -47,7 +47,7 @@ def main() -> None:
         subprocess.run(["git", "-C", here, "worktree", "add", "--detach", before, FLAGS.before], check=True)
         try:
             for section in map(Path, FLAGS.sections):
-                for which in ("first", "second"):
+                for which in ("first", "second")[: FLAGS.times]:
                     whole = {}
                     for side, code in (("before", before), ("now", here)):
                         of_section = out / side / section.name.partition(".")[0]
@@ -66,5 +66,6 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_list("sections", None, "Sections, as --section.", required=True)
     flags.DEFINE_string("before", None, "A commit of this repository.", required=True)
+    flags.DEFINE_integer("times", 2, "1: from nothing alone.", 1, 2)
     flags.DEFINE_string("out", None, "Folder of runs and table.", required=True)
     cli.run(main)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from absl import logging
 from anndata import AnnData
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.geojson import centroid
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.tables import FURTHEST as FURTHEST_PX
+from spabit_jax.readers.tables import read_csv, to_numbers
 
 MOST = 2_000_000  # locations in one call
 MOST_TIMES = 1000  # as dense, along each axis
@@ -139,12 +139,12 @@ def read_locations(adata: AnnData, path: Path) -> Locations:
         further than ``FURTHEST`` pitches from all measured spots.
     """
     try:
-        table = pd.read_csv(path, dtype={"name": str})
+        table = read_csv(path, dtype={"name": str})
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable CSV file ({' '.join(str(error).split())})") from error
     if missing := [column for column in ("x", "y") if column not in table]:
         raise InputError(f"{path}: no column {missing[0]}: x and y (full-resolution pixels) are needed, name may be")
-    xy = table[["x", "y"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    xy = table[["x", "y"]].apply(to_numbers).to_numpy(np.float64)
     if not len(xy):
         raise InputError(f"{path}: no location: give one a row")
     within = (np.abs(xy) <= FURTHEST_PX).all(axis=1)

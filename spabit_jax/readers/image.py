@@ -112,6 +112,8 @@ class _PillowImage(SlideImage):
             # the method of PNG images would decode all to look for a tag behind the pixels
             self.orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         _check_size(path, image.size)
+        with Image.open(path) as image:
+            image.verify()  # the checksums of a PNG: of a damaged one a part would be black, without a word
 
     def close(self):
         self._pixels = None

@@ -18,7 +18,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import NO_IMAGE, Images, assemble
 from spabit_jax.readers.lattice import array_coordinates
 from spabit_jax.readers.st import PITCH_UM, places_in
-from spabit_jax.readers.tables import check_positions, read_counts, reading
+from spabit_jax.readers.tables import check_positions, read_counts, reading, to_numbers
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = "a table of counts NAME.csv or .txt beside one of coordinates, NAME_coor.csv"
@@ -85,7 +85,7 @@ def _read_coordinates(path: Path) -> tuple[pd.Index | None, np.ndarray]:
     """Names of the spots, None if there are none, and (N, 2) x and y."""
     with reading(path, "a table of coordinates"):
         table = pd.read_csv(path, sep=None, engine="python", header=None, dtype=str)
-        numbers = table.apply(pd.to_numeric, errors="coerce")
+        numbers = table.apply(to_numbers)
         if numbers.iloc[0].isna().all() or numbers.iloc[0, 1:].isna().all():  # a header
             table.columns = table.iloc[0].fillna("")
             table, numbers = table.iloc[1:], numbers.iloc[1:].set_axis(table.columns, axis=1)

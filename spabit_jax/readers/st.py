@@ -25,7 +25,7 @@ from anndata import AnnData
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import NO_IMAGE, Images, assemble
 from spabit_jax.readers.kept import unpacked
-from spabit_jax.readers.tables import check_positions, read_counts, reading
+from spabit_jax.readers.tables import check_positions, read_counts, read_csv, reading, to_numbers
 from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
 
 LOOKS_FOR = "a counts file NAME.tsv[.gz] beside NAME_selection.tsv or alignment_table_NAME.tsv"
@@ -125,7 +125,7 @@ def _read_positions(path: Path, names: pd.Index) -> pd.DataFrame:
     However names write these: ``10x13``, ``10_13``, ``X10x13`` or ``10.0x13.0``.
     """
     with reading(path, "a table of spots"):
-        table = pd.read_csv(path, sep=None, engine="python")
+        table = read_csv(path, sep=None, engine="python")
     missing = [column for column in ("x", "y", "pixel_x", "pixel_y") if column not in table]
     if missing:
         raise InputError(f"{path}: no column {', '.join(missing)}: x, y, pixel_x, pixel_y (and selected) are needed")
@@ -137,7 +137,7 @@ def _read_positions(path: Path, names: pd.Index) -> pd.DataFrame:
     frame.index = table["x"].astype(str) + "x" + table["y"].astype(str)
     for columns in (["x", "y"], ["new_x", "new_y"]):
         if set(columns) <= set(table) and not names.isin(frame.index).any():
-            frame.index = _named_alike(table[columns].to_numpy(np.float64), frame.index, names)
+            frame.index = _named_alike(table[columns].apply(to_numbers).to_numpy(np.float64), frame.index, names)
     return check_positions(frame, path)
 
 

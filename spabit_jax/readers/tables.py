@@ -21,6 +21,10 @@ POSITIONS_10X = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_f
 
 FURTHEST = 1e8  # pixels, rows or columns: no image is so large
 
+# An exponent of more than 32 bits: pandas looks for its power of ten outside of a table of them, and crashes.
+_EXPONENT = re.compile(r"[eE][+-]?\d{10}", re.ASCII)  # is found faster
+_OVERFLOWS = re.compile(r"""(?:^|[\s,;|"'])[+-]?(?:\d+\.?\d*|\.\d+)[eE][+-]?\d{10}""", re.MULTILINE | re.ASCII)
+
 
 @contextmanager
 def reading(path: Path, what: str, remedy: str = "replace the file") -> Iterator[None]:
@@ -48,9 +52,29 @@ def positive(value, what: str, path: Path) -> float:
     return number
 
 
+def _open(path: Path):
+    return gzip.open(path, "rt") if path.suffix == ".gz" else open(path)
+
+
 def _first_line(path: Path) -> str:
-    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+    with _open(path) as file:
         return file.readline().rstrip("\r\n")
+
+
+def read_csv(path: Path, **how):
+    """``pd.read_csv`` of a file; ValueError for a number at which it would crash the process."""
+    with _open(path) as file:
+        for line in file:
+            if _EXPONENT.search(line) and (found := _OVERFLOWS.search(line)):
+                raise ValueError(f"{found[0].strip()}… is too large for a number")
+    return pd.read_csv(path, **how)
+
+
+def to_numbers(column: pd.Series) -> pd.Series:
+    """``pd.to_numeric``, NaN for what is no number, or one at which it would crash the process."""
+    if not pd.api.types.is_numeric_dtype(column):
+        column = column.mask(column.astype(str).str.contains(_OVERFLOWS))
+    return pd.to_numeric(column, errors="coerce")
 
 
 def _separator(line: str) -> str:
@@ -65,7 +89,7 @@ def read_counts(path: Path) -> AnnData:
     """
     with reading(path, "a table of counts (spots × genes)"):
         barcodes, parts, genes = [], [], None
-        for chunk in pd.read_csv(path, sep=_separator(_first_line(path)), index_col=0, chunksize=512):
+        for chunk in read_csv(path, sep=_separator(_first_line(path)), index_col=0, chunksize=512):
             barcodes += [str(barcode) for barcode in chunk.index]
             parts.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
             genes = chunk.columns.astype(str)
@@ -91,7 +115,7 @@ def read_positions_10x(path: Path) -> pd.DataFrame:
             line = _first_line(path)
             second = [*line.split(_separator(line)), ""][1].strip().strip('"')
             header = None if second.replace(".", "", 1).isdigit() else 0
-            table = pd.read_csv(path, sep=_separator(line), header=header)
+            table = read_csv(path, sep=_separator(line), header=header)
     if set(POSITIONS_10X) <= set(table.columns):
         table = table[POSITIONS_10X]
     if table.shape[1] != 6:
@@ -135,7 +159,7 @@ def check_positions(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     Raises:
       InputError: no row, values that are not numbers, repeated barcodes, no spot in tissue.
     """
-    as_given, table = table, table.assign(in_tissue=_numbers(table["in_tissue"])).apply(pd.to_numeric, errors="coerce")
+    as_given, table = table, table.assign(in_tissue=_numbers(table["in_tissue"])).apply(to_numbers)
     whole = table[["in_tissue", "array_row", "array_col"]]
     bad = ~np.isfinite(table.astype(np.float64))
     bad[whole.columns] |= whole != whole.round()
@@ -187,7 +211,7 @@ def read_labels(path: Path, barcodes: pd.Index) -> pd.Series:
                 raise InputError(f"{path}: {len(values)} labels for {len(barcodes)} spots in tissue: {forms}")
             return pd.Series(values, index=barcodes).replace("NA", np.nan)
         if {"x", "y", "label"} <= set(fields):
-            table = pd.read_csv(path, sep=_separator(line), dtype={"label": str}).dropna(subset=["x", "y"])
+            table = read_csv(path, sep=_separator(line), dtype={"label": str}).dropna(subset=["x", "y"])
             x, y = (table[c].round().astype(int).astype(str) for c in "xy")
             labels = table["label"].set_axis(x + "x" + y)
         elif len(fields) == 2:

@@ -16,7 +16,7 @@ from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.assemble import NO_IMAGE, Images, assemble, make_names_unique
 from spabit_jax.readers.lattice import cell_squares, squares
 from spabit_jax.readers.samples import Samples, by_prefix, one_sample
-from spabit_jax.readers.tables import check_positions, read_affine, reading
+from spabit_jax.readers.tables import check_positions, read_affine, read_csv, reading
 from spabit_jax.readers.visium import read_10x, root
 
 LOOKS_FOR = "a folder (or its outs/) with cell_feature_matrix.h5, cells.parquet and experiment.xenium"
@@ -134,7 +134,7 @@ def _read_cells(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path, columns=_COLUMNS)
         else:
-            table = pd.read_csv(path, usecols=_COLUMNS)
+            table = read_csv(path, usecols=_COLUMNS)
         # Xenium's first versions wrote integers, or bytes
         names = [i.decode() if isinstance(i, bytes) else str(i) for i in table["cell_id"]]
         cells = pd.DataFrame(table[_COLUMNS[1:]].to_numpy(np.float64), index=names, columns=["x", "y"])

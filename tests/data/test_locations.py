@@ -250,7 +250,7 @@ def test_cells_are_predicted_at_their_centroids(adata, tmp_path):
         ([{"type": "Feature", "geometry": None}], "feature 1 is no Polygon"),
         ([cell([[["a", 1]]])], "feature 1 is no Polygon"),
         ([cell([[]])], "feature 1 is no Polygon"),
-        ([cell([[[float("nan"), 1]]])], "not a number"),
+        ([cell([[[float("nan"), 1]]])], "feature 1 is no Polygon"),
         ([cell([0, 0], "Point", id=1), cell([1, 0], "Point", id=1)], "occurs twice"),
     ],
 )

@@ -167,6 +167,23 @@ def test_killed_before_the_rows_are_there_again(section, tmp_path, monkeypatch, 
     assert np.abs(np.load(again)).sum(axis=1).min() > 0
 
 
+def test_killed_when_all_is_computed(section, tmp_path, monkeypatch):
+    write_json = extract.write_json
+
+    def killed(path, content):
+        if "partial" not in path.name:
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(extract, "write_json", killed)
+        extract_section(section, "stain", 16, tmp_path / "cache")
+    cut = []
+    monkeypatch.setattr(Patches, "__getitem__", counted(cut))
+    extract_section(section, "stain", 16, tmp_path / "cache")
+    assert cut == [0] and names(tmp_path / "cache") == ["S1.stain.16px.json", "S1.stain.16px.npy"]
+
+
 def test_bad_input_leaves_nothing(section, tmp_path, tiny_weights):
     folder = tmp_path / "cache"
     for kwargs, match in [
