@@ -48,14 +48,15 @@ def main() -> None:
         try:
             for section in map(Path, FLAGS.sections):
                 for which in ("first", "second")[: FLAGS.times]:
-                    whole = {}
-                    for side, code in (("before", before), ("now", here)):
+                    of_sides = {}
+                    for side, code in (("now", here), ("before", before)):
                         of_section = out / side / section.name.partition(".")[0]
                         of_section.mkdir(parents=True, exist_ok=True)
-                        seconds = once(code, section.resolve(), of_section / "cache", of_section / which)
-                        whole[side] = seconds["whole"]
+                        of_sides[side] = once(code, section.resolve(), of_section / "cache", of_section / which)
+                    for side, seconds in of_sides.items():
                         cells = [f"{seconds[stage]:.1f}" for stage in (*STAGES, "other", "whole")]
-                        rows.append([of_section.name, which, side, *cells, f"{whole['before'] / whole[side]:.1f}"])
+                        ratio = of_sides["before"]["whole"] / seconds["whole"]
+                        rows.append([of_section.name, which, side, *cells, f"{ratio:.1f}"])
         finally:
             subprocess.run(["git", "-C", here, "worktree", "remove", "--force", before], check=True)
     head = ["section", "run", "code", *STAGES, "other", "whole, s", "times as fast"]

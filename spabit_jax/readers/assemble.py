@@ -83,12 +83,13 @@ def assemble(
     if (row < 0).all():  # some tools drop the -1 at the ends of barcodes
         row = _bare(names).get_indexer(_bare(spots.index))
     n_lost = int((row < 0).sum())
-    if n_lost == len(spots):
+    n_both, n_unplaced = len(spots) - n_lost, len(names) - len(spots) + n_lost
+    if n_both <= min(n_lost, n_unplaced):  # what two sections share by chance, or nothing
         raise InputError(
             f"{counts_path} ({names[0] if len(names) else 'no spot'}, …) and {positions_path} ({spots.index[0]}, …) "
-            "share no spot in tissue: give the positions of these counts (--positions)"
+            f"share {f'only {n_both} of {len(spots)} spots' if n_both else 'no spot'} in tissue: give the positions of "
+            "these counts (--positions)"
         )
-    n_unplaced = len(names) - len(spots) + n_lost
     if n_lost or n_unplaced:
         logging.info(
             "%s: dropped %d spots in tissue without counts, and the counts of %d spots that have no position in tissue",

@@ -134,15 +134,17 @@ def _read_positions(path: Path, names: pd.Index) -> pd.DataFrame:
     frame = pd.DataFrame(
         {"in_tissue": 1, "array_row": table["y"], "array_col": table["x"], "x": table["pixel_x"], "y": table["pixel_y"]}
     )
-    frame.index = table["x"].astype(str) + "x" + table["y"].astype(str)
+    namings = [pd.Index(table["x"].astype(str) + "x" + table["y"].astype(str))]
     for columns in (["x", "y"], ["new_x", "new_y"]):
-        if set(columns) <= set(table) and not names.isin(frame.index).any():
-            frame.index = _named_alike(table[columns].apply(to_numbers).to_numpy(np.float64), frame.index, names)
+        if set(columns) <= set(table):
+            xy = table[columns].apply(to_numbers).to_numpy(np.float64)
+            namings.append(_named_alike(xy, namings[0], names))
+    frame.index = max(namings, key=lambda naming: naming.isin(names).sum())  # rounded, a few agree by chance
     return check_positions(frame, path)
 
 
-def _named_alike(xy: np.ndarray, own: pd.Index, names: pd.Index) -> list[str]:
+def _named_alike(xy: np.ndarray, own: pd.Index, names: pd.Index) -> pd.Index:
     """The names that say these coordinates, to two digits; a place that none says keeps its own name."""
     places = places_in(names)
     said = {} if places is None else {tuple(place): name for place, name in zip(places.round(2), names, strict=True)}
-    return [said.get(tuple(place), name) for place, name in zip(xy.round(2), own, strict=True)]
+    return pd.Index([said.get(tuple(place), name) for place, name in zip(xy.round(2), own, strict=True)])

@@ -65,6 +65,24 @@ def test_turned_table_and_adjusted_names(legacy_st):
     np.testing.assert_array_equal(adata.X.toarray(), legacy_st.counts.loc[legacy_st.spots])
 
 
+def test_adjusted_names_of_which_one_agrees_with_a_place(legacy_st):
+    table = legacy_st.table
+    table.loc[3, ["new_x", "new_y"]] = table.loc[3, ["x", "y"]].to_numpy() + 0.001
+    places = table["x"].astype(str) + "x" + table["y"].astype(str)
+    adjusted = [f"{x:.3f}x{y:.3f}" for x, y in table[["new_x", "new_y"]].to_numpy()]
+    counts = legacy_st.counts
+    legacy_st.counts = counts.rename(index=dict(zip(places, adjusted, strict=True)))
+    adata = read_section(legacy_st.write())
+    np.testing.assert_array_equal(adata.X.toarray(), counts.loc[legacy_st.spots])
+
+
+def test_counts_and_positions_that_share_a_few_spots_are_refused(legacy_st):
+    kept = legacy_st.spots[0]
+    legacy_st.counts.index = [name if name == kept else f"{90 + i}x7" for i, name in enumerate(legacy_st.counts.index)]
+    with pytest.raises(InputError, match="share only 1 of 19 spots in tissue"):
+        read_section(legacy_st.write())
+
+
 @pytest.mark.parametrize("form", ["X{}x{}", "{}_{}", "{}.0x{}.0", "X{}_{}"])
 def test_places_however_names_write_them(legacy_st, form):
     legacy_st.counts.index = [form.format(*name.split("x")) for name in legacy_st.counts.index]
