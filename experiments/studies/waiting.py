@@ -47,7 +47,7 @@ def main() -> None:
         subprocess.run(["git", "-C", here, "worktree", "add", "--detach", before, FLAGS.before], check=True)
         try:
             for section in map(Path, FLAGS.sections):
-                for which in ("first", "second")[: FLAGS.times]:
+                for which in ("first", "second"):
                     of_sides = {}
                     for side, code in (("now", here), ("before", before)):
                         of_section = out / side / section.name.partition(".")[0]
@@ -67,6 +67,5 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_list("sections", None, "Sections, as --section.", required=True)
     flags.DEFINE_string("before", None, "A commit of this repository.", required=True)
-    flags.DEFINE_integer("times", 2, "1: from nothing alone.", 1, 2)
     flags.DEFINE_string("out", None, "Folder of runs and table.", required=True)
     cli.run(main)
