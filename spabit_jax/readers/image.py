@@ -11,8 +11,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from itertools import product
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ import zarr
 from PIL import ExifTags, Image
 
 from spabit_jax.errors import InputError
+from spabit_jax.readers.pixel_chunks import Chunks
 from spabit_jax.readers.turns import after, inverse, quarters, turned, turned_xy
 
 Image.MAX_IMAGE_PIXELS = None  # sections are larger than Pillow's guard against decompression bombs: see _check_size
@@ -29,7 +29,6 @@ _TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
 _CHANNEL_AXES = "SCQI"  # samples, channels, unknown, and pages of one channel each
 _PHOTOMETRIC = {"RGB", "YCBCR", "MINISBLACK"}
 _BAND_BYTES = 2**26  # what a thumbnail without a pyramid holds at a time
-_HELD_BYTES = 2**27  # of decoded chunks that are kept
 _WHOLE_PX = 2**30  # more is not decoded in one piece
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)  # floats, then 8, 10, 12, 14 and 16 bits
 # What brings an image upright whose orientation tag (EXIF, TIFF) is 1, 2, …, 8.
@@ -194,31 +193,6 @@ class _Pyramid(SlideImage):
         return Image.fromarray(np.concatenate(bands)), (full_width / factor, full_height / factor)
 
 
-class _Chunks:
-    """A zarr array of pixels that keeps chunks decoded: windows around neighbouring spots share them."""
-
-    def __init__(self, array: zarr.Array):
-        self._array, self.shape, self.ndim, self.dtype = array, array.shape, array.ndim, array.dtype
-        self._sizes = [min(size, n) for size, n in zip(array.chunks, array.shape, strict=True)]
-        chunk_bytes = math.prod(self._sizes) * self.dtype.itemsize
-        self._chunk = lru_cache(max(1, _HELD_BYTES // chunk_bytes))(self._decoded)
-
-    def _decoded(self, *index):
-        return self._array[tuple(slice(i * size, (i + 1) * size) for i, size in zip(index, self._sizes, strict=True))]
-
-    def __getitem__(self, key: tuple[slice | int, ...]) -> np.ndarray:
-        """Slices without steps, and indices."""
-        asked = [range(n)[k] if isinstance(k, slice) else range(k, k + 1) for k, n in zip(key, self.shape, strict=True)]
-        window = np.empty([len(along) for along in asked], self.dtype)
-        chunks = (range(r.start // size, -(-r.stop // size)) for r, size in zip(asked, self._sizes, strict=True))
-        for index in product(*chunks):
-            offsets = [r.start - i * size for r, i, size in zip(asked, index, self._sizes, strict=True)]
-            into = tuple(slice(max(-o, 0), size - o) for o, size in zip(offsets, self._sizes, strict=True))
-            of = tuple(slice(max(o, 0), o + len(r)) for o, r in zip(offsets, asked, strict=True))
-            window[into] = self._chunk(*index)[of]
-        return window[tuple(slice(None) if isinstance(k, slice) else 0 for k in key)]
-
-
 class _TiffImage(_Pyramid):
     def __init__(self, path: str):
         self.path, self._pid, self._tiff, self._arrays = path, None, None, {}
@@ -262,7 +236,7 @@ class _TiffImage(_Pyramid):
                 store = series.aszarr(level=level, fillvalue=_blank(self._dtype))  # what a scanner left out is white
                 array = zarr.open_array(store, mode="r")
                 _check_size(self.path, [n for n in array.chunks if n > 4])
-                array = _Chunks(array)
+                array = Chunks(array)
             self._arrays[level] = array
         return self._arrays[level]
 
@@ -293,7 +267,7 @@ class _ZarrImage(_Pyramid):
         if self._arrays is None:
             group = zarr.open_group(self.path, mode="r")
             attributes = group.attrs.get("ome", group.attrs)
-            self._arrays = [_Chunks(group[level["path"]]) for level in attributes["multiscales"][0]["datasets"]]
+            self._arrays = [Chunks(group[level["path"]]) for level in attributes["multiscales"][0]["datasets"]]
         return self._arrays
 
     def _pixels(self, x0, y0, x1, y1, level):
