@@ -16,12 +16,12 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import MOST, Images, assemble, is_raw
-from spabit_jax.readers.image import eight_bit, rgb, white_of
+from spabit_jax.readers.image import IMAGE_SUFFIXES, eight_bit, rgb, white_of
 from spabit_jax.readers.kept import as_file
 from spabit_jax.readers.lattice import array_coordinates, whole_array
 from spabit_jax.readers.tables import FURTHEST, check_positions, positive, read_positions_10x, reading
 from spabit_jax.readers.turns import TURNS
-from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
+from spabit_jax.readers.visium import first_existing
 
 LOOKS_FOR = 'a file NAME.h5ad with obsm["spatial"]'
 # Columns of obs that say which section a spot is of, also as sampleID or Sample.name

@@ -25,6 +25,7 @@ from spabit_jax.readers.turns import after, inverse, quarters, turned, turned_xy
 
 Image.MAX_IMAGE_PIXELS = None  # sections are larger than Pillow's guard against decompression bombs: see _check_size
 
+IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".jpg", ".jpeg", ".png")  # that are looked for
 _TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
 _CHANNEL_AXES = "SCQI"  # samples, channels, unknown, and pages of one channel each
 _PHOTOMETRIC = {"RGB", "YCBCR", "MINISBLACK"}

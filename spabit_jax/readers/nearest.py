@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from spabit_jax.readers.image import IMAGE_SUFFIXES
+
 _MATRIX = re.compile(
     r"(|.*[_.-])(((filtered|raw)_feature_(bc|cell)_matrix|cell_feature_matrix)(\.h5(\.gz)?)?|matrix\.mtx(\.gz)?)"
 )
 _ARCHIVE = re.compile(r".*\.(tar|zip|tgz|tar\.gz|rar|7z)")
-_IMAGES = (".tif", ".tiff", ".btf", ".svs", ".jpg", ".jpeg", ".png")
 _COUNTS = "filtered_feature_bc_matrix.h5, or matrix.mtx, features.tsv and barcodes.tsv"
 # What is in a folder, the layout that is nearest then, and what that lacks.
 _NEAREST = (
@@ -58,7 +59,7 @@ def nearest(path: Path, is_section: Callable[[Path], bool]) -> str:
             return f"nearest is {layout} ({str(found.relative_to(path))[:40]}), which lacks {lacks}"
     if (archive := archive_in(path)) is not None:
         return f"no section, but an archive: unpack {archive[:60]} and give the folder again"
-    image = next((child.name for child in sorted(path.iterdir()) if child.suffix.lower() in _IMAGES), None)
+    image = next((child.name for child in sorted(path.iterdir()) if child.suffix.lower() in IMAGE_SUFFIXES), None)
     if image is not None:
         return f"no counts, but an image: to predict from it alone, give {image[:40]} as --section (docs/INPUTS.md)"
     return f"no section: nearest is Visium, which lacks {_COUNTS} (other layouts: docs/INPUTS.md)"

@@ -16,10 +16,11 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import NO_IMAGE, Images, assemble
+from spabit_jax.readers.image import IMAGE_SUFFIXES
 from spabit_jax.readers.lattice import array_coordinates
 from spabit_jax.readers.st import PITCH_UM, places_in
 from spabit_jax.readers.tables import check_positions, read_counts, reading, to_numbers
-from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
+from spabit_jax.readers.visium import first_existing
 
 LOOKS_FOR = "a table of counts NAME.csv or .txt beside one of coordinates, NAME_coor.csv"
 _TABLE = re.compile(r"(.*)\.(csv|txt|tsv)(\.gz)?")

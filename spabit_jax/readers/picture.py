@@ -11,10 +11,9 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import Images, assemble
-from spabit_jax.readers.image import open_image
+from spabit_jax.readers.image import IMAGE_SUFFIXES, open_image
 from spabit_jax.readers.orientation import stained_mask
 from spabit_jax.readers.tables import positive, read_positions_10x
-from spabit_jax.readers.visium import IMAGE_SUFFIXES
 
 LOOKS_FOR = "an image (.tif, .svs, .jpg, .png, …)"
 OPTIONS = ("spot_um", "um_per_px")

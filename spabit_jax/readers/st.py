@@ -24,9 +24,10 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import NO_IMAGE, Images, assemble
+from spabit_jax.readers.image import IMAGE_SUFFIXES
 from spabit_jax.readers.kept import unpacked
 from spabit_jax.readers.tables import check_positions, read_counts, read_csv, reading, to_numbers
-from spabit_jax.readers.visium import IMAGE_SUFFIXES, first_existing
+from spabit_jax.readers.visium import first_existing
 
 LOOKS_FOR = "a counts file NAME.tsv[.gz] beside NAME_selection.tsv or alignment_table_NAME.tsv"
 PITCH_UM = 200.0  # arrays of 1,000 spots

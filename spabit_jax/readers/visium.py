@@ -21,7 +21,7 @@ from scipy.io import mmread
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import NO_IMAGE, THUMBNAIL_PX, Images, assemble
-from spabit_jax.readers.image import open_image
+from spabit_jax.readers.image import IMAGE_SUFFIXES, open_image
 from spabit_jax.readers.kept import unpacked
 from spabit_jax.readers.nearest import archive_in
 from spabit_jax.readers.samples import Samples, by_prefix, one_sample
@@ -31,7 +31,6 @@ LOOKS_FOR = (
     "a folder (or its outs/) with filtered_feature_bc_matrix.h5, such a folder, or matrix.mtx, features.tsv and "
     "barcodes.tsv, and tissue_positions[_list].csv|parquet there or in spatial/; all perhaps as PREFIX_… and .gz"
 )
-IMAGE_SUFFIXES = (".tif", ".tiff", ".btf", ".svs", ".jpg", ".jpeg", ".png")
 _PICTURE = r"\.(png|jpe?g|tiff?)"
 ENDINGS = {
     "counts": (
