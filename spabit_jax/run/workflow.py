@@ -27,8 +27,6 @@ from spabit_jax.training.devices import check_backend
 from spabit_jax.training.fit import losses_table
 from spabit_jax.training.losses import find_loss
 
-NOTHING = 0.05  # seconds of a stage that was done already
-
 
 class Workflow:
     """The stages of one run.
@@ -59,7 +57,7 @@ class Workflow:
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """Runs stages in their order; of several processes all train, and the first does the rest.
 
-        A line in the log of each that had something to do: how long it took, and what comes next.
+        A line in the log of each, also where it was done already: how long it took, and what comes next.
         """
         todo = [stage for stage in STAGES if stage in stages and (stage != "gat" or not self.prepared.config.gat.joint)]
         with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
@@ -69,8 +67,7 @@ class Workflow:
                     self.train_networks()
                 distributed.first_does(getattr(self, stage))
                 what_next = "" if then is None else f"; next: {then} ({STAGES[then]})"
-                if (seconds := time.monotonic() - start) > NOTHING:
-                    logging.info("%s: %.1f s%s", stage, seconds, what_next)
+                logging.info("%s: %.1f s%s", stage, time.monotonic() - start, what_next)
 
     def features(self) -> None:
         """Image features into the cache."""
