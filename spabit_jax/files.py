@@ -226,10 +226,14 @@ def write_or_match(path: str | os.PathLike, content: dict, keys: Sequence[str]) 
     Raises:
       InputError: it does not; names the first value that differs.
     """
-    path = Path(path)
-    if not path.exists():
+    if Path(path).exists():
+        check_matches(path, content, keys)
+    else:
         write_json(path, {"format": FORMAT, **content}, sealed=True)
-        return
+
+
+def check_matches(path: str | os.PathLike, content: dict, keys: Sequence[str]) -> None:
+    """InputError where a JSON file says something else under ``keys``: names the first value that differs."""
     before = read_json(path, "delete the folder, or give another --out")
     check_format(before, path)
     for key in keys:

@@ -229,8 +229,11 @@ class Prepared:
 
     def identity(self, seeds: Sequence[int]) -> dict:
         """What makes a run folder that of one run, as config.json has it: with another a run is not continued."""
-        drawn = {"num_seeds": len(seeds), "seeds": list(seeds)}
-        return {"inputs": self.describe(), **drawn, "config": self.config.to_dict()}
+        return {"inputs": self.describe(), **self.settings(seeds)}
+
+    def settings(self, seeds: Sequence[int]) -> dict:
+        """The part of a run's identity that is known before the image features are in the cache."""
+        return {"num_seeds": len(seeds), "seeds": list(seeds), "config": self.config.to_dict()}
 
     def _make(self, adata: AnnData, features, is_train: np.ndarray) -> tuple[Section, Frame]:
         from spabit_jax.data.section import make_section_and_frame

@@ -20,7 +20,7 @@ from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.related import lay_out_related
 from spabit_jax.ensemble.run_folder import LOCK, checked_seeds, read_made_by, write_config
 from spabit_jax.errors import InputError
-from spabit_jax.files import is_whole, locked, replacing, write_json
+from spabit_jax.files import check_matches, is_whole, locked, replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import STAGES, distributed
 from spabit_jax.training.devices import check_backend
@@ -61,6 +61,8 @@ class Workflow:
         """
         todo = [stage for stage in STAGES if stage in stages and (stage != "gat" or not self.prepared.config.gat.joint)]
         with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
+            if (config := self.out / "config.json").exists():  # before minutes of image features
+                check_matches(config, settings := self.prepared.settings(self.seeds), keys=tuple(settings))
             for stage, then in zip(todo, [*todo[1:], None], strict=True):
                 start = time.monotonic()
                 if stage == "train":
