@@ -96,6 +96,7 @@ class Prepared:
         to; None where it is found.
       measured: whether the section has counts at all; an image alone has none.
       layout: of ``lay_out``; None, which is far apart, where nobody has decided.
+      most_known: train spots, own and of related sections, of which is learned; None: all.
 
     Raises:
       InputError: the split, the panel, the encoder, a cache that is there already or a related section does not fit.
@@ -109,7 +110,7 @@ class Prepared:
         if not self.measured:
             adata = _with_genes(adata, related)
         self.adata, self.config, self.related, self.alignment = adata, config, list(related), alignment
-        self.layout = None
+        self.layout, self.most_known = None, MOST_KNOWN
         info = adata.uns["spabit"]
         self.name = info["name"]
         data = config.data
@@ -225,6 +226,7 @@ class Prepared:
         }
         if self.related:
             described["related"] = [{"name": other.name} | other.describe() for other in self.related]
+            described |= {} if self.most_known is None else {"most_known": self.most_known}
         return described | made_from(self.windows)
 
     def identity(self, seeds: Sequence[int]) -> dict:
@@ -277,7 +279,7 @@ class Prepared:
         adata, is_train = join([part.adata for part in parts], self.genes), np.concatenate([i.is_train for i in parts])
         own = int(self.is_train.sum())
         known = np.flatnonzero(is_train)[own:]
-        most = MOST_KNOWN - own if own else MOST_FAR
+        most = MOST_FAR if not own else len(known) if self.most_known is None else self.most_known - own
         trained = own and "spabit" in self.config.model.members.split(",")  # to which more spots are more to learn from
         if 0 < most < len(known) and not trained:
             logging.info("%s: of %d train spots of related sections %d are learned from", self.name, len(known), most)

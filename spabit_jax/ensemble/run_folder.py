@@ -102,6 +102,7 @@ def _kept(content: dict) -> Iterator[tuple[str, Any, type | UnionType]]:
     for given in (section["reading"], *[section.get("reading_related")] * bool(related)):
         yield "section.reading", given, dict
         yield from ((f"section.reading.{key}", value, READING.get(key, ())) for key, value in given.items())
+    yield "inputs.most_known", inputs.get("most_known"), int | None
     for described in (inputs, *others):
         yield "inputs", described, dict
         yield "inputs.encoder", described.get("encoder"), str
@@ -158,6 +159,7 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
     adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
     config = _of_its_time(config, before)
     prepared = Prepared(adata, config, encoder, cache_dir, related)
+    prepared.most_known = before.get("most_known")  # a folder from before there was one: all
     prepared.extract(weights)
     now = prepared.describe()
     if now != before:

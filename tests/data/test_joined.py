@@ -1,5 +1,6 @@
 """Sections that are learned from together."""
 
+import re
 import subprocess
 
 import numpy as np
@@ -9,10 +10,9 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import spabit_jax as sj
-import spabit_jax.data.prepared as prepared_module
 from spabit_jax.data.components import NoImage
 from spabit_jax.data.joined import APART, align, join, join_features, registered
-from spabit_jax.data.prepared import ALONE, Prepared
+from spabit_jax.data.prepared import ALONE, MOST_KNOWN, Prepared
 from spabit_jax.data.section import Frame, Section
 from spabit_jax.datasets.simulate import simulate_section, write_section
 from spabit_jax.ensemble import related
@@ -152,6 +152,13 @@ def test_commands(sections, tmp_path):
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(anndata.read_h5ad(tmp_path / "p.h5ad").X, found.X[test], atol=1e-3)
     assert small_run.run(first, tmp_path).returncode == 2  # another run in that folder
+    config = run / "config.json"
+    assert sj.load(run).prepared.most_known == MOST_KNOWN
+    config.write_text(config.read_text().replace(f'"most_known": {MOST_KNOWN}', f'"most_known": "{MOST_KNOWN}"'))
+    with pytest.raises(InputError, match="config.json is damaged, inputs.most_known is '1500'"):
+        sj.load(run)
+    config.write_text(re.sub(r',\s+"most_known": "\d+"', "", config.read_text()))
+    assert sj.load(run).prepared.most_known is None
 
 
 def test_sisters_are_put_where_they_lie(section_data, tiny_config):
@@ -219,18 +226,17 @@ def test_related_sections_are_laid_out_as_held_out_train_spots_say(sections, tin
     assert joint.layout is None  # a network that is trained on a section knows places on a plane only
 
 
-def test_of_a_large_sister_some_spots_are_learned_from(sections, tiny_config, tmp_path, monkeypatch):
+def test_of_a_large_sister_some_spots_are_learned_from(sections, tiny_config, tmp_path):
     """Beyond a number of known spots places are predicted from the nearest alone: the section's own are all kept."""
     tiny_config.model.members = "pretrained"
     joint = prepared(sections, tiny_config, tmp_path)
     n, own = joint.adata.n_obs, int(joint.is_train.sum())
-    monkeypatch.setattr(prepared_module, "MOST_KNOWN", own + 5)
+    joint.most_known = own + 5
     is_train = joint.joined()[2]
     np.testing.assert_array_equal(is_train[:n], joint.is_train)
     assert is_train[n:].sum() == 5 and not (is_train[n:] & ~joint.related[0].is_train).any()
-    for most, members in ((own + 10**6, "pretrained"), (own, "pretrained"), (own + 5, "spabit")):
-        monkeypatch.setattr(prepared_module, "MOST_KNOWN", most)
-        joint.config.model.members = members
+    for most, members in ((own + 10**6, "pretrained"), (own, "pretrained"), (own + 5, "spabit"), (None, "pretrained")):
+        joint.most_known, joint.config.model.members = most, members
         assert joint.joined()[2][n:].sum() == joint.related[0].is_train.sum()
 
 
