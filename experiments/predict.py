@@ -37,8 +37,8 @@ def main() -> None:
 
     figure = out.parent / "figures" / f"{out.stem}.png"
     with locked(out.with_name(f".{out.name}.lock")):
-        write(predictions, out)
         plots.plot_location_maps(predictions, genes, figure, spots if asked != "spots" else None)
+        write(predictions, out)  # last: its presence says that all is there
     n, info = len(predictions), predictions.uns["spabit"]
     print(f"{n} locations, {predictions.n_vars} genes; trained on {info['trained_on']}; written: {out}, {figure}")
 

@@ -12,8 +12,11 @@ On Slurm this process waits for the jobs and hands out new ones; image features 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import flags
@@ -26,6 +29,7 @@ from spabit_jax.files import locked
 
 EXECUTORS = ("debug", "local", "slurm")
 LONGEST_MINUTES = 7 * 24 * 60  # submitit's own limit is five minutes
+SECONDS_TO_END = 1.8  # of runs that are cancelled; submitit kills a worker after one
 
 
 def main() -> None:
@@ -132,8 +136,12 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
     waiting, running, failed = list(jobs), {}, []
 
     def cancel() -> None:
-        for task in list(running.values()):
+        tasks = list(running.values())
+        for task in tasks:
             task.cancel()
+        until = time.monotonic() + SECONDS_TO_END
+        while time.monotonic() < until and not all(task.done() for task in tasks):
+            time.sleep(0.05)
 
     AT_SIGNAL.append(cancel)
     with tqdm(total=len(jobs), unit="run", disable=None) as bar:
@@ -141,7 +149,8 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
             while waiting or running:
                 while waiting and len(running) < workers:
                     job = waiting.pop(0)
-                    running[job] = executor.submit(job)
+                    with errors_into(executor.folder / "errors.txt"):
+                        running[job] = executor.submit(job)
                 for job, task in list(running.items()):
                     if task.done():
                         del running[job]
@@ -152,6 +161,20 @@ def execute(jobs: list[Job], executor, workers: int) -> list[Job]:
         finally:
             cancel()
     return failed
+
+
+@contextmanager
+def errors_into(path: Path) -> Iterator[None]:
+    """Where processes that are started write their errors: submitit answers being cancelled with a traceback."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = os.dup(2)
+    with open(path, "a") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def collect(out: Path, jobs: list[Job]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from spabit_jax.files import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,15 +27,17 @@ class Job:
         return (self.folder / "metrics.json").exists()
 
     def __call__(self) -> int:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock, open(self.folder / "log.txt", "a") as log:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a worker that outlived an interrupted sweep may be at it
+        # a worker that outlived an interrupted sweep may be at it
+        with locked(self.folder / ".lock") as lock, open(self.folder / "log.txt", "a") as log:
             if self.is_done:
                 return 0
-            command = subprocess.run(
-                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, pass_fds=[lock.fileno()]
-            )
-        return command.returncode
+            files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "pass_fds": [lock.fileno()]}
+            process = subprocess.Popen(self.command, cwd=ROOT, **files)
+            try:
+                return process.wait()
+            finally:  # a worker that is interrupted takes the run with it, which tidies up
+                process.terminate()
+                process.wait()
 
     def checkpoint(self):
         """What submitit submits again when Slurm ends a job early: the same, which goes on where it was."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from absl import logging
@@ -150,12 +151,12 @@ def _known_sha256(path: Path, size: int, time_ns: int) -> str:
 
 
 @contextmanager
-def locked(path: str | os.PathLike) -> Iterator[None]:
+def locked(path: str | os.PathLike) -> Iterator[IO[str]]:
     """Holds ``path``, a file name, as a lock: one process at a time; another waits, and says for whom.
 
     The kernel's lock (flock) ends with its process, so that none is ever left behind; the file says who has it. It
     holds between the processes of a machine, and between machines on NFS 4 and where else flock is shared; where a
-    file system has no locks that is said, and nothing is locked.
+    file system has no locks that is said, and nothing is locked. A process that inherits the open file holds it, too.
     """
     path = Path(path)
     made = not path.parent.exists()
@@ -175,7 +176,7 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}: {shlex.join(sys.orig_argv)[:500]}")
         file.flush()
         _TEMPORARY.add(path)
-        yield
+        yield file
     finally:
         path.unlink(missing_ok=True)
         _TEMPORARY.discard(path)

@@ -17,6 +17,7 @@ from spabit_jax.data.locations import Locations
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256
 from spabit_jax.neighbours import spot_pitch
+from spabit_jax.readers.hdf5 import check_heaps
 
 FILE, OBSM = "features:", "obsm:"  # what the name of the encoder begins with
 SUFFIXES = (".npy", ".npz", ".parquet", ".h5", ".hdf5")
@@ -248,6 +249,7 @@ def _npz(path: Path) -> Table:
 def _h5(path: Path) -> Table:
     import h5py
 
+    check_heaps(path)
     with h5py.File(path) as file:
         known = [name for name in (*VALUES, *BARCODES, *COORDINATES) if isinstance(file.get(name), h5py.Dataset)]
         widths = (file[name].attrs.get("patch_size_level0") for name in known if name in COORDINATES)

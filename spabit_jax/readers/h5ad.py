@@ -16,6 +16,7 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import MOST, Images, assemble, is_raw
+from spabit_jax.readers.hdf5 import check_heaps
 from spabit_jax.readers.image import IMAGE_SUFFIXES, eight_bit, rgb, white_of
 from spabit_jax.readers.kept import as_file
 from spabit_jax.readers.lattice import array_coordinates, whole_array
@@ -48,6 +49,7 @@ def read(path: Path, name: str, image: Path | None, positions: Path | None, labe
     if path.is_dir():
         raise InputError(f"{path}: a folder: give {LOOKS_FOR}")
     with reading(path, "an .h5ad file"):
+        check_heaps(path)
         adata = anndata.read_h5ad(path)
         check_sparse(adata)
     stem = name if one_library(adata, name, path).n_obs < adata.n_obs else path.stem

@@ -21,6 +21,7 @@ from scipy.io import mmread
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers.assemble import NO_IMAGE, THUMBNAIL_PX, Images, assemble
+from spabit_jax.readers.hdf5 import check_heaps
 from spabit_jax.readers.image import IMAGE_SUFFIXES, open_image
 from spabit_jax.readers.kept import unpacked
 from spabit_jax.readers.nearest import archive_in
@@ -186,6 +187,7 @@ def _read_h5(path: Path) -> AnnData:
 
 def _check_10x(path: Path) -> None:
     """ValueError where a matrix of the file points outside itself: compiled code follows its indices unchecked."""
+    check_heaps(path)
     with h5py.File(path) as file:
         for matrix in file.values():
             if isinstance(matrix, h5py.Group) and {"data", "indices", "indptr", "shape"} <= set(matrix):

@@ -33,6 +33,8 @@ import sys, pathlib
 sys.path.insert(0, "tests/experiments")
 from test_sweep import jobs, local
 from experiments.sweep import execute
+from feature_extraction.ending import end_by_signal
+end_by_signal()
 out = pathlib.Path(sys.argv[1])
 execute([job for job in jobs(out) if not job.is_done], local(out), 2)
 """
@@ -67,6 +69,22 @@ def test_a_sweep_that_is_killed_and_started_again_is_complete_and_runs_nothing_t
         assert subprocess.run(command, stderr=subprocess.DEVNULL, timeout=120).returncode == 0
         began, ended = noted(tmp_path)
         assert sorted(began) == sorted(ended) == ["A-1", "A-2", "B-1", "B-2"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_interrupted_takes_its_runs_with_it(tmp_path, number):
+    process = subprocess.Popen([sys.executable, "-c", SWEEP, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    while len(noted(tmp_path)[0]) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=5)[1]
+    assert process.returncode == 128 + number and "Traceback" not in said
+    assert said.splitlines()[-1] == "interrupted: the same command goes on from here"
+    assert not list(tmp_path.rglob(".*lock*"))
+    ended = noted(tmp_path)[1]
+    time.sleep(0.6)
+    assert noted(tmp_path)[1] == ended
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path):

@@ -45,11 +45,11 @@ def read_damaged(seeds: range, folder: Path) -> list[str]:
 
 def write(layout: str, folder: Path) -> Path:
     """A small section in a folder of its own; what ``read_section`` is given."""
-    from conftest import LegacyST, Visium, VisiumHD, Xenium
     from PIL import Image
     from tenx_files import GENES, write_h5
 
     from spabit_jax.datasets.simulate import simulate_section, write_section
+    from tests.readers.conftest import LegacyST, Visium, VisiumHD, Xenium
 
     folder.mkdir(parents=True)
     if layout in ("visium", "visium_hd", "xenium"):

@@ -53,6 +53,18 @@ def test_outlines_that_are_not_of_numbers_are_refused(tmp_path):
         read_section(section)
 
 
+def test_texts_that_hdf5_would_read_for_ever_are_refused(tmp_path):
+    """In the first object of the global heap, which is of text, all sizes become 0."""
+    path = write("h5ad", tmp_path / "S")
+    read_section(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"GCOL") + 16
+    content[at : at + 16] = bytes(16)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="S.h5ad: cannot be read.*global heap is damaged"):
+        read_section(path)
+
+
 def test_a_png_of_which_a_part_would_be_black_is_refused(tmp_path):
     path = tmp_path / "S.png"
     Image.new("RGB", (650, 350), (200, 120, 160)).save(path)
