@@ -22,7 +22,7 @@ test: env
 	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 test-quick: env
-	.venv/bin/python -m pytest -n 2 -m "not slow"
+	.venv/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-latest:  # with the newest releases within the ranges of pyproject.toml
 	rm -rf .venv-latest

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from feature_extraction import command as cli
 from spabit_jax.errors import InputError
-from spabit_jax.files import write_json
+from spabit_jax.files import check_new, write_json
 
 # local_ebd.pt and local_ebd_NAME.pt: the reference's names of encoders that have another one here
 ENCODERS = {"": "uni", "resnet": "resnet50"}
@@ -33,6 +33,8 @@ def main() -> None:
     config, needed = asked, ["--num_seeds=1"]
     found = None if processed is None else Processed(Path(processed), Path(out), config)  # before anything is written
     if weights is not None:
+        from spabit_jax.reference.checkpoint import import_weights
+
         config = import_weights(Path(weights), Path(out), config)
     if found is not None:
         found.write()
@@ -42,52 +44,6 @@ def main() -> None:
     needed += [f"--config.{name}={value}" for name, value in fields.items()]
     command = f"python -m experiments.run --config={config_flags.get_config_filename(flag)} --out={out}"
     print(f"predict with the flags of the section and: {command} --stages=gat,predict,evaluate {' '.join(needed)}")
-
-
-def import_weights(path: Path, out: Path, config):
-    """Writes a state dict as the checkpoint of a finished training.
-
-    Args:
-      path: state dict of SpaBiT or the GAT.
-      out: run folder.
-      config: the preset ``reference``.
-
-    Returns:
-      The configuration with the sizes of the state dict.
-
-    Raises:
-      InputError: the file is no state dict of the reference, or the folder has such a checkpoint already.
-    """
-    import jax
-    import jax.numpy as jnp
-    import orbax.checkpoint as ocp
-
-    from spabit_jax.reference.separate_gat import gat_optimizer
-    from spabit_jax.reference.torch_files import read_torch
-    from spabit_jax.reference.weights import config_from_state_dict, from_torch, kind_of
-    from spabit_jax.training.fit import initial_state
-    from spabit_jax.training.network import spabit_optimizer
-
-    weights = read_torch(path)
-    try:
-        kind = kind_of(weights)
-        config = config_from_state_dict(weights, config)
-        params, _ = from_torch(weights, config)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    if kind == "gat":
-        folder, optimizer, epochs = out / "checkpoints" / "gat" / "pass_0", gat_optimizer(config), config.gat.epochs
-    else:
-        folder, optimizer, epochs = out / "checkpoints" / "seed_0", spabit_optimizer(config), config.train.epochs
-    _must_be_new(folder)
-    state = initial_state(jax.tree.map(jnp.asarray, params), optimizer, epochs, validated=False)
-    # trained elsewhere: over, without an epoch of our own
-    state = state._replace(stopped=jnp.asarray(True))
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
-        manager.save(0, args=ocp.args.StandardSave(state))
-        manager.wait_until_finished()
-    logging.info("%s: weights of the reference's %s", folder, "GAT" if kind == "gat" else "SpaBiT")
-    return config
 
 
 class Processed:
@@ -126,11 +82,11 @@ class Processed:
             npy, _ = cache.cache_paths(
                 cli.FLAGS.cache_dir, asked["section"], encoder, asked["patch_px"], asked["transposed_crop"]
             )
-            _must_be_new(npy)
+            check_new(npy)
             self.caches.append((npy, asked, self._of_spots(read_matrix(path), path)))
         tokens, panel = folder / "gat_ebd.pt", folder / "selected_gene_list.txt"
         if tokens.exists():
-            _must_be_new(self.tokens_path)
+            check_new(self.tokens_path)
             self.tokens = self._of_spots(read_matrix(tokens), tokens)
         elif not self.caches:
             raise InputError(f"{folder}: holds neither local_ebd*.pt nor gat_ebd.pt: give the reference's processed/")
@@ -178,11 +134,6 @@ class Processed:
                 "the section that it was computed for"
             )
         return matrix
-
-
-def _must_be_new(path: Path) -> None:
-    if path.exists():
-        raise InputError(f"{path} is there already: delete it, or give another folder")
 
 
 def _differences(before: dict, now: dict, prefix: str = "") -> dict:

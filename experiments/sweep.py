@@ -182,50 +182,14 @@ def collect(out: Path, jobs: list[Job]) -> None:
     import pandas as pd
 
     from experiments.benchmark import COLUMNS, write
+    from spabit_jax.evaluation.tables import rows_of_run
 
     rows, genes = [], []
     for job in jobs:
-        more, table = results(job.folder)
+        more, table = rows_of_run(job.folder)
         rows += more
         genes.append(table)
     write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), model="")
-
-
-def results(run: Path):
-    """A run folder as rows of the benchmark's results.csv (each seed, the ensemble, members) and of its genes.csv."""
-    import json
-
-    import anndata
-    import pandas as pd
-
-    from spabit_jax.evaluation.metrics import METRICS, noise_ceiling
-    from spabit_jax.files import read_names
-    from spabit_jax.predictions import measured_counts, scale_of
-
-    metrics = json.loads((run / "metrics.json").read_text())
-    protocol, method = metrics["protocol"], metrics["method"]
-    key = {name: metrics[name] for name in ("section", "encoder")}
-    key |= {"method": method, "split": protocol["split"], "scale": protocol["scale"]}
-    more = {name: protocol[name] for name in ("n_train", "n_test", "n_genes", "panel")}
-    more["depth_only"] = metrics["depth_only"]
-    rows = [
-        {**key, **more, "seed": seed, **{metric: metrics[metric]["per_seed"][i] for metric in METRICS}}
-        for i, seed in enumerate(metrics["seeds"])
-    ]
-    seconds = round(sum(metrics["seconds"].values()), 3)
-    rows.append({**key, **more, "seed": "ensemble", **metrics["ensemble"], "seconds": seconds})
-    for name, scores in metrics["members"].items() if len(metrics["members"]) > 1 else ():
-        of_member = {"method": f"{method}:{name}", "seed": "ensemble", "weight": metrics["weights"][name]}
-        rows.append({**key, **more, **of_member, **scores})
-
-    predictions = anndata.read_h5ad(run / "predictions.h5ad")
-    test, (counts, totals) = (predictions.obs["split"] == "test").to_numpy(), measured_counts(predictions)
-    ceiling = noise_ceiling(counts[test], totals[test], scale_of(predictions))
-    ceiling = pd.Series(ceiling, predictions.var_names)
-    genes = read_names(pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]}))
-    genes = genes[genes["method"].isin([row["method"] for row in rows])]
-    key.pop("method")
-    return rows, genes.assign(**key, ceiling=ceiling.reindex(genes["gene"]).to_numpy())
 
 
 if __name__ == "__main__":

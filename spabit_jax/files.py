@@ -115,6 +115,12 @@ def has_digest(path: Path, digest: str | None) -> bool:
     return digest is None or digest == _known_sha256(path, *size_and_time(path))
 
 
+def check_new(path: Path) -> None:
+    """InputError where there is such a file or folder already."""
+    if path.exists():
+        raise InputError(f"{path} is there already: delete it, or give another folder")
+
+
 def check_whole(path: str | os.PathLike, remedy: str) -> None:
     """InputError with the remedy unless ``is_whole``."""
     if not is_whole(path):

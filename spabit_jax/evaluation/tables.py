@@ -1,9 +1,12 @@
-"""The tables of a benchmark, as Markdown."""
+"""The tables of a benchmark: rows of run folders, and as Markdown."""
 
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -11,6 +14,8 @@ from scipy import stats
 from spabit_jax.evaluation import metrics
 from spabit_jax.evaluation.baselines import BASELINES, NEED_IMAGE
 from spabit_jax.evaluation.report import markdown_table
+from spabit_jax.files import read_names
+from spabit_jax.predictions import measured_counts, scale_of
 from spabit_jax.scale import LABELS
 
 PIECE = ["section", "split", "scale", "encoder"]
@@ -124,3 +129,31 @@ def _cells(values: pd.Series, bold: float | None = None) -> list[str]:
 
 def _numbers(values) -> list[str]:
     return [f"{value:.3f}" for value in values]
+
+
+def rows_of_run(run: Path) -> tuple[list[dict], pd.DataFrame]:
+    """A run folder as rows of the benchmark's results.csv (each seed, the ensemble, members) and of its genes.csv."""
+    content = json.loads((run / "metrics.json").read_text())
+    protocol, method = content["protocol"], content["method"]
+    key = {name: content[name] for name in ("section", "encoder")}
+    key |= {"method": method, "split": protocol["split"], "scale": protocol["scale"]}
+    more = {name: protocol[name] for name in ("n_train", "n_test", "n_genes", "panel")}
+    more["depth_only"] = content["depth_only"]
+    rows = [
+        {**key, **more, "seed": seed, **{metric: content[metric]["per_seed"][i] for metric in metrics.METRICS}}
+        for i, seed in enumerate(content["seeds"])
+    ]
+    seconds = round(sum(content["seconds"].values()), 3)
+    rows.append({**key, **more, "seed": "ensemble", **content["ensemble"], "seconds": seconds})
+    for name, scores in content["members"].items() if len(content["members"]) > 1 else ():
+        of_member = {"method": f"{method}:{name}", "seed": "ensemble", "weight": content["weights"][name]}
+        rows.append({**key, **more, **of_member, **scores})
+
+    predictions = anndata.read_h5ad(run / "predictions.h5ad")
+    test, (counts, totals) = (predictions.obs["split"] == "test").to_numpy(), measured_counts(predictions)
+    ceiling = metrics.noise_ceiling(counts[test], totals[test], scale_of(predictions))
+    ceiling = pd.Series(ceiling, predictions.var_names)
+    genes = read_names(pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]}))
+    genes = genes[genes["method"].isin([row["method"] for row in rows])]
+    key.pop("method")
+    return rows, genes.assign(**key, ceiling=ceiling.reindex(genes["gene"]).to_numpy())

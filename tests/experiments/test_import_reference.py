@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from experiments.configs import reference
-from experiments.import_reference import import_weights
 from experiments.studies import reference_torch
 from spabit_jax.data.genes import select_genes
 from spabit_jax.data.section import make_section
 from spabit_jax.data.split import split_spots
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
+from spabit_jax.reference.checkpoint import import_weights
 from spabit_jax.reference.separate_gat import gene_tokens
 
 WIDTH = 2 * 11

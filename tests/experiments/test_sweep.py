@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.sweep import execute, results
+from experiments.sweep import execute
 from experiments.sweep_job import Job
 from spabit_jax.evaluation.metrics import noise_ceiling
+from spabit_jax.evaluation.tables import rows_of_run
 from spabit_jax.scale import TOTAL, Scale
 
 # A run that takes a while, notes in runs.log that it began and ended, and fails where its folder is named so.
@@ -121,7 +122,7 @@ def test_results_of_a_run_folder_are_rows_of_the_benchmark(predictions, tmp_path
         {"section": "S", "method": "mine", "seed": "ensemble", "gene": predictions.var_names, "pcc": 0.5}
     )
     pd.concat([genes, genes.assign(method="ridge", seed="")]).to_csv(tmp_path / "genes.csv", index=False)
-    rows, table = results(tmp_path)
+    rows, table = rows_of_run(tmp_path)
     assert [(row["seed"], row["pcc"]) for row in rows[:3]] == [(0, 0.4), (1, 0.6), ("ensemble", 0.7)]
     assert [(row["method"], row["weight"]) for row in rows[3:]] == [("mine:spabit", 0.2), ("mine:kriging", 0.8)]
     assert rows[2]["seconds"] == 3.0 and rows[2]["coverage90"] == 0.9 and rows[0]["n_test"] == 220
