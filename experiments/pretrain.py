@@ -27,7 +27,7 @@ def main() -> None:
     if not cli.FLAGS.out or Path(cli.FLAGS.out).suffix != ".npz":
         raise InputError("--out is missing: give the .npz of weights to write")
     from spabit_jax.evaluation.curves import plot_pretraining
-    from spabit_jax.kriging.bank import draw_bank
+    from spabit_jax.kriging.bank import draw_bank, second_pass
     from spabit_jax.models.in_context import save_weights
     from spabit_jax.training.pretraining import pretrain
 
@@ -48,7 +48,7 @@ def main() -> None:
 
     params = pretrain(bank, n_tasks, geometries, seed, folder, report)
     plot_pretraining(pd.DataFrame(rows), out.with_suffix(".png"))
-    save_weights(out, bank, params)
+    save_weights(out, (bank, second_pass(np.random.default_rng(seed), bank)), params)
     last = ", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items() if name != "tasks")
     print(f"mean squared errors on tasks kept aside: {last}\nwritten: {out}, {table}, {out.with_suffix('.png')}")
 

@@ -97,8 +97,9 @@ class DataConfig:
     split_seed: int = _that(0, NOT_NEGATIVE)  # seed of a random or block split
     # components, or reference: raw where the width fits, else projected to it
     image_transform: str = _that("components", one_of(IMAGE_TRANSFORMS))
-    # principal components of the image features around each spot, with components
-    image_components: int = _that(20, POSITIVE)
+    # principal components of the image features around each spot, with components; the pretrained SpaBiT is linear in
+    # those beyond the first 20
+    image_components: int = _that(100, POSITIVE)
 
 
 @dataclass

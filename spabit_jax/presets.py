@@ -13,6 +13,7 @@ def default() -> Config:
 def trained() -> Config:
     """SpaBiT trained on the section, averaged with kriging and ridge regression; no fault of the reference."""
     config = Config(name="trained")
+    config.data.image_components = 20
     config.model.members = "spabit,kriging,ridge"
     return config
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from spabit_jax.chunks import slices
 from spabit_jax.neighbours import smoothed
 
+N_COMPONENTS = 20  # of the image, for methods to compare with
 IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a place, in pitches
 CHUNK = 16384  # rows of image features that are held in memory at a time
 
@@ -121,7 +122,7 @@ class ImageComponents(NamedTuple):
     unit: np.ndarray  # sd of the first component
 
     @classmethod
-    def fit(cls, xy: np.ndarray, features, n_components: int = 20) -> tuple[ImageComponents, np.ndarray]:
+    def fit(cls, xy: np.ndarray, features, n_components: int = N_COMPONENTS) -> tuple[ImageComponents, np.ndarray]:
         """Of the N spots of a section: how they are taken at any place, and (N, C) what they are at the spots.
 
         Args:

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from feature_extraction import cache, encoders
 from spabit_jax.config import Config, is_own_split
-from spabit_jax.data.components import ImageComponents, NoImage, standardised
+from spabit_jax.data.components import N_COMPONENTS, ImageComponents, NoImage, standardised
 from spabit_jax.data.features import FILE, Cached, OwnFeatures, is_own, made_from, side_by_side
 from spabit_jax.data.genes import check_shares_genes, match_genes, select_genes
 from spabit_jax.data.locations import Locations
@@ -315,10 +315,10 @@ class Prepared:
         return self._arrays[1].places(locations.xy, features)
 
     def image_components(self) -> np.ndarray:
-        """(N, C) image components of the own spots, whatever the model takes; C is 0 without an image."""
+        """(N, C) first image components of the own spots, for methods to compare with; C is 0 without an image."""
         section, n = self.section(), self.adata.n_obs
         if self.config.data.image_transform == "components":
-            return section.image[:n]
+            return section.image[:n, :N_COMPONENTS]
         xy, features = section.xy[:n], self.features()
         return NoImage().at(xy) if features is None else ImageComponents.fit(xy, features)[1]
 

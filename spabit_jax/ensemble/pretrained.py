@@ -19,9 +19,10 @@ from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
-from spabit_jax.kriging.bank import Answers, Solved, without_image
+from spabit_jax.kriging.bank import Answers, Bank, Passes, without_image
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
+from spabit_jax.neighbours import Context
 
 N_COMPONENTS = 20  # of expression
 CHUNK = 256  # places in one call of the network
@@ -34,6 +35,11 @@ class Scores(NamedTuple):
 
     space: Space  # scores of mean 0, by the spots' noise, and variance 1 → expression
     residual: np.ndarray  # (G,) variance of expression that the scores do not hold
+
+    @property
+    def size(self) -> np.ndarray:
+        """(P,) how much of expression each score is."""
+        return np.linalg.norm(self.space.loadings, axis=1)
 
     @classmethod
     def fit(cls, expression: np.ndarray, noise: np.ndarray) -> Scores:
@@ -81,19 +87,22 @@ class FittedPretrained:
     """The pretrained network and its processes, given the train spots of a section."""
 
     def __init__(self, section: Section, weights: str | Path):
-        self.bank, self.graphdef, self.params = load_weights(weights)
+        self.banks, self.graphdef, self.params = load_weights(weights)
         self.digest = sha256(weights)
         self.section, train = section, section.train_spots
         self.xy, self.image, self.noise = section.xy[train], section.image[train], section.noise[train]
         self.expression, self.folds = section.expression[train], draw_folds(section)
         self.whole = Scores.fit(self.expression, self.noise)
-        self.known = self.whole.space.encode(self.expression)
 
     @cached_property
-    def solved(self) -> Solved:
+    def passes(self) -> Passes:
         """The processes given the train spots: when they are first asked, as a run fits before it predicts."""
-        bank = self.bank if self.image.shape[1] else without_image(self.bank)
-        return Solved(bank, self.xy, self.image, self.noise, self.known)
+        banks = self.banks if self.image.shape[1] else tuple(without_image(bank) for bank in self.banks)
+        return self._solve(banks, self.whole, slice(None))
+
+    def _solve(self, banks: tuple[Bank, Bank], scores: Scores, spots) -> Passes:
+        known = scores.space.encode(self.expression[spots])
+        return Passes(banks, self.xy[spots], self.image[spots], self.noise[spots], known, scores.size)
 
     def save(self, folder: Path) -> None:
         """Notes the hash of the weights, all that a run folder needs; InputError where it is of others."""
@@ -108,39 +117,45 @@ class FittedPretrained:
 
     def predict(self, places: Places) -> Estimate:
         """At n places; of a place, whatever other places are asked for."""
-        return self._estimate(self.whole, self.known, places, self.solved.at(places.xy, places.image))
+        near = np.searchsorted(self.section.train_spots, places.context[:, :N_CONTEXT])
+        return self._estimate(self.whole, self.passes, places.xy, places.image, near)
 
     def held_out(self) -> HeldOut:
-        """Each train spot from all others, in components and with weights that were found without its fold.
-
-        Of its fold is known only which processes have no weight worth solving them for.
-        """
+        """Each train spot from those outside its fold; of the fold is known only which processes count for nothing."""
         mean, variance = np.empty((2, *self.expression.shape), np.float32)
-        outside = [np.setdiff1d(np.arange(len(self.xy)), fold) for fold in self.folds]
-        scores = [Scores.fit(self.expression[others], self.noise[others]) for others in outside]
-        known = [of_fold.space.encode(self.expression) for of_fold in scores]
-        answers = self.solved.left_out_in(list(zip(self.folds, known, strict=True)))
-        for fold, *of_fold, part in zip(self.folds, scores, known, answers, strict=True):
-            found = self._estimate(*of_fold, self.section.places(self.section.train_spots[fold]), part)
+        for fold in self.folds:
+            outside = np.delete(np.arange(len(self.xy)), fold)
+            scores = Scores.fit(self.expression[outside], self.noise[outside])
+            passes = self._solve(self.passes.banks, scores, outside)
+            is_outside = np.isin(np.arange(len(self.xy)), outside)
+            near = Context.of(self.xy, is_outside, N_CONTEXT).of_spots(self.xy)[fold]
+            found = self._estimate(scores, passes, self.xy[fold], self.image[fold], np.searchsorted(outside, near))
             mean[fold], variance[fold] = found.mean[0], found.variance
         return HeldOut(Estimate(mean[None], variance), np.ones((1, len(mean)), bool))
 
-    def _estimate(self, scores: Scores, known, places: Places, answers: Answers) -> Estimate:
-        """At n places, from (n_train, P) known scores and the processes' answers at the places."""
-        space, n_scores, xy, image = scores.space, known.shape[1], places.xy, places.image
-        near = np.searchsorted(self.section.train_spots, places.context[:, :N_CONTEXT])
+    def _estimate(self, scores: Scores, passes: Passes, xy, image, near) -> Estimate:
+        """At n places, (n, d) and (n, C), with (n, M) nearest of the spots that the passes were given."""
+        first, second = passes.at(xy, image)
+        mean, variance = self._weighed(passes, first, xy, image, near)
+        if second is not None:
+            again, spread = second.mixed()
+            spread += np.exp(second.log_weight).T @ passes.second.bank.noise
+            both = (1 - passes.share) * mean + passes.share * again
+            variance = (1 - passes.share) * (variance + (mean - both) ** 2)
+            mean, variance = both, variance + passes.share * (spread + (again - both) ** 2)
+        return Estimate(scores.space.decode(mean)[None], variance @ scores.space.loadings**2 + scores.residual)
+
+    def _weighed(self, passes: Passes, answers: Answers, xy, image, near) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of measured scores, (n, P) each, by the network from the answers of the first pass."""
+        known = passes.first.spots.xy, passes.first.spots.image, passes.first.scores
+        shape = CHUNK, known[2].shape[1]
         size = next(size for size in SIZES if size >= len(answers.mean))
-        mean, variance = np.empty((2, len(xy), len(space.mean)), np.float32)
+        mean, variance = np.empty((2, len(xy), shape[1]), np.float32)
         for rows in slices(len(xy), CHUNK):
             filled = np.minimum(np.arange(rows.start, rows.start + CHUNK), len(xy) - 1)
             part = Answers(answers.mean[:, filled], answers.variance[:, filled], answers.log_weight)
-            query = make_query((self.xy, self.image, known), near[filled], xy[filled], image[filled], part,
-                               self.solved.bank)  # fmt: skip
-            found = _apply(self.graphdef, self.params, pad(query, size))
-            n = rows.stop - rows.start
-            of_mean, of_variance = (
-                np.asarray(values).reshape(CHUNK, n_scores)[:n] for values in (found.mean, found.variance + found.noise)
-            )
-            mean[rows] = space.decode(of_mean)
-            variance[rows] = of_variance @ space.loadings**2 + scores.residual
-        return Estimate(mean[None], variance)
+            query = make_query(known, near[filled], xy[filled], image[filled], part, passes.first.bank)
+            found, n = _apply(self.graphdef, self.params, pad(query, size)), rows.stop - rows.start
+            mean[rows] = np.asarray(found.mean).reshape(shape)[:n]
+            variance[rows] = np.asarray(found.variance + found.noise).reshape(shape)[:n]
+        return mean, variance

@@ -3,11 +3,13 @@
 Nothing is optimised on a section. Each process of a bank is solved exactly, and its marginal likelihood says how far to
 believe it: the mean over the processes, weighted by it, is Bayesian model averaging over a discrete prior (Hoeting et
 al., Bayesian model averaging: a tutorial, 1999). All scores of a section share the solutions of a process.
+
+There are two passes. In the second the processes also see what the first says of expression at a place, so that places
+of one layer or domain are near each other wherever they lie, and one score can follow from others (``Passes``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,13 +18,12 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import lapack
 from scipy.spatial import KDTree
-from scipy.special import logsumexp
+from scipy.special import expit, logit, logsumexp
 from threadpoolctl import threadpool_limits
 
 from spabit_jax.chunks import slices
 from spabit_jax.errors import Diverged
-from spabit_jax.kriging.process import MIN_NOISE, Params, kernels, product
-from spabit_jax.neighbours import nearest
+from spabit_jax.kriging.process import MIN_NOISE, distances, matern, product
 
 N_PROCESSES = 64
 MAX_EXACT = 1500  # known spots of exact processes, whose cost grows with the cube
@@ -30,8 +31,12 @@ N_WEIGHED = 1000  # of which the weights are found where there are more
 NEAREST = 32  # known spots that a place is predicted from where there are more
 CHUNK = 4096  # places at a time
 NEGLIGIBLE = 1e-2  # weight below which a process is left out
+N_IMAGE = 20  # image components by which places are near each other; the linear kernel takes all
+N_SAID = 5  # scores of which the second pass sees what the first says
+SECOND = 0.25  # weight of the second pass before anything is known: few spots do not tell how much it helps
 # Medians of the prior, spatial scales in pitches, image scales in sd of the first image component; sd of the logs
 LONG, SHORT, IMAGE, PRODUCT_SPACE, PRODUCT_IMAGE, SCALE_SD, VARIANCE_SD = 10.0, 2.0, 2.0, 6.0, 1.3, 0.5, 1.0
+SAID = 1.5  # of length scales in what the first pass says, in sd of the score of which it says most
 LINEAR = 6.0  # on the variance of the linear kernel: image components become ever smaller, and it is over their number
 NOISE = (1.2, 0.8)  # of the beta distribution of noise's share of a score's variance
 
@@ -42,8 +47,9 @@ class Bank(NamedTuple):
     space: Float[np.ndarray, "S 2"]  # length scales: long and short
     image: Float[np.ndarray, " S"]  # length scale of image components
     product: Float[np.ndarray, "S 2"]  # length scales of the product kernel: in space, and a factor on ``image``
-    variance: Float[np.ndarray, "S 5"]  # of the kernels of ``process.kernels``
+    variance: Float[np.ndarray, "S 5"]  # of space, long and short, of image, Matern and linear, and of the product
     noise: Float[np.ndarray, " S"]
+    said: Float[np.ndarray, "S 3"]  # in what the first pass says: length scale, variances of Matern and linear kernel
 
     def at(self, index) -> Bank:
         """These of the processes."""
@@ -60,23 +66,90 @@ def draw_bank(rng: np.random.Generator, n: int = N_PROCESSES, noise=None) -> Ban
     share = np.exp(rng.normal(0, VARIANCE_SD, (n, 5)))
     noise = rng.beta(*NOISE, n) if noise is None else noise
     variance = share / share.sum(axis=1, keepdims=True) * (1 - noise[:, None]) * [1, 1, 1, LINEAR, 1]
-    return Bank(*(np.asarray(a, np.float32) for a in (space, image, both, variance, noise + MIN_NOISE)))
+    said = np.tile([1.0, 0.0, 0.0], (n, 1))
+    return Bank(*(np.asarray(a, np.float32) for a in (space, image, both, variance, noise + MIN_NOISE, said)))
+
+
+def second_pass(rng: np.random.Generator, bank: Bank) -> Bank:
+    """The bank's processes with a random share of what they explain given to kernels in what the first pass says."""
+    n = len(bank.noise)
+    share, length = rng.random(n), np.exp(rng.normal(np.log(SAID), SCALE_SD, n))
+    split = np.exp(rng.normal(0, VARIANCE_SD, (n, 2)))
+    split *= (share * (1 + MIN_NOISE - bank.noise) / split.sum(axis=1))[:, None]
+    said = np.concatenate([length[:, None], split], axis=1).astype(np.float32)
+    return bank._replace(variance=(bank.variance * (1 - share[:, None])).astype(np.float32), said=said)
 
 
 def without_image(bank: Bank) -> Bank:
     """For a section without an image: what kernels of the image explain goes to the spatial ones."""
     in_space = bank.variance * np.array([1, 1, 0, 0, 0], np.float32)
-    share = (1 + MIN_NOISE - bank.noise) / in_space.sum(axis=1)
+    share = (1 + MIN_NOISE - bank.noise - bank.said[:, 1:].sum(axis=1)) / in_space.sum(axis=1)
     return bank._replace(variance=in_space * share[:, None])
 
 
+class Inputs(NamedTuple):
+    """What processes see of n places."""
+
+    xy: Float[np.ndarray, "n d"]  # in pitches
+    image: Float[np.ndarray, "n C"]  # image components; C is 0 without an image
+    said: Float[np.ndarray, "n Q"]  # what the first pass says of the first scores; Q is 0 in that pass
+
+    @classmethod
+    def of(cls, xy, image, said=None) -> Inputs:
+        xy, image = np.asarray(xy, np.float32), np.asarray(image, np.float32)
+        return cls(xy, image, np.zeros((len(xy), 0), np.float32) if said is None else np.asarray(said, np.float32))
+
+    def at(self, rows) -> Inputs:
+        """These of the places."""
+        return Inputs(*(array[rows] for array in self))
+
+
+class Pairs(NamedTuple):
+    """What all processes need to know of A places and B others."""
+
+    space: Float[jax.Array, "A B"]  # distance
+    image: Float[jax.Array, "A B"] | None  # distance in the first image components
+    linear: Float[jax.Array, "A B"] | None  # product of all of them, over the number of those first ones
+    said: Float[jax.Array, "A B"] | None  # distance in what the first pass says
+    linear_said: Float[jax.Array, "A B"] | None
+
+
 @jax.jit
-def covariance(process: Bank, xy_a, image_a, xy_b, image_b) -> Float[jax.Array, "A B"]:
+def pairs(a: Inputs, b: Inputs) -> Pairs:
+    """Of A and B places."""
+    space, image, linear, said, linear_said = distances(a.xy, b.xy), None, None, None, None
+    if a.image.shape[1]:
+        first_a, first_b = a.image[:, :N_IMAGE], b.image[:, :N_IMAGE]
+        image, linear = distances(first_a, first_b), product("ic,jc->ij", a.image, b.image) / first_a.shape[1]
+    if a.said.shape[1]:
+        said, linear_said = distances(a.said, b.said), product("iq,jq->ij", a.said, b.said)
+    return Pairs(space, image, linear, said, linear_said)
+
+
+@jax.jit
+def covariance(process: Bank, of: Pairs) -> Float[jax.Array, "A B"]:
     """Of what one process of a bank predicts at A and B places, noise aside."""
-    image = jnp.broadcast_to(jnp.log(process.image), image_a.shape[1:])
-    params = Params(jnp.log(process.space), image, jnp.log(process.product), None, None)
-    found = kernels(params, xy_a, image_a, xy_b, image_b)
-    return product("k,kij->ij", process.variance[: len(found)], found)
+    (long, short), (in_space, in_image), variance = process.space, process.product, process.variance
+    total = variance[0] * matern(of.space / long) + variance[1] * matern(of.space / short)
+    if of.image is not None:
+        d = of.image / process.image
+        both = matern(of.space / in_space) * jnp.exp(-0.5 * (d / in_image) ** 2)
+        total += variance[2] * matern(d) + variance[3] * of.linear * (IMAGE / process.image) ** 2 + variance[4] * both
+    if of.said is not None:
+        length, near, linear = process.said
+        total += near * matern(of.said / length) + linear * of.linear_said
+    return total
+
+
+@jax.jit
+def prior_variance(process: Bank, at: Inputs) -> Float[jax.Array, " n"]:
+    """Of a score at n places before anything is known: the diagonal of their covariance."""
+
+    def of_one(place):
+        place = jax.tree.map(lambda x: x[None], place)
+        return covariance(process, pairs(place, place))[0, 0]
+
+    return jax.vmap(of_one)(at)
 
 
 class Answers(NamedTuple):
@@ -97,132 +170,146 @@ class Solved:
     """The processes of a bank given n known spots: those that the spots support.
 
     Up to ``MAX_EXACT`` spots each process is solved exactly. Of more, ``N_WEIGHED`` give the weights, and a place is
-    predicted from its ``NEAREST`` (Vecchia, 1988): the cost is linear in spots and in places.
+    predicted from its ``NEAREST`` (Vecchia, 1988), by the first image components alone: the cost is linear in spots and
+    in places.
 
     Args:
       bank: S processes.
-      xy: (n, 2) in pitches.
-      image: (n, C) image components; C is 0 without an image.
+      spots: n of them.
       noise: (n,) variance of the spots' noise, relative to that of a common spot.
       scores: (n, P) at mean 0 and variance 1.
       prune: leave out processes of negligible weight.
+
+    Attributes:
+      kept: of the S processes, those that are not left out.
+      evidence: (P,) log density of each score under the bank, up to a constant.
     """
 
-    def __init__(self, bank: Bank, xy, image, noise, scores, prune: bool = True):
-        self.xy, self.image, self.noise, self.scores = (np.asarray(a, np.float32) for a in (xy, image, noise, scores))
-        n = len(self.xy)
+    def __init__(self, bank: Bank, spots: Inputs, noise, scores, prune: bool = True):
+        self.spots, (self.noise, self.scores) = spots, (np.asarray(a, np.float32) for a in (noise, scores))
+        n = len(self.noise)
         self.exact = n <= MAX_EXACT
+        if not self.exact:
+            self.spots = spots._replace(image=spots.image[:, :N_IMAGE])
         some = np.arange(n) if self.exact else np.sort(np.random.default_rng(0).permutation(n)[:N_WEIGHED])
         factors, likelihood = [], []
+        of_spots = pairs(self.spots.at(some), self.spots.at(some))
         with threadpool_limits(1, "blas"):  # matrices this small are slower on several threads
             for i in range(len(bank.noise)):
-                factor = self._factor(bank.at(i), some)
+                factor = self._factor(bank.at(i), of_spots, self.noise[some])
                 white, _ = lapack.strtrs(factor, self.scores[some], lower=1)
                 likelihood.append(-0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(factor)).sum())
                 factors.append(factor if self.exact else None)
-        log_weight = np.array(likelihood) - logsumexp(likelihood, axis=0)
-        kept = np.flatnonzero((log_weight > (np.log(NEGLIGIBLE) if prune else -np.inf)).any(axis=1))
-        self.bank, self.factors = bank.at(kept), [factors[i] for i in kept]
-        self.log_weight = log_weight[kept] - logsumexp(log_weight[kept], axis=0)
+        self.evidence = logsumexp(likelihood, axis=0)
+        log_weight = np.array(likelihood) - self.evidence
+        self.kept = np.flatnonzero((log_weight > (np.log(NEGLIGIBLE) if prune else -np.inf)).any(axis=1))
+        self.bank, self.factors = bank.at(self.kept), [factors[i] for i in self.kept]
+        self.log_weight = log_weight[self.kept] - logsumexp(log_weight[self.kept], axis=0)
         if self.exact:
             self.solved = [lapack.spotrs(factor, self.scores, lower=1)[0] for factor in self.factors]
         else:
-            self.order = np.lexsort(self.xy.T)  # ties among the nearest do not depend on the order of spots
-            self.tree = KDTree(self.xy[self.order])
+            self.order = np.lexsort(self.spots.xy.T)  # ties among the nearest do not depend on the order of spots
+            self.tree = KDTree(self.spots.xy[self.order])
 
-    def _factor(self, process: Bank, spots) -> np.ndarray:
+    @staticmethod
+    def _factor(process: Bank, of_spots: Pairs, noise) -> np.ndarray:
         """Lower Cholesky factor of the covariance of noisy scores."""
-        xy, image = self.xy[spots], self.image[spots]
-        noisy = np.array(covariance(process, xy, image, xy, image))
-        noisy[np.diag_indices(len(xy))] += process.noise * self.noise[spots]
+        noisy = np.array(covariance(process, of_spots))
+        noisy[np.diag_indices(len(noise))] += process.noise * noise
         factor, failed = lapack.spotrf(noisy, lower=1, clean=1)
         if failed:
             raise Diverged("kriging: a covariance is not positive definite: leave out spots that lie on each other")
         return factor
 
-    def at(self, xy, image) -> Answers:
-        """At (m, 2) places with (m, C) image components."""
-        xy, image = np.asarray(xy, np.float32), np.asarray(image, np.float32)
+    def at(self, places: Inputs) -> Answers:
+        """At m places."""
         if not self.exact:
-            return self._from(self.order[self.tree.query(xy, k=NEAREST)[1]], xy, image)
-        mean = np.empty((len(self.factors), len(xy), self.scores.shape[1]), np.float32)
-        variance = np.empty(mean.shape[:2], np.float32)
-        for i, (factor, solved) in enumerate(zip(self.factors, self.solved, strict=True)):
-            process = self.bank.at(i)
-            for rows in slices(len(xy), CHUNK):
-                cross = np.asarray(covariance(process, self.xy, self.image, xy[rows], image[rows]))
+            return self._from_nearest(places._replace(image=places.image[:, :N_IMAGE]))
+        mean, variance = self._empty(len(places.xy))
+        for rows in slices(len(places.xy), CHUNK):
+            part = places.at(rows)
+            to_spots = pairs(self.spots, part)
+            for i, (factor, solved) in enumerate(zip(self.factors, self.solved, strict=True)):
+                cross = np.asarray(covariance(self.bank.at(i), to_spots))
                 white, _ = lapack.strtrs(factor, cross, lower=1)
                 mean[i, rows] = cross.T @ solved
-                variance[i, rows] = prior_variance(process, image[rows]) - np.sum(white**2, axis=0)
+                variance[i, rows] = prior_variance(self.bank.at(i), part) - np.sum(white**2, axis=0)
         return Answers(mean, variance, self.log_weight)
 
     def left_out(self) -> Answers:
-        """At the known spots, each from all others (Rasmussen and Williams, 2006, eq. 5.12)."""
-        (answers,) = self.left_out_in([(np.arange(0), self.scores)])
-        return answers
-
-    def left_out_in(self, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Answers]:
-        """As ``left_out``, at the spots of each fold, with weights from the spots outside it.
-
-        Args:
-          folds: of each its f spots (none: answers at all, weights from all), and (n, P) scores of all n.
-        """
-        if not self.exact:
-            near = np.empty((len(self.xy), NEAREST), int)
-            near[self.order] = self.order[nearest(self.tree, self.xy[self.order], NEAREST, leave_self_out=True)[1]]
-            return [self._from(near[at], self.xy[at], self.image[at], scores)
-                    for fold, scores in folds for at in [fold if len(fold) else slice(None)]]  # fmt: skip
-        found = [([], [], []) for _ in folds]
-        for factor, noise in zip(self.factors, self.bank.noise, strict=True):
+        """At the known spots of exact processes, each from all others (Rasmussen and Williams, 2006, eq. 5.12)."""
+        mean, variance = self._empty(len(self.noise))
+        for i, (factor, solved) in enumerate(zip(self.factors, self.solved, strict=True)):
             inverse, _ = lapack.spotri(factor, lower=1)
-            inverse = np.tril(inverse) + np.tril(inverse, -1).T
-            log_det, of_one = 2 * np.log(np.diagonal(factor)).sum(), 1 / np.diagonal(inverse)
-            for (fold, scores), (mean, variance, likelihood) in zip(folds, found, strict=True):
-                solved, at = inverse @ scores, fold if len(fold) else slice(None)
-                mean.append((scores - solved * of_one[:, None])[at])
-                variance.append((of_one - noise * self.noise)[at])
-                likelihood.append(-0.5 * np.sum(scores * solved, axis=0) - 0.5 * log_det)
-                if len(fold):  # minus that of the fold given the others: its precision is a block of the inverse
-                    block = np.linalg.cholesky(inverse[np.ix_(fold, fold)])
-                    white = np.linalg.solve(block, solved[fold])
-                    likelihood[-1] += 0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(block)).sum()
-        return [Answers(np.stack(mean), np.stack(variance), likelihood - logsumexp(likelihood, axis=0))
-                for mean, variance, likelihood in found]  # fmt: skip
+            of_one = 1 / np.diagonal(inverse)
+            mean[i] = self.scores - solved * of_one[:, None]
+            variance[i] = of_one - self.bank.noise[i] * self.noise
+        return Answers(mean, variance, self.log_weight)
 
-    def _from(self, near, xy, image, scores=None) -> Answers:
-        scores = self.scores if scores is None else scores
-        mean = np.empty((len(self.bank.noise), len(xy), scores.shape[1]), np.float32)
-        variance = np.empty(mean.shape[:2], np.float32)
-        for rows in slices(len(xy), CHUNK):
-            filled = np.minimum(np.arange(rows.start, rows.start + min(len(xy), CHUNK)), len(xy) - 1)
-            known = self.xy, self.image, self.noise, scores
+    def _empty(self, m: int) -> tuple[np.ndarray, np.ndarray]:
+        shape = (len(self.bank.noise), m, self.scores.shape[1])
+        return np.empty(shape, np.float32), np.empty(shape[:2], np.float32)
+
+    def _from_nearest(self, places: Inputs) -> Answers:
+        mean, variance = self._empty(len(places.xy))
+        near = self.order[self.tree.query(places.xy, k=NEAREST)[1]]
+        for rows in slices(len(near), CHUNK):
+            filled = np.minimum(np.arange(rows.start, rows.start + min(len(near), CHUNK)), len(near) - 1)
             size = rows.stop - rows.start
             for i in range(len(mean)):
-                found = _from_nearest(self.bank.at(i), known, near[filled], xy[filled], image[filled])
+                found = _from(self.bank.at(i), (self.spots, self.noise, self.scores), near[filled], places.at(filled))
                 mean[i, rows], variance[i, rows] = (np.asarray(a)[:size] for a in jax.block_until_ready(found))
         return Answers(mean, variance, self.log_weight)
 
 
-def prior_variance(process: Bank, image) -> np.ndarray:
-    """(m,) of a score at places with (m, C) image components, before anything is known."""
-    variance = np.full(len(image), process.variance[[0, 1]].sum(), np.float32)
-    if image.shape[1]:
-        linear = np.sum((image / process.image) ** 2, axis=1) * 4 / image.shape[1]  # as in ``process.kernels``
-        variance += process.variance[[2, 4]].sum() + process.variance[3] * linear
-    return variance
-
-
 @jax.jit
-def _from_nearest(process: Bank, known, near, xy, image):
+def _from(process: Bank, known, near, places: Inputs):
     """Means (m, P) and variances (m,) at m places, each from K known spots of its own, (m, K)."""
 
-    def at(near, xy, image):
-        around_xy, around_image, noise, scores = (array[near] for array in known)
-        noisy = covariance(process, around_xy, around_image, around_xy, around_image) + jnp.diag(process.noise * noise)
-        cross = covariance(process, around_xy, around_image, xy[None], image[None])
-        right = jnp.concatenate([cross, scores], axis=1)
+    def at(near, place):
+        place = jax.tree.map(lambda x: x[None], place)
+        spots, noise, scores = jax.tree.map(lambda array: array[near], known)
+        noisy = covariance(process, pairs(spots, spots)) + jnp.diag(process.noise * noise)
+        right = jnp.concatenate([covariance(process, pairs(spots, place)), scores], axis=1)
         white = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(noisy), right, lower=True)
-        own = covariance(process, xy[None], image[None], xy[None], image[None])[0, 0]
+        own = covariance(process, pairs(place, place))[0, 0]
         return white[:, 0] @ white[:, 1:], own - jnp.sum(white[:, 0] ** 2)
 
-    return jax.vmap(at)(near, xy, image)
+    return jax.vmap(at)(near, places)
+
+
+class Passes:
+    """Both passes given n known spots; the second where processes are exact.
+
+    Args:
+      banks: of the first pass and of the second.
+      xy, image: (n, d), (n, C) of the spots.
+      noise, scores: as ``Solved`` takes them.
+      size: (P,) how much of expression each score is.
+
+    Attributes:
+      share: (P,) of the second pass: by its evidence, and ``SECOND`` before it.
+    """
+
+    def __init__(self, banks: tuple[Bank, Bank], xy, image, noise, scores, size):
+        self.first, self.second = Solved(banks[0], Inputs.of(xy, image), noise, scores), None
+        self.share = np.zeros(len(size), np.float32)
+        if self.first.exact:
+            left_out = self.first.left_out()
+            said = left_out.mixed()[0][:, :N_SAID] * size[:N_SAID]
+            self.unit = size[:N_SAID] / max(said.std(axis=0).max(), 1e-6)
+            self.second = Solved(banks[1], self._inputs(xy, image, left_out), noise, scores)
+            self.share = expit(self.second.evidence - self.first.evidence + logit(SECOND)).astype(np.float32)
+
+    def _inputs(self, xy, image, answers: Answers) -> Inputs:
+        return Inputs.of(xy, image, answers.mixed()[0][:, :N_SAID] * self.unit)
+
+    @property
+    def banks(self) -> tuple[Bank, Bank]:
+        """Those of the processes that the spots support; of the second pass none where there is none."""
+        return self.first.bank, self.second.bank if self.second else self.first.bank.at(slice(0))
+
+    def at(self, xy, image) -> tuple[Answers, Answers | None]:
+        """At (m, d) places with (m, C) image components, in each pass."""
+        first = self.first.at(Inputs.of(xy, image))
+        return first, self.second.at(self._inputs(xy, image, first)) if self.second else None

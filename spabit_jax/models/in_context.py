@@ -37,7 +37,7 @@ FAR = 50.0  # pitches: what is further is seen as this far; nothing that it was 
 WIDTH, HEADS, DEPTH = 32, 4, 2
 LEAST_LOG_WEIGHT, NO_PROCESS = -10.0, -1e30
 REMEDY = "make some with experiments.pretrain"
-VERSION = 1  # of the weights: another network or another meaning of its inputs has another one
+VERSION = 2  # of the weights: another network or another meaning of its inputs has another one
 GRAPH = GATConfig(heads=2, head_width=16, n_neighbours=4, dropout=0.0)
 
 
@@ -73,7 +73,7 @@ def make_query(known, near, xy, image, answers: Answers, bank: Bank) -> Query:
     """
     around_xy, around_image, scores = (np.asarray(array)[near] for array in known)
     m, n_scores = len(xy), scores.shape[2]
-    image = np.concatenate([np.asarray(image)[:, None], around_image], axis=1)[..., :N_IMAGE]
+    image = np.concatenate([np.asarray(image)[:, None, :N_IMAGE], around_image[..., :N_IMAGE]], axis=1)
     image = np.pad(image, ((0, 0), (0, 0), (0, N_IMAGE - image.shape[2])))
     offset = around_xy - np.asarray(xy)[:, None]
     offset /= np.maximum(np.linalg.norm(offset, axis=2, keepdims=True) / FAR, 1)
@@ -174,15 +174,16 @@ def _shape_of_network():
     return nnx.split(nnx.eval_shape(lambda: InContext(rngs=nnx.Rngs(0))))
 
 
-def save_weights(path: str | Path, bank: Bank, params) -> None:
-    """Writes a bank and a network's parameters, these in half precision, as .npz."""
+def save_weights(path: str | Path, banks: tuple[Bank, Bank], params) -> None:
+    """Writes the banks of both passes and a network's parameters, these in half precision, as .npz."""
     leaves = {f"network{i}": np.asarray(leaf, np.float16) for i, leaf in enumerate(jax.tree.leaves(params))}
+    fields = {f"{name}{i}": field for i, bank in enumerate(banks) for name, field in bank._asdict().items()}
     with replacing(path) as temporary:
-        np.savez(temporary, version=VERSION, **bank._asdict(), **leaves)
+        np.savez(temporary, version=VERSION, **fields, **leaves)
 
 
 def load_weights(path: str | Path):
-    """What ``save_weights`` wrote: the bank, graph definition and parameters.
+    """What ``save_weights`` wrote: the banks of both passes, graph definition and parameters.
 
     Raises:
       InputError: the file is no such one, or of another version.
@@ -194,7 +195,8 @@ def load_weights(path: str | Path):
             graphdef, params = _shape_of_network()
             leaves, tree = jax.tree.flatten(params)
             found = [jnp.asarray(content[f"network{i}"], old.dtype).reshape(old.shape) for i, old in enumerate(leaves)]
-            return Bank(*(content[name] for name in Bank._fields)), graphdef, jax.tree.unflatten(tree, found)
+            banks = tuple(Bank(*(content[f"{name}{i}"] for name in Bank._fields)) for i in range(2))
+            return banks, graphdef, jax.tree.unflatten(tree, found)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
         raise InputError(f"{path}: no weights of a pretrained SpaBiT ({error}): {REMEDY}") from error
     raise InputError(f"{path}: weights of version {version}, and this is {VERSION}: {REMEDY}")

@@ -19,7 +19,7 @@ import optax
 from scipy.spatial import KDTree
 from tqdm.auto import tqdm
 
-from spabit_jax.kriging.bank import Bank, Solved, covariance, draw_bank, without_image
+from spabit_jax.kriging.bank import Bank, Inputs, Solved, covariance, draw_bank, pairs, without_image
 from spabit_jax.models.in_context import N_CONTEXT, N_IMAGE, Query, make_query, new_network
 from spabit_jax.models.layers import merged
 from spabit_jax.training.fit import initial_state, latest, save_state
@@ -90,7 +90,8 @@ def _responses(rng, xy, image, noise, n_known) -> tuple[np.ndarray, np.ndarray]:
     """Responses of one random process, (N, RESPONSES / KINDS), and what it predicts at the places not known."""
     drawn = draw_bank(rng, 1, rng.uniform(0.05, 0.95, 1))  # any share of noise
     process = (drawn if image.shape[1] else without_image(drawn)).at(0)
-    signal = np.array(covariance(process, xy, image, xy, image), np.float64)
+    places = Inputs.of(xy, image)
+    signal = np.array(covariance(process, pairs(places, places)), np.float64)
     factor = np.linalg.cholesky(signal + 1e-4 * np.eye(len(xy)))
     count = RESPONSES // KINDS
     smooth = factor @ rng.standard_normal((len(xy), count))
@@ -127,9 +128,10 @@ def queries(task: Task, bank: Bank) -> tuple[Query, np.ndarray, np.ndarray]:
     xy, image = task.geometry
     n = task.n_known
     known = xy[:n], image[:n], task.scores[:n].astype(np.float32)
-    solved = Solved(bank if image.shape[1] else without_image(bank), *known[:2], task.noise[:n], known[2], prune=False)
+    bank = bank if image.shape[1] else without_image(bank)
+    solved = Solved(bank, Inputs.of(*known[:2]), task.noise[:n], known[2], prune=False)
     tree = KDTree(xy[:n])
-    at_others = solved.at(xy[n:], image[n:]), tree.query(xy[n:], k=N_CONTEXT)[1], slice(n, None)
+    at_others = solved.at(Inputs.of(xy[n:], image[n:])), tree.query(xy[n:], k=N_CONTEXT)[1], slice(n, None)
     at_known = solved.left_out(), tree.query(xy[:n], k=N_CONTEXT + 1)[1][:, 1:], slice(n)
     parts = [make_query(known, near, xy[rows], image[rows], a, solved.bank) for a, near, rows in (at_others, at_known)]
     fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Query._fields[:-1]}

@@ -10,7 +10,7 @@ from spabit_jax.data.split import split_spots
 from spabit_jax.ensemble.pretrained import WEIGHTS, Pretrained
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.metrics import gene_metrics
-from spabit_jax.kriging import bank
+from spabit_jax.kriging import bank as banks
 from spabit_jax.kriging.bank import draw_bank
 from spabit_jax.models.in_context import new_network, save_weights
 from spabit_jax.readers import read_section
@@ -110,7 +110,7 @@ def test_noisier_spots_count_for_less(fitted):
 
 def test_large_sections_are_predicted_from_the_nearest(fitted, monkeypatch):
     section, exact = fitted()
-    monkeypatch.setattr(bank, "MAX_EXACT", 20)
+    monkeypatch.setattr(banks, "MAX_EXACT", 20)
     _, near = fitted()
     asked = places(section, np.flatnonzero(~section.is_train))
     one, two = exact.predict(asked).mean[0], near.predict(asked).mean[0]
@@ -129,7 +129,8 @@ def test_weights_are_the_packages_or_those_that_are_named(section_data, config, 
 
 def test_a_run_folder_is_of_its_weights(section_data, config, tmp_path):
     section, weights = section_data(config), tmp_path / "weights.npz"
-    save_weights(weights, draw_bank(np.random.default_rng(1), 4), new_network(0)[1])
+    bank = draw_bank(np.random.default_rng(1), 4)
+    save_weights(weights, (bank, bank), new_network(0)[1])
     (tmp_path / "run").mkdir()
     Pretrained(config).fit(section, folder=tmp_path / "run")
     Pretrained(config).fit(section, folder=tmp_path / "run")

@@ -3,23 +3,24 @@
 import numpy as np
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
 from spabit_jax.kriging import bank as banks
-from spabit_jax.kriging.bank import Solved, draw_bank, without_image
+from spabit_jax.kriging.bank import Inputs, Passes, Solved, draw_bank, pairs, second_pass, without_image
 
 N, P, C = 41, 3, 4
 
 
 @pytest.fixture
 def spots():
-    """xy, image, noise and scores of known spots."""
+    """Known spots, their noise and their scores."""
     rng = np.random.default_rng(0)
     xy = rng.uniform(0, 8, (N, 2))
     scores = np.stack([np.sin(xy[:, 0]), xy[:, 1] / 4, rng.standard_normal(N)], axis=1)
     scores += 0.3 * rng.standard_normal((N, P))
     image, noise = rng.standard_normal((N, C)), np.exp(rng.normal(0, 0.3, N))
-    return [a.astype(np.float32) for a in (xy, image, noise, (scores - scores.mean(axis=0)) / scores.std(axis=0))]
+    scores = (scores - scores.mean(axis=0)) / scores.std(axis=0)
+    return Inputs.of(xy, image), noise.astype(np.float32), scores.astype(np.float32)
 
 
 @pytest.fixture
@@ -28,11 +29,11 @@ def bank():
 
 
 def test_processes_in_space_are_those_of_scikit_learn(spots, bank):
-    xy, image, noise, scores = spots
+    (xy, image, _), noise, scores = spots
     bank = without_image(bank)
-    solved = Solved(bank, xy, image[:, :0], noise, scores, prune=False)
+    solved = Solved(bank, Inputs.of(xy, image[:, :0]), noise, scores, prune=False)
     places = np.random.default_rng(2).uniform(0, 8, (11, 2)).astype(np.float32)
-    answers = solved.at(places, np.zeros((11, 0)))
+    answers = solved.at(Inputs.of(places, np.zeros((11, 0))))
     likelihood = np.empty((7, P))
     for i in range(7):
         process = bank.at(i)
@@ -52,49 +53,92 @@ def test_processes_in_space_are_those_of_scikit_learn(spots, bank):
 
 @pytest.mark.parametrize("with_image", [True, False])
 def test_left_out_is_leaving_out(spots, bank, with_image):
-    xy, image, noise, scores = spots
+    known, noise, scores = spots
     if not with_image:
-        image, bank = image[:, :0], without_image(bank)
-    left_out = Solved(bank, *spots[:1], image, noise, scores, prune=False).left_out()
+        known, bank = known._replace(image=known.image[:, :0]), without_image(bank)
+    left_out = Solved(bank, known, noise, scores, prune=False).left_out()
     for i in (0, 17, N - 1):
         others = np.arange(N) != i
-        alone = Solved(bank, xy[others], image[others], noise[others], scores[others], prune=False)
-        answers = alone.at(xy[[i]], image[[i]])
+        alone = Solved(bank, known.at(others), noise[others], scores[others], prune=False)
+        answers = alone.at(known.at([i]))
         np.testing.assert_allclose(left_out.mean[:, i], answers.mean[:, 0], atol=2e-3)
         np.testing.assert_allclose(left_out.variance[:, i], answers.variance[:, 0], atol=2e-3)
 
 
-def test_weights_of_a_fold_know_nothing_of_it(spots, bank):
-    xy, image, noise, scores = spots
-    fold = np.arange(5, 14)
-    solved = Solved(bank, *spots, prune=False)
-    (answers,) = solved.left_out_in([(fold, scores)])
-    assert answers.mean.shape == (7, len(fold), P)
-    np.testing.assert_allclose(answers.mean, solved.left_out().mean[:, fold], atol=1e-5)
-    others = np.setdiff1d(np.arange(N), fold)
-    outside = Solved(bank, *(array[others] for array in spots), prune=False)
-    np.testing.assert_allclose(answers.log_weight, outside.log_weight, atol=5e-3)
-    assert np.abs(answers.log_weight - solved.log_weight).max() > 0.05
+@pytest.fixture
+def wide():
+    """Places with more image components than those that distances are of, and with what a first pass says."""
+    rng = np.random.default_rng(4)
+    return Inputs.of(
+        rng.uniform(0, 8, (9, 2)), rng.standard_normal((9, 2 * banks.N_IMAGE)), rng.standard_normal((9, 5))
+    )
+
+
+def test_covariance_is_the_sum_of_its_kernels(bank, wide):
+    """By scikit-learn's kernels; of the image components beyond the first ones there is the linear kernel alone."""
+    bank = second_pass(np.random.default_rng(5), bank)
+    for i in range(7):
+        (long, short), scale, (in_space, in_image), variance, _, (length, near, linear) = bank.at(i)
+
+        def nu(length, x):
+            return Matern(length, nu=1.5)(x)
+
+        xy, image, said = wide
+        first = image[:, : banks.N_IMAGE] / scale
+        both = nu(in_space, xy) * RBF(in_image)(first)
+        of_image = [nu(1.0, first), image @ image.T * (banks.IMAGE / scale) ** 2 / banks.N_IMAGE, both]
+        expected = sum(v * kernel for v, kernel in zip(variance, [nu(long, xy), nu(short, xy), *of_image], strict=True))
+        expected += near * nu(length, said) + linear * said @ said.T
+        found = np.asarray(banks.covariance(bank.at(i), pairs(wide, wide)))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(banks.prior_variance(bank.at(i), wide), np.diagonal(found), rtol=1e-3)
+
+
+def test_the_second_pass_lets_one_score_follow_from_another():
+    """Of stripes: it is believed where it explains a score, and not of one that is noise."""
+    rng, n = np.random.default_rng(6), 600
+    bank = without_image(draw_bank(rng))
+    again = without_image(second_pass(rng, draw_bank(rng)))
+    xy, no_image, noise = rng.uniform(0, 1, (n, 2)) * [40, 6], np.zeros((n, 0)), np.ones(n, np.float32)
+    wave = np.sin(xy[:, 0])
+    stripes = np.sign(wave) * np.sign(wave - 0.7)
+    scores = np.stack([wave, stripes, 0 * wave], axis=1) + [0.1, 0.8, 1] * rng.standard_normal((n, 3))
+    known, places, size = slice(200), slice(200, None), np.array([1.0, 0.9, 0.1])
+
+    passes = Passes((bank, again), xy[known], no_image[known], noise[known], scores[known], size)
+    answers = passes.at(xy[places], no_image[places])
+    first, second = (np.mean((of_pass.mixed()[0][:, 1] - stripes[places]) ** 2) for of_pass in answers)
+    assert second < 0.6 * first
+    assert passes.share[1] > 0.9 > 0.5 > passes.share[2]
+
+
+def test_the_second_pass_is_of_sections_that_are_solved_exactly(spots, bank, monkeypatch):
+    known, noise, scores = spots
+    banks_of = bank, second_pass(np.random.default_rng(5), bank)
+    monkeypatch.setattr(banks, "MAX_EXACT", 10)
+    passes = Passes(banks_of, known.xy, known.image, noise, scores, np.ones(P))
+    assert passes.second is None and not passes.share.any()
+    assert passes.at(known.xy[:3], known.image[:3])[1] is None and not len(passes.banks[1].noise)
 
 
 def test_nothing_depends_on_the_order_of_spots_or_on_other_places(spots, bank):
     places, there = np.full((3, 2), [[1.0], [4.0], [7.0]], np.float32), np.zeros((3, C), np.float32)
-    answers = Solved(bank, *spots).at(places, there)
+    at = Inputs.of(places, there)
+    answers = Solved(bank, *spots).at(at)
     order = np.random.default_rng(3).permutation(N)
-    again = Solved(bank, *(array[order] for array in spots)).at(places[1:2], there[1:2])
+    known, noise, scores = spots
+    again = Solved(bank, known.at(order), noise[order], scores[order]).at(at.at([1]))
     np.testing.assert_allclose(again.mixed()[0], answers.mixed()[0][1:2], atol=1e-4)
 
 
 def test_many_spots_are_seen_by_their_nearest(spots, bank, monkeypatch):
     """With as many nearest as there are spots the answers are the exact ones."""
     places, there = np.full((3, 2), [[1.0], [4.0], [7.0]], np.float32), np.zeros((3, C), np.float32)
-    exact = Solved(bank, *spots, prune=False)
+    at, exact = Inputs.of(places, there), Solved(bank, *spots, prune=False)
     monkeypatch.setattr(banks, "MAX_EXACT", 10)
-    monkeypatch.setattr(banks, "NEAREST", N - 1)
-    near = Solved(bank, *spots, prune=False)
-    np.testing.assert_allclose(near.left_out().mean, exact.left_out().mean, atol=2e-3)
     monkeypatch.setattr(banks, "NEAREST", N)
-    for mine, other in zip(near.at(places, there), exact.at(places, there), strict=True):
+    near = Solved(bank, *spots, prune=False)
+    for mine, other in zip(near.at(at), exact.at(at), strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-3)
 
 
@@ -103,6 +147,11 @@ def test_variances_are_shares(bank):
     np.testing.assert_allclose((drawn.variance / [1, 1, 1, banks.LINEAR, 1]).sum(axis=1), 0.7, rtol=1e-5)
     np.testing.assert_allclose(without_image(bank).variance.sum(axis=1) + bank.noise, 1 + banks.MIN_NOISE, rtol=1e-5)
     assert not without_image(bank).variance[:, 2:].any()
+    again = second_pass(np.random.default_rng(2), bank)
+    share = (again.variance / [1, 1, 1, banks.LINEAR, 1]).sum(axis=1) + again.said[:, 1:].sum(axis=1) + again.noise
+    np.testing.assert_allclose(share, 1 + banks.MIN_NOISE + 0 * share, rtol=0.02)
+    in_space = without_image(again).variance.sum(axis=1) + again.said[:, 1:].sum(axis=1) + again.noise
+    np.testing.assert_allclose(in_space, 1 + banks.MIN_NOISE, rtol=1e-5)
 
 
 def test_processes_without_a_part_are_left_out(spots):
