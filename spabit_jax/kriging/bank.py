@@ -15,15 +15,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from scipy.linalg import lapack
 from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
 from scipy.special import expit, logit, logsumexp
 from threadpoolctl import threadpool_limits
 
 from spabit_jax.chunks import slices
 from spabit_jax.errors import Diverged
-from spabit_jax.kriging.process import MIN_NOISE, distances, matern, product
+from spabit_jax.kriging.process import MIN_NOISE, distances
 
 N_PROCESSES = 64
 MAX_EXACT = 1500  # known spots of exact processes, whose cost grows with the cube
@@ -107,49 +108,53 @@ class Inputs(NamedTuple):
 class Pairs(NamedTuple):
     """What all processes need to know of A places and B others."""
 
-    space: Float[jax.Array, "A B"]  # distance
-    image: Float[jax.Array, "A B"] | None  # distance in the first image components
-    linear: Float[jax.Array, "A B"] | None  # product of all of them, over the number of those first ones
-    said: Float[jax.Array, "A B"] | None  # distance in what the first pass says
-    linear_said: Float[jax.Array, "A B"] | None
+    space: Float[Array, "A B"]  # distance
+    image: Float[Array, "A B"] | None  # distance in the first image components
+    linear: Float[Array, "A B"] | None  # product of all of them, over the number of those first ones
+    said: Float[Array, "A B"] | None  # distance in what the first pass says
+    linear_said: Float[Array, "A B"] | None
 
 
-@jax.jit
-def pairs(a: Inputs, b: Inputs) -> Pairs:
-    """Of A and B places."""
-    space, image, linear, said, linear_said = distances(a.xy, b.xy), None, None, None, None
+def pairs(a: Inputs, b: Inputs, distances=lambda a, b: cdist(a, b).astype(np.float32)) -> Pairs:
+    """Of A and B places, NumPy's or, with ``process.distances``, JAX's."""
+    image, linear, said, linear_said = None, None, None, None
     if a.image.shape[1]:
-        first_a, first_b = a.image[:, :N_IMAGE], b.image[:, :N_IMAGE]
-        image, linear = distances(first_a, first_b), product("ic,jc->ij", a.image, b.image) / first_a.shape[1]
+        image = distances(a.image[:, :N_IMAGE], b.image[:, :N_IMAGE])
+        linear = a.image @ b.image.T / min(N_IMAGE, a.image.shape[1])
     if a.said.shape[1]:
-        said, linear_said = distances(a.said, b.said), product("iq,jq->ij", a.said, b.said)
-    return Pairs(space, image, linear, said, linear_said)
+        said, linear_said = distances(a.said, b.said), a.said @ b.said.T
+    return Pairs(distances(a.xy, b.xy), image, linear, said, linear_said)
 
 
-@jax.jit
-def covariance(process: Bank, of: Pairs) -> Float[jax.Array, "A B"]:
-    """Of what one process of a bank predicts at A and B places, noise aside."""
+def themselves(a: Inputs) -> Pairs:
+    """Of n places, each with itself: (n,) in place of (A, B)."""
+    n_image, n_said = a.image.shape[1], a.said.shape[1]
+    nothing = np.zeros(len(a.xy), np.float32)
+    linear = (a.image**2).sum(axis=1) / min(N_IMAGE, n_image) if n_image else None
+    linear_said = (a.said**2).sum(axis=1) if n_said else None
+    return Pairs(nothing, nothing if n_image else None, linear, nothing if n_said else None, linear_said)
+
+
+def covariance(process: Bank, of: Pairs) -> Float[Array, "A B"]:
+    """Of what one process of a bank predicts, noise aside.
+
+    Sections are of any size, and XLA would compile for each: what is large is NumPy's.
+    """
+    exp, root = of.space.__array_namespace__().exp, 3**0.5
     (long, short), (in_space, in_image), variance = process.space, process.product, process.variance
+
+    def matern(distance):
+        return (1 + root * distance) * exp(-root * distance)
+
     total = variance[0] * matern(of.space / long) + variance[1] * matern(of.space / short)
     if of.image is not None:
         d = of.image / process.image
-        both = matern(of.space / in_space) * jnp.exp(-0.5 * (d / in_image) ** 2)
+        both = matern(of.space / in_space) * exp(-0.5 * (d / in_image) ** 2)
         total += variance[2] * matern(d) + variance[3] * of.linear * (IMAGE / process.image) ** 2 + variance[4] * both
     if of.said is not None:
         length, near, linear = process.said
         total += near * matern(of.said / length) + linear * of.linear_said
     return total
-
-
-@jax.jit
-def prior_variance(process: Bank, at: Inputs) -> Float[jax.Array, " n"]:
-    """Of a score at n places before anything is known: the diagonal of their covariance."""
-
-    def of_one(place):
-        place = jax.tree.map(lambda x: x[None], place)
-        return covariance(process, pairs(place, place))[0, 0]
-
-    return jax.vmap(of_one)(at)
 
 
 class Answers(NamedTuple):
@@ -214,7 +219,7 @@ class Solved:
     @staticmethod
     def _factor(process: Bank, of_spots: Pairs, noise) -> np.ndarray:
         """Lower Cholesky factor of the covariance of noisy scores."""
-        noisy = np.array(covariance(process, of_spots))
+        noisy = covariance(process, of_spots)
         noisy[np.diag_indices(len(noise))] += process.noise * noise
         factor, failed = lapack.spotrf(noisy, lower=1, clean=1)
         if failed:
@@ -228,12 +233,13 @@ class Solved:
         mean, variance = self._empty(len(places.xy))
         for rows in slices(len(places.xy), CHUNK):
             part = places.at(rows)
-            to_spots = pairs(self.spots, part)
+            to_spots, own = pairs(self.spots, part), themselves(part)
             for i, (factor, solved) in enumerate(zip(self.factors, self.solved, strict=True)):
-                cross = np.asarray(covariance(self.bank.at(i), to_spots))
+                process = self.bank.at(i)
+                cross = covariance(process, to_spots)
                 white, _ = lapack.strtrs(factor, cross, lower=1)
                 mean[i, rows] = cross.T @ solved
-                variance[i, rows] = prior_variance(self.bank.at(i), part) - np.sum(white**2, axis=0)
+                variance[i, rows] = covariance(process, own) - np.sum(white**2, axis=0)
         return Answers(mean, variance, self.log_weight)
 
     def left_out(self) -> Answers:
@@ -269,13 +275,14 @@ def _from(process: Bank, known, near, places: Inputs):
     def at(near, place):
         place = jax.tree.map(lambda x: x[None], place)
         spots, noise, scores = jax.tree.map(lambda array: array[near], known)
-        noisy = covariance(process, pairs(spots, spots)) + jnp.diag(process.noise * noise)
-        right = jnp.concatenate([covariance(process, pairs(spots, place)), scores], axis=1)
+        noisy = covariance(process, pairs(spots, spots, distances)) + jnp.diag(process.noise * noise)
+        right = jnp.concatenate([covariance(process, pairs(spots, place, distances)), scores], axis=1)
         white = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(noisy), right, lower=True)
-        own = covariance(process, pairs(place, place))[0, 0]
+        own = covariance(process, pairs(place, place, distances))[0, 0]
         return white[:, 0] @ white[:, 1:], own - jnp.sum(white[:, 0] ** 2)
 
-    return jax.vmap(at)(near, places)
+    with jax.default_matmul_precision("highest"):  # some devices would round to 10 bits, too few for a Cholesky factor
+        return jax.vmap(at)(near, places)
 
 
 class Passes:

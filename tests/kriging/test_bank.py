@@ -1,5 +1,6 @@
 """The bank of processes against scikit-learn, and against leaving spots out one by one."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -7,6 +8,7 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
 from spabit_jax.kriging import bank as banks
 from spabit_jax.kriging.bank import Inputs, Passes, Solved, draw_bank, pairs, second_pass, without_image
+from spabit_jax.kriging.process import distances
 
 N, P, C = 41, 3, 4
 
@@ -91,7 +93,9 @@ def test_covariance_is_the_sum_of_its_kernels(bank, wide):
         expected += near * nu(length, said) + linear * said @ said.T
         found = np.asarray(banks.covariance(bank.at(i), pairs(wide, wide)))
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(banks.prior_variance(bank.at(i), wide), np.diagonal(found), rtol=1e-3)
+        np.testing.assert_allclose(banks.covariance(bank.at(i), banks.themselves(wide)), np.diagonal(found), rtol=1e-3)
+        in_jax = jax.jit(lambda process, a: banks.covariance(process, pairs(a, a, distances)))(bank.at(i), wide)
+        np.testing.assert_allclose(found, in_jax, rtol=1e-3, atol=1e-3)
 
 
 def test_the_second_pass_lets_one_score_follow_from_another():
