@@ -115,15 +115,19 @@ class Pairs(NamedTuple):
     linear_said: Float[Array, "A B"] | None
 
 
-def pairs(a: Inputs, b: Inputs, distances=lambda a, b: cdist(a, b).astype(np.float32)) -> Pairs:
-    """Of A and B places, NumPy's or, with ``process.distances``, JAX's."""
+def _apart(a, b) -> np.ndarray:
+    return cdist(a, b).astype(np.float32)
+
+
+def pairs(a: Inputs, b: Inputs, apart=_apart) -> Pairs:
+    """Of A and B places; ``apart`` gives distances, ``process.distances`` those of JAX."""
     image, linear, said, linear_said = None, None, None, None
     if a.image.shape[1]:
-        image = distances(a.image[:, :N_IMAGE], b.image[:, :N_IMAGE])
+        image = apart(a.image[:, :N_IMAGE], b.image[:, :N_IMAGE])
         linear = a.image @ b.image.T / min(N_IMAGE, a.image.shape[1])
     if a.said.shape[1]:
-        said, linear_said = distances(a.said, b.said), a.said @ b.said.T
-    return Pairs(distances(a.xy, b.xy), image, linear, said, linear_said)
+        said, linear_said = apart(a.said, b.said), a.said @ b.said.T
+    return Pairs(apart(a.xy, b.xy), image, linear, said, linear_said)
 
 
 def themselves(a: Inputs) -> Pairs:
@@ -289,7 +293,7 @@ class Passes:
     """Both passes given n known spots; the second where processes are exact.
 
     Args:
-      banks: of the first pass and of the second.
+      banks: of the first pass and of the second, which may have none.
       xy, image: (n, d), (n, C) of the spots.
       noise, scores: as ``Solved`` takes them.
       size: (P,) how much of expression each score is.
@@ -301,7 +305,7 @@ class Passes:
     def __init__(self, banks: tuple[Bank, Bank], xy, image, noise, scores, size):
         self.first, self.second = Solved(banks[0], Inputs.of(xy, image), noise, scores), None
         self.share = np.zeros(len(size), np.float32)
-        if self.first.exact:
+        if self.first.exact and len(banks[1].noise):
             left_out = self.first.left_out()
             said = left_out.mixed()[0][:, :N_SAID] * size[:N_SAID]
             self.unit = size[:N_SAID] / max(said.std(axis=0).max(), 1e-6)
