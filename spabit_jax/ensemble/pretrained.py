@@ -19,7 +19,8 @@ from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
-from spabit_jax.kriging.bank import Answers, Bank, Passes, without_image
+from spabit_jax.kriging.bank import Answers, Bank, without_image
+from spabit_jax.kriging.passes import Passes
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
 from spabit_jax.neighbours import Context
@@ -124,10 +125,11 @@ class FittedPretrained:
         """Each train spot from those outside its fold; of the fold is known only which processes count for nothing."""
         mean, variance = np.empty((2, *self.expression.shape), np.float32)
         for fold in self.folds:
-            outside = np.delete(np.arange(len(self.xy)), fold)
+            is_outside = np.ones(len(self.xy), bool)
+            is_outside[fold] = False
+            outside = np.flatnonzero(is_outside)
             scores = Scores.fit(self.expression[outside], self.noise[outside])
             passes = self._solve(self.passes.banks, scores, outside)
-            is_outside = np.isin(np.arange(len(self.xy)), outside)
             near = Context.of(self.xy, is_outside, N_CONTEXT).of_spots(self.xy)[fold]
             found = self._estimate(scores, passes, self.xy[fold], self.image[fold], np.searchsorted(outside, near))
             mean[fold], variance[fold] = found.mean[0], found.variance

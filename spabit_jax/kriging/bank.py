@@ -5,7 +5,7 @@ believe it: the mean over the processes, weighted by it, is Bayesian model avera
 al., Bayesian model averaging: a tutorial, 1999). All scores of a section share the solutions of a process.
 
 There are two passes. In the second the processes also see what the first says of expression at a place, so that places
-of one layer or domain are near each other wherever they lie, and one score can follow from others (``Passes``).
+of one layer or domain are near each other wherever they lie, and one score can follow from others (``kriging.passes``).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from jaxtyping import Array, Float
 from scipy.linalg import lapack
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
-from scipy.special import expit, logit, logsumexp
+from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from spabit_jax.chunks import slices
 from spabit_jax.errors import Diverged
-from spabit_jax.kriging.process import MIN_NOISE, distances
+from spabit_jax.kriging.process import MIN_NOISE, distances, matern
 
 N_PROCESSES = 64
 MAX_EXACT = 1500  # known spots of exact processes, whose cost grows with the cube
@@ -33,8 +33,6 @@ NEAREST = 32  # known spots that a place is predicted from where there are more
 CHUNK = 4096  # places at a time
 NEGLIGIBLE = 1e-2  # weight below which a process is left out
 N_IMAGE = 20  # image components by which places are near each other; the linear kernel takes all
-N_SAID = 5  # scores of which the second pass sees what the first says
-SECOND = 0.25  # weight of the second pass before anything is known: few spots do not tell how much it helps
 # Medians of the prior, spatial scales in pitches, image scales in sd of the first image component; sd of the logs
 LONG, SHORT, IMAGE, PRODUCT_SPACE, PRODUCT_IMAGE, SCALE_SD, VARIANCE_SD = 10.0, 2.0, 2.0, 6.0, 1.3, 0.5, 1.0
 SAID = 1.5  # of length scales in what the first pass says, in sd of the score of which it says most
@@ -144,12 +142,8 @@ def covariance(process: Bank, of: Pairs) -> Float[Array, "A B"]:
 
     Sections are of any size, and XLA would compile for each: what is large is NumPy's.
     """
-    exp, root = of.space.__array_namespace__().exp, 3**0.5
+    exp = of.space.__array_namespace__().exp
     (long, short), (in_space, in_image), variance = process.space, process.product, process.variance
-
-    def matern(distance):
-        return (1 + root * distance) * exp(-root * distance)
-
     total = variance[0] * matern(of.space / long) + variance[1] * matern(of.space / short)
     if of.image is not None:
         d = of.image / process.image
@@ -190,7 +184,7 @@ class Solved:
       prune: leave out processes of negligible weight.
 
     Attributes:
-      kept: of the S processes, those that are not left out.
+      bank: the processes that are not left out.
       evidence: (P,) log density of each score under the bank, up to a constant.
     """
 
@@ -211,9 +205,9 @@ class Solved:
                 factors.append(factor if self.exact else None)
         self.evidence = logsumexp(likelihood, axis=0)
         log_weight = np.array(likelihood) - self.evidence
-        self.kept = np.flatnonzero((log_weight > (np.log(NEGLIGIBLE) if prune else -np.inf)).any(axis=1))
-        self.bank, self.factors = bank.at(self.kept), [factors[i] for i in self.kept]
-        self.log_weight = log_weight[self.kept] - logsumexp(log_weight[self.kept], axis=0)
+        kept = np.flatnonzero((log_weight > (np.log(NEGLIGIBLE) if prune else -np.inf)).any(axis=1))
+        self.bank, self.factors = bank.at(kept), [factors[i] for i in kept]
+        self.log_weight = log_weight[kept] - logsumexp(log_weight[kept], axis=0)
         if self.exact:
             self.solved = [lapack.spotrs(factor, self.scores, lower=1)[0] for factor in self.factors]
         else:
@@ -287,40 +281,3 @@ def _from(process: Bank, known, near, places: Inputs):
 
     with jax.default_matmul_precision("highest"):  # some devices would round to 10 bits, too few for a Cholesky factor
         return jax.vmap(at)(near, places)
-
-
-class Passes:
-    """Both passes given n known spots; the second where processes are exact.
-
-    Args:
-      banks: of the first pass and of the second, which may have none.
-      xy, image: (n, d), (n, C) of the spots.
-      noise, scores: as ``Solved`` takes them.
-      size: (P,) how much of expression each score is.
-
-    Attributes:
-      share: (P,) of the second pass: by its evidence, and ``SECOND`` before it.
-    """
-
-    def __init__(self, banks: tuple[Bank, Bank], xy, image, noise, scores, size):
-        self.first, self.second = Solved(banks[0], Inputs.of(xy, image), noise, scores), None
-        self.share = np.zeros(len(size), np.float32)
-        if self.first.exact and len(banks[1].noise):
-            left_out = self.first.left_out()
-            said = left_out.mixed()[0][:, :N_SAID] * size[:N_SAID]
-            self.unit = size[:N_SAID] / max(said.std(axis=0).max(), 1e-6)
-            self.second = Solved(banks[1], self._inputs(xy, image, left_out), noise, scores)
-            self.share = expit(self.second.evidence - self.first.evidence + logit(SECOND)).astype(np.float32)
-
-    def _inputs(self, xy, image, answers: Answers) -> Inputs:
-        return Inputs.of(xy, image, answers.mixed()[0][:, :N_SAID] * self.unit)
-
-    @property
-    def banks(self) -> tuple[Bank, Bank]:
-        """Those of the processes that the spots support; of the second pass none where there is none."""
-        return self.first.bank, self.second.bank if self.second else self.first.bank.at(slice(0))
-
-    def at(self, xy, image) -> tuple[Answers, Answers | None]:
-        """At (m, d) places with (m, C) image components, in each pass."""
-        first = self.first.at(Inputs.of(xy, image))
-        return first, self.second.at(self._inputs(xy, image, first)) if self.second else None

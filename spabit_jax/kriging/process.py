@@ -94,9 +94,9 @@ def distances(a, b):
 
 
 def matern(r):
-    """Matern-3/2 correlation at distance r in length scales."""
+    """Matern-3/2 correlation at distances r in length scales, an array of NumPy or of JAX."""
     r = 3**0.5 * r
-    return (1 + r) * jnp.exp(-r)
+    return (1 + r) * r.__array_namespace__().exp(-r)
 
 
 def kernels(params: Params, xy_a, image_a, xy_b, image_b) -> Float[Array, "K A B"]:

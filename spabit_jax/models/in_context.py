@@ -26,13 +26,12 @@ from jaxtyping import Array, Float
 from spabit_jax.config import GATConfig
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing
-from spabit_jax.kriging.bank import Answers, Bank
+from spabit_jax.kriging.bank import N_IMAGE, Answers, Bank
 from spabit_jax.models.attention import CrossAttention, TransformerLayer
 from spabit_jax.models.layers import MLP, linear
 from spabit_jax.models.spabit import ContextGAT
 
 N_CONTEXT = 8  # measured spots around a place that it sees as tokens; the processes see all
-N_IMAGE = 20  # image components; zeros where there are fewer
 FAR = 50.0  # pitches: what is further is seen as this far; nothing that it was trained on is
 WIDTH, HEADS, DEPTH = 32, 4, 2
 LEAST_LOG_WEIGHT, NO_PROCESS = -10.0, -1e30

@@ -7,7 +7,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
 from spabit_jax.kriging import bank as banks
-from spabit_jax.kriging.bank import Inputs, Passes, Solved, draw_bank, pairs, second_pass, without_image
+from spabit_jax.kriging.bank import Inputs, Solved, draw_bank, pairs, second_pass, without_image
+from spabit_jax.kriging.passes import Passes
 from spabit_jax.kriging.process import distances
 
 N, P, C = 41, 3, 4
