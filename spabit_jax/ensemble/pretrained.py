@@ -19,14 +19,14 @@ from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
-from spabit_jax.kriging.bank import Answers, Bank, without_image
+from spabit_jax.kriging.bank import NEGLIGIBLE, Answers, Bank, without_image
 from spabit_jax.kriging.passes import Passes
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
 from spabit_jax.neighbours import Context
 
 N_COMPONENTS = 20  # of expression
-CHUNK = 256  # places in one call of the network
+QUERIES = 640  # scores at places in one call of the network
 SIZES = (16, 32, 64)  # numbers of processes that the network is compiled for
 WEIGHTS = files("spabit_jax") / "ensemble" / "pretrained.npz"
 
@@ -138,26 +138,37 @@ class FittedPretrained:
     def _estimate(self, scores: Scores, passes: Passes, xy, image, near) -> Estimate:
         """At n places, (n, d) and (n, C), with (n, M) nearest of the spots that the passes were given."""
         first, second = passes.at(xy, image)
-        mean, variance = self._weighed(passes, first, xy, image, near)
+        mean, variance = _measured(first, passes.first.bank)
+        self._ask(passes, first, (xy, image, near), mean, variance)
         if second is not None:
-            again, spread = second.mixed()
-            spread += np.exp(second.log_weight).T @ passes.second.bank.noise
+            again, spread = _measured(second, passes.second.bank)
             both = (1 - passes.share) * mean + passes.share * again
             variance = (1 - passes.share) * (variance + (mean - both) ** 2)
             mean, variance = both, variance + passes.share * (spread + (again - both) ** 2)
         return Estimate(scores.space.decode(mean)[None], variance @ scores.space.loadings**2 + scores.residual)
 
-    def _weighed(self, passes: Passes, answers: Answers, xy, image, near) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of measured scores, (n, P) each, by the network from the answers of the first pass."""
-        known = passes.first.spots.xy, passes.first.spots.image, passes.first.scores
-        shape = CHUNK, known[2].shape[1]
+    def _ask(self, passes: Passes, answers: Answers, places: tuple, mean, variance) -> None:
+        """Sets mean and variance of measured scores, (n, P) each, to what the network makes of the first pass.
+
+        Only of scores in which the first pass has a part: elsewhere they are the bank's.
+        """
+        asked = np.flatnonzero(passes.share < 1 - NEGLIGIBLE)
+        if not len(asked):
+            return
+        xy, image, near = places
+        known = passes.first.spots.xy, passes.first.spots.image, passes.first.scores[:, asked]
         size = next(size for size in SIZES if size >= len(answers.mean))
-        mean, variance = np.empty((2, len(xy), shape[1]), np.float32)
-        for rows in slices(len(xy), CHUNK):
-            filled = np.minimum(np.arange(rows.start, rows.start + CHUNK), len(xy) - 1)
-            part = Answers(answers.mean[:, filled], answers.variance[:, filled], answers.log_weight)
-            query = make_query(known, near[filled], xy[filled], image[filled], part, passes.first.bank)
-            found, n = _apply(self.graphdef, self.params, pad(query, size)), rows.stop - rows.start
-            mean[rows] = np.asarray(found.mean).reshape(shape)[:n]
-            variance[rows] = np.asarray(found.variance + found.noise).reshape(shape)[:n]
-        return mean, variance
+        of_asked = Answers(answers.mean[..., asked], answers.variance, answers.log_weight[:, asked])
+        for rows in slices(len(xy), QUERIES // len(asked)):
+            part = of_asked._replace(mean=of_asked.mean[:, rows], variance=of_asked.variance[:, rows])
+            query = make_query(known, near[rows], xy[rows], image[rows], part, passes.first.bank)
+            found, shape = _apply(self.graphdef, self.params, pad(query, size, QUERIES)), (-1, len(asked))
+            n = len(query.mean)
+            mean[rows, asked] = np.asarray(found.mean)[:n].reshape(shape)
+            variance[rows, asked] = np.asarray(found.variance + found.noise)[:n].reshape(shape)
+
+
+def _measured(answers: Answers, bank: Bank) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance, (n, P) each, of measured scores by the mixture of the bank's processes."""
+    mean, variance = answers.mixed()
+    return mean, variance + np.exp(answers.log_weight).T @ bank.noise

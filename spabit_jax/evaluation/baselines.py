@@ -61,8 +61,12 @@ class Baseline(Protocol):
 
     def fit(self, spots: Spots, expression: Float[np.ndarray, "n G"]) -> Self: ...
 
+    def predict_mean(self, spots: Spots) -> Float[np.ndarray, "m G"]:
+        """Of a spot, whatever other spots are asked for."""
+        ...
+
     def predict(self, spots: Spots) -> tuple[Float[np.ndarray, "m G"], Float[np.ndarray, "m G"]]:
-        """Mean and standard deviation of a measurement; of a spot, whatever other spots are asked for."""
+        """Mean, as ``predict_mean`` gives it sooner, and standard deviation of a measurement."""
         ...
 
 
@@ -188,6 +192,10 @@ class Kriging:
         self.processes = [GaussianProcessRegressor(kernel, optimizer=None).fit(x, y) for kernel, y in pairs]
         return self
 
+    def predict_mean(self, spots: Spots):
+        x = self.inputs(spots)
+        return self.space.decode(np.stack([process.predict(x) for process in self.processes], axis=-1) * self.sd)
+
     def predict(self, spots: Spots):
         x = self.inputs(spots)
         mean, sd = np.stack([process.predict(x, return_std=True) for process in self.processes], axis=-1) * self.sd
@@ -211,12 +219,11 @@ def likeliest(x, y) -> np.ndarray:
     Returns:
       (P, 3).
     """
-    from scipy.linalg import eigh
     from sklearn.gaussian_process.kernels import Matern
 
     n, lowest, found = len(x), np.full(y.shape[1], np.inf), np.empty((y.shape[1], 3))
     for length in LENGTHS:
-        values, vectors = eigh(Matern(length, nu=1.5)(x))
+        values, vectors = np.linalg.eigh(Matern(length, nu=1.5)(x))
         shrunk = 1 / (np.maximum(values, 0)[:, None] + NOISES)
         variance = np.maximum(shrunk.T @ (vectors.T @ y) ** 2 / n, 1e-10)  # (L, P)
         loss = n * np.log(variance) - np.log(shrunk).sum(axis=0)[:, None]
@@ -244,6 +251,9 @@ class LearnedKriging:
         self.bag = Bag(fit_bag(*known, [held_out for _, held_out in folds]), *known)
         return self
 
+    def predict_mean(self, spots: Spots):
+        return self.bag.mean_at(spots.xy, self._image(spots))
+
     def predict(self, spots: Spots):
         mean, variance = self.bag.at(spots.xy, self._image(spots))
         return mean, np.maximum(np.sqrt(variance), MIN_SD)
@@ -265,6 +275,9 @@ class PlainKriging:
         self.model.fit(spots, expression)
         return self
 
+    def predict_mean(self, spots: Spots):
+        return self.model.predict_mean(spots)
+
     def predict(self, spots: Spots):
         return self.model.predict(spots)
 
@@ -279,6 +292,9 @@ class Mean:
         for member in self.members:
             member.fit(spots, expression)
         return self
+
+    def predict_mean(self, spots: Spots):
+        return np.mean([member.predict_mean(spots) for member in self.members], axis=0)
 
     def predict(self, spots: Spots):
         mean, sd = zip(*(member.predict(spots) for member in self.members), strict=True)

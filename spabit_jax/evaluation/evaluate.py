@@ -88,7 +88,7 @@ def _rivals(predictions: AnnData, test: np.ndarray, members: Mapping[str, np.nda
         if name == "kriging_learned" and "kriging" in members:
             predicted[name] = members["kriging"][test]
         else:
-            predicted[name] = np.maximum(baselines.BASELINES[name]().fit(given, truth).predict(spots.at(test))[0], 0)
+            predicted[name] = np.maximum(baselines.BASELINES[name]().fit(given, truth).predict_mean(spots.at(test)), 0)
     return predicted
 
 

@@ -213,6 +213,15 @@ def condition(fitted: Fitted, xy, image, expression) -> Process:
 
 
 @jax.jit
+def predict_mean(process: Process, xy, image) -> Float[Array, "m G"]:
+    """The mean of ``predict``."""
+    params = process.fitted.params
+    found = kernels(params, xy, image, process.xy, process.image)
+    by_kernel = product("kij,pj->kip", found, process.solved)
+    return process.fitted.space.decode(product("pk,kip->ip", jnp.exp(params.variance), by_kernel))
+
+
+@jax.jit
 def predict(process: Process, xy, image):
     """Expression at (m, 2) places with (m, D) image components: mean and variance of a measurement, (m, G) each."""
     params, amplitude = process.fitted.params, jnp.exp(process.fitted.params.variance)

@@ -70,10 +70,12 @@ class TransformerLayer(nnx.Module):
         self.feedforward_hidden = linear(width, feedforward_width, rngs=rngs)
         self.feedforward_out = linear(feedforward_width, width, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L W"], mask: Bool[Array, " L"] | None = None) -> Float[Array, "B L W"]:
-        """Tokens where the mask is False are not attended to."""
+    def __call__(
+        self, x: Float[Array, "B L W"], mask: Bool[Array, " L"] | None = None, wanted: int | None = None
+    ) -> Float[Array, "B K W"]:
+        """All tokens, or the first K that are wanted; tokens where the mask is False are not attended to."""
         qkv = self.qkv(self.attention_norm(x))
         query, key, value = (split_heads(part, self.heads) for part in jnp.split(qkv, 3, axis=-1))
-        x += self.attention_out(merge_heads(attend(query, key, value, mask)))
+        x = x[:, :wanted] + self.attention_out(merge_heads(attend(query[:, :, :wanted], key, value, mask)))
         hidden = nnx.gelu(self.feedforward_hidden(self.feedforward_norm(x)), approximate=False)
         return x + self.feedforward_out(hidden)

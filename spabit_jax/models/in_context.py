@@ -92,8 +92,10 @@ def make_query(known, near, xy, image, answers: Answers, bank: Bank) -> Query:
     )
 
 
-def pad(query: Query, n_processes: int) -> Query:
-    """With processes that have no part added, up to so many: one program for sections that support few or many."""
+def pad(query: Query, n_processes: int, n_queries: int) -> Query:
+    """With processes that have no part, up to so many, and scores that nobody asked for: one program for all sections."""
+    of_queries = (0, n_queries - len(query.mean))
+    query = Query(*(np.pad(x, [of_queries] + [(0, 0)] * (x.ndim - 1), "edge") for x in query[:-1]), query.process)
     more = ((0, 0), (0, n_processes - len(query.process)))
     return query._replace(
         mean=np.pad(query.mean, more),
@@ -151,9 +153,9 @@ class InContext(nnx.Module):
         genes += self.gat(genes, query.offset)
         fused = [self.image_to_gene(image, genes), self.gene_to_image(genes, image)]
         x = self.fusion(jnp.concatenate(fused, axis=-1))
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x)
-        out = self.head(x[:, 0])
+        out = self.head(self.layers[-1](x, wanted=1)[:, 0])
         said = [(query.mean - mean) / spread, jnp.log(query.variance / spread**2 + 1e-6)]
         said.append(jnp.maximum(query.log_weight, LEAST_LOG_WEIGHT) / 5)
         asked = out[:, :-2] * WIDTH**-0.5

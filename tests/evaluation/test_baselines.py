@@ -64,6 +64,7 @@ def test_a_prediction_does_not_depend_on_which_others_are_asked_for(fitted, name
     spots, _, train = section()
     asked = np.flatnonzero(~train)
     together = fitted[name].predict(spots.at(asked))
+    np.testing.assert_allclose(fitted[name].predict_mean(spots.at(asked)), together[0], rtol=1e-4, atol=1e-4)
     for i in (4, 8):
         alone = fitted[name].predict(spots.at(asked[i : i + 1]))
         for a, b in zip(together, alone, strict=True):
