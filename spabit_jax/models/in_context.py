@@ -93,7 +93,7 @@ def make_query(known, near, xy, image, answers: Answers, bank: Bank) -> Query:
 
 
 def pad(query: Query, n_processes: int, n_queries: int) -> Query:
-    """With processes that have no part, up to so many, and scores that nobody asked for: one program for all sections."""
+    """With processes that have no part and scores that nobody asked for, up to so many: one program for all."""
     of_queries = (0, n_queries - len(query.mean))
     query = Query(*(np.pad(x, [of_queries] + [(0, 0)] * (x.ndim - 1), "edge") for x in query[:-1]), query.process)
     more = ((0, 0), (0, n_processes - len(query.process)))
@@ -195,7 +195,7 @@ def load_weights(path: str | Path):
         if (version := int(content["version"])) == VERSION:
             graphdef, params = _shape_of_network()
             leaves, tree = jax.tree.flatten(params)
-            found = [jnp.asarray(content[f"network{i}"], old.dtype).reshape(old.shape) for i, old in enumerate(leaves)]
+            found = [np.asarray(content[f"network{i}"], old.dtype).reshape(old.shape) for i, old in enumerate(leaves)]
             banks = tuple(Bank(*(content[f"{name}{i}"] for name in Bank._fields)) for i in range(2))
             return banks, graphdef, jax.tree.unflatten(tree, found)
     except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile) as error:
