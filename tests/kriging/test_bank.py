@@ -162,6 +162,6 @@ def test_variances_are_shares(bank):
 def test_processes_without_a_part_are_left_out(spots):
     bank = draw_bank(np.random.default_rng(1))
     full, pruned = Solved(bank, *spots, prune=False), Solved(bank, *spots)
-    assert len(pruned.factors) < len(full.factors)
+    assert len(pruned.bank.noise) < len(full.bank.noise)
     np.testing.assert_allclose(np.exp(pruned.log_weight).sum(axis=0), 1, rtol=1e-5)
     np.testing.assert_allclose(pruned.left_out().mixed()[0], full.left_out().mixed()[0], atol=0.03)
