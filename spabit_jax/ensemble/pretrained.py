@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from tqdm.auto import tqdm
 
 from spabit_jax.chunks import slices
 from spabit_jax.config import Config
@@ -20,7 +21,7 @@ from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
 from spabit_jax.kriging.bank import NEGLIGIBLE, Answers, Bank, without_image
-from spabit_jax.kriging.passes import Passes
+from spabit_jax.kriging.passes import MAX_EXACT, Passes
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
 from spabit_jax.neighbours import Context
@@ -103,7 +104,8 @@ class FittedPretrained:
 
     def _solve(self, banks: tuple[Bank, Bank], scores: Scores, spots) -> Passes:
         known = scores.space.encode(self.expression[spots])
-        return Passes(banks, self.xy[spots], self.image[spots], self.noise[spots], known, scores.size)
+        exact = len(self.xy) <= MAX_EXACT  # in folds, too
+        return Passes(banks, self.xy[spots], self.image[spots], self.noise[spots], known, scores.size, exact)
 
     def save(self, folder: Path) -> None:
         """Notes the hash of the weights, all that a run folder needs; InputError where it is of others."""
@@ -124,7 +126,7 @@ class FittedPretrained:
     def held_out(self) -> HeldOut:
         """Each train spot from those outside its fold; of the fold is known only which processes count for nothing."""
         mean, variance = np.empty((2, *self.expression.shape), np.float32)
-        for fold in self.folds:
+        for fold in tqdm(self.folds, "folds held out", disable=None, delay=5):
             is_outside = np.ones(len(self.xy), bool)
             is_outside[fold] = False
             outside = np.flatnonzero(is_outside)
@@ -138,13 +140,13 @@ class FittedPretrained:
     def _estimate(self, scores: Scores, passes: Passes, xy, image, near) -> Estimate:
         """At n places, (n, d) and (n, C), with (n, M) nearest of the spots that the passes were given."""
         first, second = passes.at(xy, image)
-        mean, variance = _measured(first, passes.first.bank)
-        self._ask(passes, first, (xy, image, near), mean, variance)
-        if second is not None:
-            again, spread = _measured(second, passes.second.bank)
-            both = (1 - passes.share) * mean + passes.share * again
-            variance = (1 - passes.share) * (variance + (mean - both) ** 2)
-            mean, variance = both, variance + passes.share * (spread + (again - both) ** 2)
+        mean, variance = _measured(second, passes.second.bank)
+        if first is not None:
+            before, spread = _measured(first, passes.first.bank)
+            self._ask(passes, first, (xy, image, near), before, spread)
+            both = (1 - passes.share) * before + passes.share * mean
+            variance = passes.share * (variance + (mean - both) ** 2)
+            mean, variance = both, variance + (1 - passes.share) * (spread + (before - both) ** 2)
         return Estimate(scores.space.decode(mean)[None], variance @ scores.space.loadings**2 + scores.residual)
 
     def _ask(self, passes: Passes, answers: Answers, places: tuple, mean, variance) -> None:

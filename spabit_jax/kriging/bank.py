@@ -27,9 +27,8 @@ from spabit_jax.errors import Diverged
 from spabit_jax.kriging.process import MIN_NOISE, distances, matern
 
 N_PROCESSES = 64
-MAX_EXACT = 1500  # known spots of exact processes, whose cost grows with the cube
-N_WEIGHED = 1000  # of which the weights are found where there are more
-NEAREST = 32  # known spots that a place is predicted from where there are more
+N_WEIGHED = 1000  # known spots by which processes are left out where there are more
+NEAREST = 32  # known spots that a place is predicted from where processes are not exact
 CHUNK = 512  # places at a time
 NEGLIGIBLE = 1e-2  # weight below which a process is left out
 N_IMAGE = 20  # image components by which places are near each other; the linear kernel takes all
@@ -172,15 +171,16 @@ class Answers(NamedTuple):
 class Solved:
     """The processes of a bank given n known spots: those that the spots support.
 
-    Up to ``MAX_EXACT`` spots each process is solved exactly. Of more, ``N_WEIGHED`` give the weights, and a place is
-    predicted from its ``NEAREST`` (Vecchia, 1988), by the first image components alone: the cost is linear in spots and
-    in places.
+    Each is solved exactly, of more than ``N_WEIGHED`` spots only those that so many of them support; the cost grows
+    with the cube of n. Or so many give the weights, and a place is predicted from its ``NEAREST`` (Vecchia, 1988), by
+    the first image components alone: the cost is linear in spots and in places.
 
     Args:
       bank: S processes.
       spots: n of them.
       noise: (n,) variance of the spots' noise, relative to that of a common spot.
       scores: (n, P) at mean 0 and variance 1.
+      exact: which of the two.
       prune: leave out processes of negligible weight.
 
     Attributes:
@@ -188,32 +188,45 @@ class Solved:
       evidence: (P,) log density of each score under the bank, up to a constant.
     """
 
-    def __init__(self, bank: Bank, spots: Inputs, noise, scores, prune: bool = True):
+    def __init__(self, bank: Bank, spots: Inputs, noise, scores, exact: bool = True, prune: bool = True):
         self.spots, (self.noise, self.scores) = spots, (np.asarray(a, np.float32) for a in (noise, scores))
-        n = len(self.noise)
-        self.exact = n <= MAX_EXACT
-        if not self.exact:
+        self.exact, n = exact, len(self.noise)
+        if not exact:
             self.spots = spots._replace(image=spots.image[:, :N_IMAGE])
-        some = np.arange(n) if self.exact else np.sort(np.random.default_rng(0).permutation(n)[:N_WEIGHED])
-        of_spots = pairs(self.spots.at(some), self.spots.at(some))
-        found, likelihood = [], []
-        with threadpool_limits(1, "blas"):  # matrices this small are slower on several threads
-            for i in range(len(bank.noise)):
-                factor = self._factor(bank.at(i), of_spots, self.noise[some])
-                white, _ = lapack.strtrs(factor, self.scores[some], lower=1)
-                likelihood.append(-0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(factor)).sum())
-                found.append((factor, white) if self.exact else None)
-        self.evidence = logsumexp(likelihood, axis=0)
-        log_weight = np.array(likelihood) - self.evidence
-        kept = np.flatnonzero((log_weight > (np.log(NEGLIGIBLE) if prune else -np.inf)).any(axis=1))
-        self.bank = bank.at(kept)
-        self.log_weight = log_weight[kept] - logsumexp(log_weight[kept], axis=0)
-        if self.exact:
+        self.bank, least = bank, np.log(NEGLIGIBLE) if prune else -np.inf
+        some = np.arange(n) if n <= N_WEIGHED else np.sort(np.random.default_rng(0).permutation(n)[:N_WEIGHED])
+        some_first = exact and len(some) < n
+        found = self._weigh(some, 2 * least if some_first else least)  # all know better: the square is left for them
+        if some_first:
+            found = self._weigh(np.arange(n), least)
+        if exact:
             # a product with a factor's inverse is here as exact as solving, and twice as fast
-            self.solved = [(lapack.strtri(factor, lower=1)[0], white) for factor, white in (found[i] for i in kept)]
+            self.solved = [(lapack.strtri(factor, lower=1)[0], white) for factor, white in found]
         else:
             self.order = np.lexsort(self.spots.xy.T)  # ties among the nearest do not depend on the order of spots
             self.tree = KDTree(self.spots.xy[self.order])
+
+    def _weigh(self, some: np.ndarray, least: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Sets evidence and weights, those of some spots, and leaves out processes of less than the log weight.
+
+        Returns:
+          Cholesky factor and whitened scores for each process that is left.
+        """
+        of_spots, scores = pairs(self.spots.at(some), self.spots.at(some)), self.scores[some]
+        found, likelihood = [], []
+        # small matrices are slower on several threads
+        with threadpool_limits(1 if len(some) <= N_WEIGHED else None, "blas"):
+            for i in range(len(self.bank.noise)):
+                factor = self._factor(self.bank.at(i), of_spots, self.noise[some])
+                white, _ = lapack.strtrs(factor, scores, lower=1)
+                likelihood.append(-0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(factor)).sum())
+                found.append((factor, white))
+        self.evidence = logsumexp(likelihood, axis=0)
+        log_weight = np.array(likelihood) - self.evidence
+        kept = np.flatnonzero((log_weight > least).any(axis=1))
+        self.bank = self.bank.at(kept)
+        self.log_weight = log_weight[kept] - logsumexp(log_weight[kept], axis=0)
+        return [found[i] for i in kept]
 
     @staticmethod
     def _factor(process: Bank, of_spots: Pairs, noise) -> np.ndarray:
@@ -239,6 +252,17 @@ class Solved:
                 mean[i, rows] = white @ scores
                 variance[i, rows] = covariance(process, own) - np.sum(white**2, axis=1)
         return Answers(mean, variance, self.log_weight)
+
+    def mean_at(self, places: Inputs) -> Float[np.ndarray, "m P"]:
+        """The mean of the mixture of exact processes: sooner than ``at``, which solves for variances."""
+        weights = np.exp(self.log_weight)
+        solved = [inverse.T @ (white * weights[i]) for i, (inverse, white) in enumerate(self.solved)]
+        mean = np.zeros((len(places.xy), self.scores.shape[1]), np.float32)
+        for rows in slices(len(mean), CHUNK):
+            to_spots = pairs(places.at(rows), self.spots)
+            for i, of_spots in enumerate(solved):
+                mean[rows] += covariance(self.bank.at(i), to_spots) @ of_spots
+        return mean
 
     def left_out(self) -> Answers:
         """At the known spots of exact processes, each from all others (Rasmussen and Williams, 2006, eq. 5.12)."""

@@ -7,10 +7,10 @@ from scipy.sparse import csr_matrix
 from spabit_jax.config import Config
 from spabit_jax.data.section import Places, make_section
 from spabit_jax.data.split import split_spots
+from spabit_jax.ensemble import pretrained
 from spabit_jax.ensemble.pretrained import WEIGHTS, Pretrained
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.metrics import gene_metrics
-from spabit_jax.kriging import bank as banks
 from spabit_jax.kriging.bank import draw_bank
 from spabit_jax.models.in_context import new_network, save_weights
 from spabit_jax.readers import read_section
@@ -111,7 +111,7 @@ def test_noisier_spots_count_for_less(fitted):
 @pytest.mark.parametrize("n_more", [1, 20])  # than are solved exactly; without a fold fewer are
 def test_large_sections_are_predicted_from_the_nearest(fitted, monkeypatch, n_more):
     section, exact = fitted()
-    monkeypatch.setattr(banks, "MAX_EXACT", len(section.train_spots) - n_more)
+    monkeypatch.setattr(pretrained, "MAX_EXACT", len(section.train_spots) - n_more)
     _, near = fitted()
     asked = places(section, np.flatnonzero(~section.is_train))
     one, two = exact.predict(asked).mean[0], near.predict(asked).mean[0]

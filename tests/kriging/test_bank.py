@@ -7,6 +7,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
 from spabit_jax.kriging import bank as banks
+from spabit_jax.kriging import passes as passes_of
 from spabit_jax.kriging.bank import Inputs, Solved, draw_bank, pairs, second_pass, without_image
 from spabit_jax.kriging.passes import Passes
 from spabit_jax.kriging.process import distances
@@ -110,20 +111,41 @@ def test_the_second_pass_lets_one_score_follow_from_another():
     scores = np.stack([wave, stripes, 0 * wave], axis=1) + [0.1, 0.8, 1] * rng.standard_normal((n, 3))
     known, places, size = slice(200), slice(200, None), np.array([1.0, 0.9, 0.1])
 
-    passes = Passes((bank, again), xy[known], no_image[known], noise[known], scores[known], size)
+    passes = Passes((bank, again), xy[known], no_image[known], noise[known], scores[known], size, exact=True)
     answers = passes.at(xy[places], no_image[places])
     first, second = (np.mean((of_pass.mixed()[0][:, 1] - stripes[places]) ** 2) for of_pass in answers)
     assert second < 0.6 * first
     assert passes.share[1] > 0.9 > 0.5 > passes.share[2]
 
 
-def test_the_second_pass_is_of_sections_that_are_solved_exactly(spots, bank, monkeypatch):
+def test_of_many_spots_the_first_pass_has_some_and_the_second_all(spots, bank, monkeypatch):
     known, noise, scores = spots
     banks_of = bank, second_pass(np.random.default_rng(5), bank)
-    monkeypatch.setattr(banks, "MAX_EXACT", 10)
-    passes = Passes(banks_of, known.xy, known.image, noise, scores, np.ones(P))
-    assert passes.second is None and not passes.share.any()
-    assert passes.at(known.xy[:3], known.image[:3])[1] is None and not len(passes.banks[1].noise)
+    monkeypatch.setattr(passes_of, "N_FIRST", 10)
+    passes = Passes(banks_of, known.xy, known.image, noise, scores, np.ones(P), exact=False)
+    assert len(passes.first.noise) == 10 and len(passes.second.noise) == N and (passes.share == 1).all()
+    first, second = passes.at(known.xy[:3], known.image[:3])
+    assert first is None and np.isfinite(second.mixed()).all()
+    of_ten = np.sort(np.random.default_rng(0).permutation(N)[:10])
+    one = Solved(bank, known.at(of_ten), noise[of_ten], scores[of_ten])
+    others = np.setdiff1d(np.arange(N), of_ten)
+    said = one.at(known.at(others)).mixed()[0] * passes.unit
+    np.testing.assert_allclose(passes.second.spots.said[others], said, atol=1e-4)
+
+
+def test_the_mean_alone_is_that_of_the_mixture(spots, bank):
+    solved, places = Solved(bank, *spots), spots[0].at(slice(5))
+    np.testing.assert_allclose(solved.mean_at(places), solved.at(places).mixed()[0], atol=1e-5)
+
+
+def test_what_some_spots_rule_out_is_not_solved_for_all(spots, bank, monkeypatch):
+    """The answers are those of all processes."""
+    every, places = Solved(bank, *spots), spots[0].at(slice(5))
+    monkeypatch.setattr(banks, "N_WEIGHED", N // 2)
+    found = Solved(bank, *spots)
+    assert len(found.bank.noise) <= len(every.bank.noise)
+    for mine, other in zip(found.at(places).mixed(), every.at(places).mixed(), strict=True):
+        np.testing.assert_allclose(mine, other, atol=0.02)
 
 
 def test_nothing_depends_on_the_order_of_spots_or_on_other_places(spots, bank):
@@ -140,9 +162,8 @@ def test_many_spots_are_seen_by_their_nearest(spots, bank, monkeypatch):
     """With as many nearest as there are spots the answers are the exact ones."""
     places, there = np.full((3, 2), [[1.0], [4.0], [7.0]], np.float32), np.zeros((3, C), np.float32)
     at, exact = Inputs.of(places, there), Solved(bank, *spots, prune=False)
-    monkeypatch.setattr(banks, "MAX_EXACT", 10)
     monkeypatch.setattr(banks, "NEAREST", N)
-    near = Solved(bank, *spots, prune=False)
+    near = Solved(bank, *spots, exact=False, prune=False)
     for mine, other in zip(near.at(at), exact.at(at), strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-3)
 
