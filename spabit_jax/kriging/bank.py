@@ -29,7 +29,7 @@ from spabit_jax.kriging.process import MIN_NOISE, distances, matern
 N_PROCESSES = 64
 N_WEIGHED = 1000  # known spots by which processes are left out where there are more
 NEAREST = 32  # known spots that a place is predicted from where processes are not exact
-CHUNK = 512  # places at a time
+CHUNK, BLOCK = 512, 2**17  # places at a time; and pairs
 NEGLIGIBLE = 1e-2  # weight below which a process is left out
 N_IMAGE = 20  # image components by which places are near each other; the linear kernel takes all
 # Medians of the prior, spatial scales in pitches, image scales in sd of the first image component; sd of the logs
@@ -154,6 +154,14 @@ def covariance(process: Bank, of: Pairs) -> Float[Array, "A B"]:
     return total
 
 
+def _in_blocks(process: Bank, of: Pairs) -> Float[np.ndarray, "A B"]:
+    """``covariance``, some rows at a time: what it works on stays in the cache, twice as fast on large sections."""
+    found = np.empty(of.space.shape, np.float32)
+    for rows in slices(len(found), max(1, BLOCK // found.shape[1])):
+        found[rows] = covariance(process, Pairs(*(None if pairs is None else pairs[rows] for pairs in of)))
+    return found
+
+
 class Answers(NamedTuple):
     """What the S processes of a bank say of P scores at m places."""
 
@@ -213,14 +221,15 @@ class Solved:
           Cholesky factor and whitened scores for each process that is left.
         """
         of_spots, scores = pairs(self.spots.at(some), self.spots.at(some)), self.scores[some]
-        found, likelihood = [], []
+        found, likelihood = {}, []
         # small matrices are slower on several threads
         with threadpool_limits(1 if len(some) <= N_WEIGHED else None, "blas"):
             for i in range(len(self.bank.noise)):
                 factor = self._factor(self.bank.at(i), of_spots, self.noise[some])
                 white, _ = lapack.strtrs(factor, scores, lower=1)
                 likelihood.append(-0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(factor)).sum())
-                found.append((factor, white))
+                found[i], best = (factor, white), np.max(likelihood, axis=0)
+                found = {j: found[j] for j in found if (likelihood[j] - best > least).any()}  # others only lose
         self.evidence = logsumexp(likelihood, axis=0)
         log_weight = np.array(likelihood) - self.evidence
         kept = np.flatnonzero((log_weight > least).any(axis=1))
@@ -231,7 +240,7 @@ class Solved:
     @staticmethod
     def _factor(process: Bank, of_spots: Pairs, noise) -> np.ndarray:
         """Lower Cholesky factor of the covariance of noisy scores."""
-        noisy = covariance(process, of_spots)
+        noisy = _in_blocks(process, of_spots)
         noisy[np.diag_indices(len(noise))] += process.noise * noise
         factor, failed = lapack.spotrf(noisy.T, lower=1, overwrite_a=1)  # symmetric: no copy
         if failed:
@@ -247,10 +256,13 @@ class Solved:
             part = places.at(rows)
             to_spots, own = pairs(part, self.spots), themselves(part)
             for i, (inverse, scores) in enumerate(self.solved):
-                process = self.bank.at(i)
-                white = covariance(process, to_spots) @ inverse.T
-                mean[i, rows] = white @ scores
-                variance[i, rows] = covariance(process, own) - np.sum(white**2, axis=1)
+                cross, known = _in_blocks(self.bank.at(i), to_spots), 0.0
+                mean[i, rows] = 0
+                for some in slices(len(scores), CHUNK):  # the inverse is a triangle
+                    white = cross[:, : some.stop] @ inverse[some, : some.stop].T
+                    mean[i, rows] += white @ scores[some]
+                    known += np.sum(white**2, axis=1)
+                variance[i, rows] = covariance(self.bank.at(i), own) - known
         return Answers(mean, variance, self.log_weight)
 
     def mean_at(self, places: Inputs) -> Float[np.ndarray, "m P"]:
@@ -261,7 +273,7 @@ class Solved:
         for rows in slices(len(mean), CHUNK):
             to_spots = pairs(places.at(rows), self.spots)
             for i, of_spots in enumerate(solved):
-                mean[rows] += covariance(self.bank.at(i), to_spots) @ of_spots
+                mean[rows] += _in_blocks(self.bank.at(i), to_spots) @ of_spots
         return mean
 
     def left_out(self) -> Answers:
