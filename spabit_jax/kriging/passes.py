@@ -7,7 +7,7 @@ from scipy.special import expit, logit
 
 from spabit_jax.kriging.bank import Answers, Bank, Inputs, Solved
 
-MAX_EXACT = 5000  # known spots of exact processes, whose cost grows with the cube: as many as a Visium array has
+MAX_EXACT = 4000  # known spots of exact processes: their cost grows with the cube, and takes 6 GB here
 N_FIRST = 2000  # of which the first pass is where there are more
 N_SAID = 5  # scores of which the second pass sees what the first says
 SECOND = 0.25  # weight of the second pass before anything is known: few spots do not tell how much it helps
