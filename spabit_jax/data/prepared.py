@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # what brings JAX is imported when arrays are made: bad input
 
 MIN_TRAIN_SPOTS = 3
 MOST_FAR = 1200  # train spots of related sections that are learned from where none is the section's own
-# Own train spots and those of related sections together: of more, each place is predicted from the nearest alone
-# (``kriging.bank.MAX_EXACT``), and a large sister does harm.
+# Own train spots and those of related sections together: of more a large sister did harm, as long as each place was
+# predicted from the nearest alone.
 MOST_KNOWN = 1500
 APART, ALONE = float("inf"), 0.0  # layouts: related sections far from this one, or left out
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).

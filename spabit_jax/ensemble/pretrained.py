@@ -20,8 +20,9 @@ from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
-from spabit_jax.kriging.bank import NEGLIGIBLE, Answers, Bank, without_image
+from spabit_jax.kriging.bank import Bank, without_image
 from spabit_jax.kriging.passes import MAX_EXACT, Passes
+from spabit_jax.kriging.solved import NEGLIGIBLE, Answers
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
 from spabit_jax.neighbours import Context

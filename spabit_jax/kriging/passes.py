@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, logit
 
-from spabit_jax.kriging.bank import Answers, Bank, Inputs, Solved
+from spabit_jax.kriging.bank import Bank, Inputs
+from spabit_jax.kriging.solved import Answers, Solved
 
 MAX_EXACT = 4000  # known spots of exact processes: their cost grows with the cube, and takes 6 GB here
 N_FIRST = 2000  # of which the first pass is where there are more

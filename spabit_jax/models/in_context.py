@@ -26,7 +26,8 @@ from jaxtyping import Array, Float
 from spabit_jax.config import GATConfig
 from spabit_jax.errors import InputError
 from spabit_jax.files import replacing
-from spabit_jax.kriging.bank import N_IMAGE, Answers, Bank
+from spabit_jax.kriging.bank import N_IMAGE, Bank
+from spabit_jax.kriging.solved import Answers
 from spabit_jax.models.attention import CrossAttention, TransformerLayer
 from spabit_jax.models.layers import MLP, linear
 from spabit_jax.models.spabit import ContextGAT

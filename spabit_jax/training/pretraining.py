@@ -19,7 +19,8 @@ import optax
 from scipy.spatial import KDTree
 from tqdm.auto import tqdm
 
-from spabit_jax.kriging.bank import Bank, Inputs, Solved, covariance, draw_bank, pairs, without_image
+from spabit_jax.kriging.bank import Bank, Inputs, covariance, draw_bank, pairs, without_image
+from spabit_jax.kriging.solved import Solved
 from spabit_jax.models.in_context import N_CONTEXT, N_IMAGE, Query, make_query, new_network
 from spabit_jax.models.layers import merged
 from spabit_jax.training.fit import initial_state, latest, save_state

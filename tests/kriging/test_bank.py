@@ -8,9 +8,11 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
 from spabit_jax.kriging import bank as banks
 from spabit_jax.kriging import passes as passes_of
-from spabit_jax.kriging.bank import Inputs, Solved, draw_bank, pairs, second_pass, without_image
+from spabit_jax.kriging import solved as solving
+from spabit_jax.kriging.bank import Inputs, draw_bank, pairs, second_pass, without_image
 from spabit_jax.kriging.passes import Passes
 from spabit_jax.kriging.process import distances
+from spabit_jax.kriging.solved import Solved
 
 N, P, C = 41, 3, 4
 
@@ -141,7 +143,7 @@ def test_the_mean_alone_is_that_of_the_mixture(spots, bank):
 def test_what_some_spots_rule_out_is_not_solved_for_all(spots, bank, monkeypatch):
     """The answers are those of all processes."""
     every, places = Solved(bank, *spots), spots[0].at(slice(5))
-    monkeypatch.setattr(banks, "N_WEIGHED", N // 2)
+    monkeypatch.setattr(solving, "N_WEIGHED", N // 2)
     found = Solved(bank, *spots)
     assert len(found.bank.noise) <= len(every.bank.noise)
     for mine, other in zip(found.at(places).mixed(), every.at(places).mixed(), strict=True):
@@ -162,7 +164,7 @@ def test_many_spots_are_seen_by_their_nearest(spots, bank, monkeypatch):
     """With as many nearest as there are spots the answers are the exact ones."""
     places, there = np.full((3, 2), [[1.0], [4.0], [7.0]], np.float32), np.zeros((3, C), np.float32)
     at, exact = Inputs.of(places, there), Solved(bank, *spots, prune=False)
-    monkeypatch.setattr(banks, "NEAREST", N)
+    monkeypatch.setattr(solving, "NEAREST", N)
     near = Solved(bank, *spots, exact=False, prune=False)
     for mine, other in zip(near.at(at), exact.at(at), strict=True):
         np.testing.assert_allclose(mine, other, atol=2e-3)

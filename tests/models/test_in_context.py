@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from spabit_jax.errors import InputError
-from spabit_jax.kriging.bank import Answers, draw_bank, second_pass
+from spabit_jax.kriging.bank import draw_bank, second_pass
+from spabit_jax.kriging.solved import Answers
 from spabit_jax.models.in_context import load_weights, make_query, new_network, pad, save_weights
 from spabit_jax.models.layers import merged
 
