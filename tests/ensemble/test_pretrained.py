@@ -108,6 +108,16 @@ def test_noisier_spots_count_for_less(fitted):
     assert far > near
 
 
+def test_the_network_is_asked_in_pieces_of_any_size(fitted, monkeypatch):
+    section, member = fitted()
+    assert (member.passes.share < 0.99).any()  # otherwise it is not asked
+    at = places(section, np.flatnonzero(~section.is_train))
+    whole = member.predict(at)
+    monkeypatch.setattr(pretrained, "QUERIES", 61)
+    for mine, other in zip(member.predict(at), whole, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-4)
+
+
 @pytest.mark.parametrize("n_more", [1, 20])  # than are solved exactly; without a fold fewer are
 def test_large_sections_are_predicted_from_the_nearest(fitted, monkeypatch, n_more):
     section, exact = fitted()

@@ -120,3 +120,8 @@ def test_weights_are_saved_and_refused(tmp_path):
         load_weights(path)
     with pytest.raises(InputError, match="nowhere"):
         load_weights(tmp_path / "nowhere.npz")
+
+
+def test_a_layer_gives_the_tokens_that_are_wanted(network):
+    layer, x = network.layers[0], jnp.asarray(np.random.default_rng(2).standard_normal((3, 5, 32)), jnp.float32)
+    np.testing.assert_allclose(layer(x, wanted=2), layer(x)[:, :2], atol=1e-5)
