@@ -12,6 +12,7 @@ from spabit_jax.neighbours import smoothed
 
 N_COMPONENTS = 20  # of the image, for methods to compare with
 IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a place, in pitches
+HALVINGS = 4  # random ones, by which components are compared
 CHUNK = 16384  # rows of image features that are held in memory at a time
 
 
@@ -53,6 +54,26 @@ def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) ->
     _, right = svd_flip(None, right, u_based_decision=False)  # signs would differ from one LAPACK to the next
     loadings = right[: max(1, min(n_components, n - 1))] * max(size[0] / np.sqrt(n), 1e-6)
     return Space(mean.astype(np.float32), loadings.astype(np.float32))
+
+
+def agreement(scores: Float[np.ndarray, "n W"], n_components: int) -> Float[np.ndarray, "P P"]:
+    """How far random halves of n spots agree on their first P = ``n_components`` components (fewer where W is less).
+
+    Components of few spots are partly chance, and what is predicted along them is partly lost. This is what of it is
+    kept: the mean over halves of the projection to the half's own first components, seen in those of all spots; the
+    identity where all halves find the same.
+
+    Args:
+      scores: of all spots in their first W components, in one unit.
+    """
+    order, rng, found = np.argsort(scores[:, 0]), np.random.default_rng(0), 0.0  # whatever order the spots come in
+    for _ in range(HALVINGS):
+        for rows in np.array_split(rng.permutation(order), 2):
+            half = (scores[rows] - scores[rows].mean(axis=0)).astype(np.float64)
+            vectors = np.linalg.eigh(half.T @ half)[1][:n_components, ::-1]
+            own = vectors[:, : min(n_components, len(rows) - 1)]
+            found += own @ own.T / (2 * HALVINGS)
+    return found.astype(np.float32)
 
 
 class ImageModel(Protocol):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from spabit_jax.chunks import slices
 from spabit_jax.config import Config
-from spabit_jax.data.components import Space, expression_space
+from spabit_jax.data.components import Space, agreement, expression_space
 from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
@@ -28,6 +28,7 @@ from spabit_jax.models.layers import merged
 from spabit_jax.neighbours import Context
 
 N_COMPONENTS = 20  # of expression
+N_AGREED = 100  # of expression, among which halves of the spots may find theirs
 QUERIES = 640  # scores at places in one call of the network
 SIZES = (16, 32, 64)  # numbers of processes that the network is compiled for
 WEIGHTS = files("spabit_jax") / "ensemble" / "pretrained.npz"
@@ -36,7 +37,8 @@ WEIGHTS = files("spabit_jax") / "ensemble" / "pretrained.npz"
 class Scores(NamedTuple):
     """Expression of n train spots as the processes have it."""
 
-    space: Space  # scores of mean 0, by the spots' noise, and variance 1 → expression
+    space: Space  # expression → scores of mean 0, by the spots' noise, and variance 1
+    predicted: Space  # predicted scores → expression: as ``space``, as far as halves of the spots agree on it
     residual: np.ndarray  # (G,) variance of expression that the scores do not hold
 
     @property
@@ -47,12 +49,15 @@ class Scores(NamedTuple):
     @classmethod
     def fit(cls, expression: np.ndarray, noise: np.ndarray) -> Scores:
         """Of (n, G) expression with noise of (n,) relative variance."""
-        mean, loadings = expression_space(expression, N_COMPONENTS)
+        mean, loadings = expression_space(expression, N_AGREED)
         found = Space(mean, loadings).encode(expression)
+        agreed = agreement(found, N_COMPONENTS)
+        loadings, found = loadings[:N_COMPONENTS], found[:, :N_COMPONENTS]
         centre = np.average(found, axis=0, weights=1 / noise).astype(np.float32)
-        sd = np.maximum(found.std(axis=0), 1e-6)
-        space = Space(mean + centre @ loadings, loadings * sd[:, None])
-        return cls(space, np.mean((expression - space.decode(space.encode(expression))) ** 2, axis=0))
+        sd = np.maximum(found.std(axis=0), 1e-6)[:, None]
+        space = Space(mean + centre @ loadings, loadings * sd)
+        residual = np.mean((expression - space.decode(space.encode(expression))) ** 2, axis=0)
+        return cls(space, space._replace(loadings=sd * agreed @ loadings), residual)
 
 
 @partial(jax.jit, static_argnames="graphdef")
@@ -148,7 +153,7 @@ class FittedPretrained:
             both = (1 - passes.share) * before + passes.share * mean
             variance = passes.share * (variance + (mean - both) ** 2)
             mean, variance = both, variance + (1 - passes.share) * (spread + (before - both) ** 2)
-        return Estimate(scores.space.decode(mean)[None], variance @ scores.space.loadings**2 + scores.residual)
+        return Estimate(scores.predicted.decode(mean)[None], variance @ scores.space.loadings**2 + scores.residual)
 
     def _ask(self, passes: Passes, answers: Answers, places: tuple, mean, variance) -> None:
         """Sets mean and variance of measured scores, (n, P) each, to what the network makes of the first pass.

@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 
 from spabit_jax import neighbours as graph
 from spabit_jax.data import components
-from spabit_jax.data.components import ImageComponents, expression_space
+from spabit_jax.data.components import ImageComponents, agreement, expression_space
 from spabit_jax.data.genes import select_genes
 from spabit_jax.data.section import image_model, make_section, make_section_and_frame
 from spabit_jax.data.split import split_spots
@@ -97,6 +97,25 @@ def test_expression_space_is_that_of_principal_components(n_spots):
     genes = expression_space(x, 0)
     np.testing.assert_array_equal(genes.encode(x), x)
     np.testing.assert_array_equal(genes.decode(x), x)
+
+
+def test_halves_agree_on_what_is_there_and_not_on_chance():
+    rng = np.random.default_rng(0)
+    n, kept = 60, np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    there = rng.normal(size=(n, 2)) * [3, 2] @ kept[:2]
+    exact = there - there.mean(axis=0)
+    own = np.linalg.svd(exact, full_matrices=False)[2][:2]
+    np.testing.assert_allclose(agreement(exact @ own.T, 2), np.eye(2), atol=1e-6)
+    np.testing.assert_allclose(agreement(exact @ np.linalg.svd(exact)[2].T, 2), np.eye(2), atol=1e-6)
+    noisy = exact + 0.5 * rng.normal(size=(n, 8))
+    scores = PCA().fit_transform(noisy)
+    found = agreement(scores, 4)
+    np.testing.assert_allclose(found, found.T, atol=1e-6)
+    assert (np.diagonal(found)[:2] > 0.9).all() and (np.diagonal(found)[2:] < 0.8).all()
+    np.testing.assert_allclose(np.trace(agreement(scores, 8)), 8, rtol=1e-4)  # all of them hold all
+    np.testing.assert_array_equal(agreement(scores[rng.permutation(n)], 4), found)
+    three = agreement(PCA().fit_transform(rng.normal(size=(3, 8))), 4)
+    np.testing.assert_allclose(np.trace(three), 0.5, rtol=1e-5)  # two spots have one component, one has none
 
 
 @pytest.mark.parametrize("transform", ["components", "reference"])

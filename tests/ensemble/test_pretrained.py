@@ -51,6 +51,17 @@ def test_it_predicts_with_an_honest_sd(fitted, features):
     assert np.isfinite(there.mean).all() and (there.variance > 0).all()
 
 
+def test_what_halves_do_not_agree_on_is_not_predicted(fitted, monkeypatch):
+    section, member = fitted()
+    space, predicted = member.whole.space, member.whole.predicted
+    kept = np.linalg.norm(predicted.loadings, axis=1) / np.linalg.norm(space.loadings, axis=1)
+    assert kept[0] > 0.9 and (kept <= 1.001).all() and kept[-5:].mean() < kept[:3].mean() - 0.1
+    monkeypatch.setattr(pretrained, "agreement", lambda scores, n: np.zeros((n, n), np.float32))
+    _, other = fitted()
+    found = other.predict(places(section, np.flatnonzero(~section.is_train)[:5]))
+    np.testing.assert_allclose(found.mean[0], np.tile(other.whole.space.mean, (5, 1)), atol=1e-6)
+
+
 def test_held_out_spots_do_not_see_themselves(fitted):
     """Nor does anything found from their own fold: another value at a spot leaves its prediction as it was."""
     section, member = fitted()
