@@ -38,7 +38,7 @@ class Scores(NamedTuple):
     """Expression of n train spots as the processes have it."""
 
     space: Space  # expression → scores of mean 0, by the spots' noise, and variance 1
-    predicted: Space  # predicted scores → expression: as ``space``, as far as halves of the spots agree on it
+    loadings: np.ndarray  # (P, G) of predicted scores: those of ``space``, as far as halves of the spots agree on them
     residual: np.ndarray  # (G,) variance of expression that the scores do not hold
 
     @property
@@ -57,7 +57,7 @@ class Scores(NamedTuple):
         sd = np.maximum(found.std(axis=0), 1e-6)[:, None]
         space = Space(mean + centre @ loadings, loadings * sd)
         residual = np.mean((expression - space.decode(space.encode(expression))) ** 2, axis=0)
-        return cls(space, space._replace(loadings=sd * agreed @ loadings), residual)
+        return cls(space, sd * agreed @ loadings, residual)
 
 
 @partial(jax.jit, static_argnames="graphdef")
@@ -153,7 +153,8 @@ class FittedPretrained:
             both = (1 - passes.share) * before + passes.share * mean
             variance = passes.share * (variance + (mean - both) ** 2)
             mean, variance = both, variance + (1 - passes.share) * (spread + (before - both) ** 2)
-        return Estimate(scores.predicted.decode(mean)[None], variance @ scores.space.loadings**2 + scores.residual)
+        expression = scores.space.mean + mean @ scores.loadings
+        return Estimate(expression[None], variance @ scores.space.loadings**2 + scores.residual)
 
     def _ask(self, passes: Passes, answers: Answers, places: tuple, mean, variance) -> None:
         """Sets mean and variance of measured scores, (n, P) each, to what the network makes of the first pass.
