@@ -12,7 +12,6 @@ from spabit_jax.neighbours import smoothed
 
 N_COMPONENTS = 20  # of the image, for methods to compare with
 IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a place, in pitches
-HALVINGS = 4  # random ones, by which components are compared
 CHUNK = 16384  # rows of image features that are held in memory at a time
 
 
@@ -56,24 +55,24 @@ def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) ->
     return Space(mean.astype(np.float32), loadings.astype(np.float32))
 
 
-def agreement(scores: Float[np.ndarray, "n W"], n_components: int) -> Float[np.ndarray, "P P"]:
-    """How far random halves of n spots agree on their first P = ``n_components`` components (fewer where W is less).
+def shrunk(loadings: Float[np.ndarray, "P G"], mean: Float[np.ndarray, " G"], chance: float) -> np.ndarray:
+    """(P, G) loadings of G genes on P components, less what is chance in them: an empirical Bayes estimate.
 
-    Components of few spots are partly chance, and what is predicted along them is partly lost. This is what of it is
-    kept: the mean over halves of the projection to the half's own first components, seen in those of all spots; the
-    identity where all halves find the same.
+    What genes share, a line in their mean expression, stays: there are many genes to tell it by, and depth moves all of
+    them. What a gene has of its own is kept, along each principal axis of it, by the share that chance does not explain
+    (James and Stein; Efron and Morris 1973, J. Am. Stat. Assoc. 68, 117).
 
     Args:
-      scores: of all spots in their first W components, in one unit.
+      loadings: of components with variance 1 over the spots.
+      mean: expression of each gene.
+      chance: variance of a loading about its true value.
     """
-    order, rng, found = np.argsort(scores[:, 0]), np.random.default_rng(0), 0.0  # whatever order the spots come in
-    for _ in range(HALVINGS):
-        for rows in np.array_split(rng.permutation(order), 2):
-            half = (scores[rows] - scores[rows].mean(axis=0)).astype(np.float64)
-            vectors = np.linalg.eigh(half.T @ half)[1][:n_components, ::-1]
-            own = vectors[:, : min(n_components, len(rows) - 1)]
-            found += own @ own.T / (2 * HALVINGS)
-    return found.astype(np.float32)
+    of_mean = np.stack([np.ones_like(mean), mean], axis=1)
+    shared = (of_mean @ np.linalg.lstsq(of_mean, loadings.T)[0]).T
+    own = loadings - shared
+    size, axes = np.linalg.eigh(own @ own.T / own.shape[1])
+    kept = np.maximum(size - chance, 0) / np.maximum(size, 1e-12)
+    return (shared + axes * kept @ axes.T @ own).astype(np.float32)
 
 
 class ImageModel(Protocol):

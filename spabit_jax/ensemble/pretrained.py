@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from spabit_jax.chunks import slices
 from spabit_jax.config import Config
-from spabit_jax.data.components import Space, agreement, expression_space
+from spabit_jax.data.components import Space, expression_space, shrunk
 from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
@@ -27,8 +27,8 @@ from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pa
 from spabit_jax.models.layers import merged
 from spabit_jax.neighbours import Context
 
-N_COMPONENTS = 20  # of expression
-N_AGREED = 100  # of expression, among which halves of the spots may find theirs
+N_COMPONENTS = 20  # of expression; at most half as many as spots, so that what they leave shows how large noise is
+CHANCE = 2  # noise in loadings over its mean: leading components gather it
 QUERIES = 640  # scores at places in one call of the network
 SIZES = (16, 32, 64)  # numbers of processes that the network is compiled for
 WEIGHTS = files("spabit_jax") / "ensemble" / "pretrained.npz"
@@ -38,7 +38,7 @@ class Scores(NamedTuple):
     """Expression of n train spots as the processes have it."""
 
     space: Space  # expression → scores of mean 0, by the spots' noise, and variance 1
-    loadings: np.ndarray  # (P, G) of predicted scores: those of ``space``, as far as halves of the spots agree on them
+    loadings: np.ndarray  # (P, G) of predicted scores: those of ``space``, less what is chance in them
     residual: np.ndarray  # (G,) variance of expression that the scores do not hold
 
     @property
@@ -49,15 +49,15 @@ class Scores(NamedTuple):
     @classmethod
     def fit(cls, expression: np.ndarray, noise: np.ndarray) -> Scores:
         """Of (n, G) expression with noise of (n,) relative variance."""
-        mean, loadings = expression_space(expression, N_AGREED)
+        n = len(expression)
+        mean, loadings = expression_space(expression, max(1, min(N_COMPONENTS, n // 2)))
         found = Space(mean, loadings).encode(expression)
-        agreed = agreement(found, N_COMPONENTS)
-        loadings, found = loadings[:N_COMPONENTS], found[:, :N_COMPONENTS]
         centre = np.average(found, axis=0, weights=1 / noise).astype(np.float32)
         sd = np.maximum(found.std(axis=0), 1e-6)[:, None]
         space = Space(mean + centre @ loadings, loadings * sd)
         residual = np.mean((expression - space.decode(space.encode(expression))) ** 2, axis=0)
-        return cls(space, sd * agreed @ loadings, residual)
+        chance = CHANCE * residual.mean() / max(n - len(sd) - 1, 1)
+        return cls(space, shrunk(space.loadings, mean, chance), residual)
 
 
 @partial(jax.jit, static_argnames="graphdef")

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import scanpy as sc
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LinearRegression
 
 from spabit_jax import neighbours as graph
 from spabit_jax.data import components
-from spabit_jax.data.components import ImageComponents, agreement, expression_space
+from spabit_jax.data.components import ImageComponents, expression_space, shrunk
 from spabit_jax.data.genes import select_genes
 from spabit_jax.data.section import image_model, make_section, make_section_and_frame
 from spabit_jax.data.split import split_spots
@@ -99,23 +100,22 @@ def test_expression_space_is_that_of_principal_components(n_spots):
     np.testing.assert_array_equal(genes.decode(x), x)
 
 
-def test_halves_agree_on_what_is_there_and_not_on_chance():
+def test_loadings_shrink_to_what_genes_share():
+    """Nearer to the true ones than those measured; all of them where nothing is chance; a line where all is."""
     rng = np.random.default_rng(0)
-    n, kept = 60, np.linalg.qr(rng.normal(size=(8, 8)))[0]
-    there = rng.normal(size=(n, 2)) * [3, 2] @ kept[:2]
-    exact = there - there.mean(axis=0)
-    own = np.linalg.svd(exact, full_matrices=False)[2][:2]
-    np.testing.assert_allclose(agreement(exact @ own.T, 2), np.eye(2), atol=1e-6)
-    np.testing.assert_allclose(agreement(exact @ np.linalg.svd(exact)[2].T, 2), np.eye(2), atol=1e-6)
-    noisy = exact + 0.5 * rng.normal(size=(n, 8))
-    scores = PCA().fit_transform(noisy)
-    found = agreement(scores, 4)
-    np.testing.assert_allclose(found, found.T, atol=1e-6)
-    assert (np.diagonal(found)[:2] > 0.9).all() and (np.diagonal(found)[2:] < 0.8).all()
-    np.testing.assert_allclose(np.trace(agreement(scores, 8)), 8, rtol=1e-4)  # all of them hold all
-    np.testing.assert_array_equal(agreement(scores[rng.permutation(n)], 4), found)
-    three = agreement(PCA().fit_transform(rng.normal(size=(3, 8))), 4)
-    np.testing.assert_allclose(np.trace(three), 0.5, rtol=1e-5)  # two spots have one component, one has none
+    mean = rng.uniform(0, 3, 400).astype(np.float32)
+    own = np.concatenate([0.5 * rng.normal(size=(1, 400)), np.zeros((3, 400))])
+    true = np.outer([1, 0.3, -0.2, 0], 1 + mean) + own
+    measured = (true + 0.5 * rng.normal(size=true.shape)).astype(np.float32)
+    found = shrunk(measured, mean, 0.25)
+    before, after = (((loadings - true) ** 2).mean(axis=1) for loadings in (measured, found))
+    assert after[0] < 0.6 * before[0] and (after[1:] < 0.05 * before[1:]).all()
+    np.testing.assert_allclose(shrunk(measured, mean, 0), measured, atol=1e-5)
+    line = LinearRegression().fit(mean[:, None], measured.T).predict(mean[:, None]).T
+    np.testing.assert_allclose(shrunk(measured, mean, 1e3), line, atol=1e-4)
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)  # axes of the components do not matter
+    np.testing.assert_allclose(shrunk(turn @ measured, mean, 0.25), turn @ found, atol=1e-4)
+    np.testing.assert_allclose(shrunk(measured[:, :1], mean[:1], 0.25), measured[:, :1], atol=1e-6)
 
 
 @pytest.mark.parametrize("transform", ["components", "reference"])
