@@ -12,6 +12,7 @@ from spabit_jax.neighbours import smoothed
 
 N_COMPONENTS = 20  # of the image, for methods to compare with
 IMAGE_SCALES = (1.0, 2.0)  # sd of the Gaussian means of image features around a place, in pitches
+USUAL = 5  # axes that a gene is taken to have as much along as others, before it is known
 CHUNK = 16384  # rows of image features that are held in memory at a time
 
 
@@ -60,7 +61,7 @@ def shrunk(loadings: Float[np.ndarray, "P G"], mean: Float[np.ndarray, " G"], ch
 
     What genes share, a line in their mean expression, stays: there are many genes to tell it by, and depth moves all of
     them. What a gene has of its own is kept, along each principal axis of it, by the share that chance does not explain
-    (James and Stein; Efron and Morris 1973, J. Am. Stat. Assoc. 68, 117).
+    (Efron and Morris, 1973, J. Am. Stat. Assoc. 68, 117), more of a gene that has more along all of them.
 
     Args:
       loadings: of components with variance 1 over the spots.
@@ -71,8 +72,10 @@ def shrunk(loadings: Float[np.ndarray, "P G"], mean: Float[np.ndarray, " G"], ch
     shared = (of_mean @ np.linalg.lstsq(of_mean, loadings.T)[0]).T
     own = loadings - shared
     size, axes = np.linalg.eigh(own @ own.T / own.shape[1])
-    kept = np.maximum(size - chance, 0) / np.maximum(size, 1e-12)
-    return (shared + axes * kept @ axes.T @ own).astype(np.float32)
+    size, along = np.maximum(size, 1e-12)[:, None], axes.T @ own
+    of_gene = (USUAL + np.sum(along**2 / size, axis=0)) / (USUAL + len(size))  # (G,) how much it has, over the mean
+    true = of_gene * np.maximum(size - chance, 0)
+    return (shared + axes @ (along * true / np.maximum(true + chance, 1e-12))).astype(np.float32)
 
 
 class ImageModel(Protocol):

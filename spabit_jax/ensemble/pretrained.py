@@ -21,7 +21,7 @@ from spabit_jax.ensemble.interface import Estimate, HeldOut, draw_folds
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256, write_json
 from spabit_jax.kriging.bank import Bank, without_image
-from spabit_jax.kriging.passes import MAX_EXACT, Passes
+from spabit_jax.kriging.passes import MAX_EXACT, MOST, Passes
 from spabit_jax.kriging.solved import NEGLIGIBLE, Answers
 from spabit_jax.models.in_context import N_CONTEXT, load_weights, make_query, pad
 from spabit_jax.models.layers import merged
@@ -29,6 +29,7 @@ from spabit_jax.neighbours import Context
 
 N_COMPONENTS = 20  # of expression; at most half as many as spots, so that what they leave shows how large noise is
 CHANCE = 2  # noise in loadings over its mean: leading components gather it
+STRENGTH = 3.0  # of what the network says of processes: real tissue is less like them than simulated tasks are
 QUERIES = 640  # scores at places in one call of the network
 SIZES = (16, 32, 64)  # numbers of processes that the network is compiled for
 WEIGHTS = files("spabit_jax") / "ensemble" / "pretrained.npz"
@@ -62,7 +63,7 @@ class Scores(NamedTuple):
 
 @partial(jax.jit, static_argnames="graphdef")
 def _apply(graphdef, params, query):
-    return merged(graphdef, params, training=False)(query)
+    return merged(graphdef, params, training=False)(query, strength=STRENGTH)
 
 
 class Pretrained:
@@ -159,9 +160,9 @@ class FittedPretrained:
     def _ask(self, passes: Passes, answers: Answers, places: tuple, mean, variance) -> None:
         """Sets mean and variance of measured scores, (n, P) each, to what the network makes of the first pass.
 
-        Only of scores in which the first pass has a part: elsewhere they are the bank's.
+        Only of scores of which the second pass has not all that it can: elsewhere they are the bank's.
         """
-        asked = np.flatnonzero(passes.share < 1 - NEGLIGIBLE)
+        asked = np.flatnonzero(passes.share < MOST * (1 - NEGLIGIBLE))
         if not len(asked):
             return
         xy, image, near = places

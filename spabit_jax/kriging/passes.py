@@ -12,6 +12,7 @@ MAX_EXACT = 4000  # known spots of exact processes: their cost grows with the cu
 N_FIRST = 2000  # of which the first pass is where there are more
 N_SAID = 5  # scores of which the second pass sees what the first says
 SECOND = 0.25  # weight of the second pass before anything is known: few spots do not tell how much it helps
+MOST = 0.75  # that it can have: what it sees was said knowing the same spots, so its evidence is too sure
 
 
 class Passes:
@@ -28,7 +29,8 @@ class Passes:
       exact: whether the second pass is.
 
     Attributes:
-      share: (P,) of the second pass: by its evidence, and ``SECOND`` before it; 1 where it alone has all spots.
+      share: (P,) of the second pass: ``MOST`` of what its evidence says, and ``SECOND`` before it; 1 where it alone has
+        all spots.
     """
 
     def __init__(self, banks: tuple[Bank, Bank], xy, image, noise, scores, size, exact: bool):
@@ -42,7 +44,8 @@ class Passes:
         self.second = Solved(banks[1], self._inputs(xy, image, said), noise, scores, exact)
         self.share = np.ones(len(size), np.float32)
         if exact:
-            self.share = expit(self.second.evidence - self.first.evidence + logit(SECOND)).astype(np.float32)
+            odds = self.second.evidence - self.first.evidence + logit(SECOND)
+            self.share = (MOST * expit(odds)).astype(np.float32)
 
     def _inputs(self, xy, image, said) -> Inputs:
         return Inputs.of(xy, image, said[:, :N_SAID] * self.unit)

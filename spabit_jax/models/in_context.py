@@ -124,17 +124,18 @@ class InContext(nnx.Module):
         self.head.out.kernel[...] = jnp.zeros_like(self.head.out.kernel[...])
         self.head.out.bias[...] = jnp.zeros_like(self.head.out.bias[...])
 
-    def __call__(self, query: Query, symmetric: bool = True) -> Score:
+    def __call__(self, query: Query, symmetric: bool = True, strength: float = 1.0) -> Score:
         """Scores of the B queries.
 
         Args:
           symmetric: ask twice, the second time with all scores negated, so that negated scores give a negated mean.
+          strength: factor on the logits of the processes; 0 leaves the bank's own weights.
         """
         logit, correction, scale = self._says(query)
         if symmetric:
             other = self._says(query._replace(value=-query.value, mean=-query.mean))
             logit, correction, scale = (logit + other[0]) / 2, (correction - other[1]) / 2, (scale + other[2]) / 2
-        weight = jax.nn.softmax(query.log_weight + logit, axis=1)
+        weight = jax.nn.softmax(query.log_weight + strength * logit, axis=1)
         mean = jnp.sum(weight * query.mean, axis=1)
         variance = jnp.sum(weight * (query.variance + (query.mean - mean[:, None]) ** 2), axis=1)
         noise = jnp.sum(weight * jnp.exp(query.process[:, -1]), axis=1)
