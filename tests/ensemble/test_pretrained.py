@@ -107,7 +107,7 @@ def test_a_turned_section_has_the_same_prediction(fitted):
     _, other = fitted(edit=lambda section: section._replace(xy=section.xy @ turn))
     asked = places(section, np.flatnonzero(~section.is_train))
     apart = np.abs(other.predict(asked._replace(xy=asked.xy @ turn)).mean - member.predict(asked).mean)
-    assert np.quantile(apart, 0.99) < 5e-3 and apart.max() < 0.05  # single precision, where a process has little noise
+    assert np.quantile(apart, 0.99) < 1e-2 and apart.max() < 0.05  # single precision, where a process has little noise
 
 
 def test_noisier_spots_count_for_less(fitted):

@@ -117,7 +117,7 @@ def test_the_second_pass_lets_one_score_follow_from_another():
     answers = passes.at(xy[places], no_image[places])
     first, second = (np.mean((of_pass.mixed()[0][:, 1] - stripes[places]) ** 2) for of_pass in answers)
     assert second < 0.6 * first
-    assert passes.share[1] > 0.9 > 0.5 > passes.share[2]
+    assert 0.75 >= passes.share[1] > 0.7 > 0.4 > passes.share[2]
 
 
 def test_of_many_spots_the_first_pass_has_some_and_the_second_all(spots, bank, monkeypatch):
