@@ -131,10 +131,14 @@ class InContext(nnx.Module):
           symmetric: ask twice, the second time with all scores negated, so that negated scores give a negated mean.
           strength: factor on the logits of the processes; 0 leaves the bank's own weights.
         """
-        logit, correction, scale = self._says(query)
+        asked, n = query, len(query.mean)
+        if symmetric:  # in one go: half as much to trace
+            negated = query._replace(value=-query.value, mean=-query.mean)
+            asked = Query(*map(jnp.concatenate, zip(query[:-1], negated[:-1], strict=True)), query.process)
+        logit, correction, scale = self._says(asked)
         if symmetric:
-            other = self._says(query._replace(value=-query.value, mean=-query.mean))
-            logit, correction, scale = (logit + other[0]) / 2, (correction - other[1]) / 2, (scale + other[2]) / 2
+            logit, scale = ((says[:n] + says[n:]) / 2 for says in (logit, scale))
+            correction = (correction[:n] - correction[n:]) / 2
         weight = jax.nn.softmax(query.log_weight + strength * logit, axis=1)
         mean = jnp.sum(weight * query.mean, axis=1)
         variance = jnp.sum(weight * (query.variance + (query.mean - mean[:, None]) ** 2), axis=1)
