@@ -90,6 +90,18 @@ def test_intervals_cover_what_they_say(case, with_kriging):
     assert inside[test].mean() == pytest.approx(0.9, abs=0.02)
 
 
+def test_of_few_spots_intervals_cover_one_more():
+    """Over many draws of 19 held-out spots; the plain quantile of their errors would hold 0.86 of the next ones."""
+    errors = np.random.default_rng(0).standard_normal((3000, 20)).astype(np.float32)
+    inside = []
+    for known in errors:
+        zeros, unseen = np.zeros((1, 19, 1), np.float32), np.ones((1, 19), bool)
+        held = HeldOut(Estimate(zeros, np.ones((19, 1), np.float32)), unseen)
+        scale = fit_blend(known[:19, None], {"pretrained": held}).scale
+        inside.append(abs(known[19]) <= norm.ppf(0.95) * scale)
+    assert 0.885 < np.mean(inside) < 0.915
+
+
 def test_test_spots_decide_nothing(case):
     section, signal, _, train = case
     changed = signal.copy()
