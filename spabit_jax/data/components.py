@@ -56,8 +56,10 @@ def expression_space(expression: Float[np.ndarray, "n G"], n_components: int) ->
     return Space(mean.astype(np.float32), loadings.astype(np.float32))
 
 
-def shrunk(loadings: Float[np.ndarray, "P G"], mean: Float[np.ndarray, " G"], chance: float) -> np.ndarray:
-    """(P, G) loadings of G genes on P components, less what is chance in them: an empirical Bayes estimate.
+def shrunk(
+    loadings: Float[np.ndarray, "P G"], mean: Float[np.ndarray, " G"], chance: Float[np.ndarray, " G"]
+) -> Float[np.ndarray, "P G"]:
+    """Loadings of G genes on P components, less what is chance in them: an empirical Bayes estimate.
 
     What genes share, a line in their mean expression, stays: there are many genes to tell it by, and depth moves all of
     them. What a gene has of its own is kept, along each principal axis of it, by the share that chance does not explain
@@ -66,7 +68,7 @@ def shrunk(loadings: Float[np.ndarray, "P G"], mean: Float[np.ndarray, " G"], ch
     Args:
       loadings: of components with variance 1 over the spots.
       mean: expression of each gene.
-      chance: variance of a loading about its true value.
+      chance: variance of each gene's loadings about the true ones; 0 where a gene does not vary.
     """
     of_mean = np.stack([np.ones_like(mean), mean], axis=1)
     shared = (of_mean @ np.linalg.lstsq(of_mean, loadings.T)[0]).T
@@ -74,8 +76,9 @@ def shrunk(loadings: Float[np.ndarray, "P G"], mean: Float[np.ndarray, " G"], ch
     size, axes = np.linalg.eigh(own @ own.T / own.shape[1])
     size, along = np.maximum(size, 1e-12)[:, None], axes.T @ own
     of_gene = (USUAL + np.sum(along**2 / size, axis=0)) / (USUAL + len(size))  # (G,) how much it has, over the mean
-    true = of_gene * np.maximum(size - chance, 0)
-    return (shared + axes @ (along * true / np.maximum(true + chance, 1e-12))).astype(np.float32)
+    true = of_gene * np.maximum(size - chance.mean(), 0)
+    kept = np.where(chance > 0, true / np.maximum(true + chance, 1e-12), 1)
+    return (shared + axes @ (along * kept)).astype(np.float32)
 
 
 class ImageModel(Protocol):

@@ -11,8 +11,8 @@ from spabit_jax.kriging.solved import Answers, Solved
 MAX_EXACT = 4000  # known spots of exact processes: their cost grows with the cube, and takes 6 GB here
 N_FIRST = 2000  # of which the first pass is where there are more
 N_SAID = 5  # scores of which the second pass sees what the first says
-SECOND = 0.25  # weight of the second pass before anything is known: few spots do not tell how much it helps
-MOST = 0.75  # that it can have: what it sees was said knowing the same spots, so its evidence is too sure
+SECOND = 0.25  # probability of the second pass before anything is known: few spots do not tell how much it helps
+MOST = 0.75  # of its probability it has: what it sees was said knowing the same spots, so its evidence is too sure
 
 
 class Passes:
@@ -29,8 +29,8 @@ class Passes:
       exact: whether the second pass is.
 
     Attributes:
-      share: (P,) of the second pass: ``MOST`` of what its evidence says, and ``SECOND`` before it; 1 where it alone has
-        all spots.
+      share: (P,) of the second pass: ``MOST`` of its probability, by its evidence and ``SECOND`` before it; 1 where it
+        alone has all spots.
     """
 
     def __init__(self, banks: tuple[Bank, Bank], xy, image, noise, scores, size, exact: bool):

@@ -128,7 +128,7 @@ class InContext(nnx.Module):
         """Scores of the B queries.
 
         Args:
-          symmetric: ask twice, the second time with all scores negated, so that negated scores give a negated mean.
+          symmetric: ask for all scores negated, too, so that negated scores give a negated mean.
           strength: factor on the logits of the processes; 0 leaves the bank's own weights.
         """
         asked, n = query, len(query.mean)

@@ -107,15 +107,17 @@ def test_loadings_shrink_to_what_genes_share():
     own = np.concatenate([0.5 * rng.normal(size=(1, 400)), np.zeros((3, 400))])
     true = np.outer([1, 0.3, -0.2, 0], 1 + mean) + own
     measured = (true + 0.5 * rng.normal(size=true.shape)).astype(np.float32)
-    found = shrunk(measured, mean, 0.25)
+    found = shrunk(measured, mean, np.full(400, 0.25))
     before, after = (((loadings - true) ** 2).mean(axis=1) for loadings in (measured, found))
     assert after[0] < 0.6 * before[0] and (after[1:] < 0.05 * before[1:]).all()
-    np.testing.assert_allclose(shrunk(measured, mean, 0), measured, atol=1e-5)
+    np.testing.assert_allclose(shrunk(measured, mean, np.zeros(400)), measured, atol=1e-5)
     line = LinearRegression().fit(mean[:, None], measured.T).predict(mean[:, None]).T
-    np.testing.assert_allclose(shrunk(measured, mean, 1e3), line, atol=1e-4)
+    np.testing.assert_allclose(shrunk(measured, mean, np.full(400, 1e3)), line, atol=1e-4)
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)  # axes of the components do not matter
-    np.testing.assert_allclose(shrunk(turn @ measured, mean, 0.25), turn @ found, atol=1e-4)
-    np.testing.assert_allclose(shrunk(measured[:, :1], mean[:1], 0.25), measured[:, :1], atol=1e-6)
+    np.testing.assert_allclose(shrunk(turn @ measured, mean, np.full(400, 0.25)), turn @ found, atol=1e-4)
+    np.testing.assert_allclose(shrunk(measured[:, :1], mean[:1], np.full(1, 0.25)), measured[:, :1], atol=1e-6)
+    measured[:, :40], chance = 0, np.r_[np.zeros(40), np.full(360, 0.25)]  # genes that do not vary
+    np.testing.assert_allclose(shrunk(measured, mean, chance)[:, :40], 0, atol=1e-5)
 
 
 @pytest.mark.parametrize("transform", ["components", "reference"])

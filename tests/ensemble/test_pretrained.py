@@ -12,6 +12,7 @@ from spabit_jax.ensemble.pretrained import WEIGHTS, Pretrained, Scores
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.metrics import gene_metrics
 from spabit_jax.kriging.bank import draw_bank
+from spabit_jax.kriging.passes import MOST
 from spabit_jax.models.in_context import new_network, save_weights
 from spabit_jax.readers import read_section
 
@@ -130,12 +131,25 @@ def test_noisier_spots_count_for_less(fitted):
 
 def test_the_network_is_asked_in_pieces_of_any_size(fitted, monkeypatch):
     section, member = fitted()
-    assert (member.passes.share < 0.99).any()  # otherwise it is not asked
+    assert (member.passes.share < 0.99 * MOST).any()  # otherwise it is not asked
     at = places(section, np.flatnonzero(~section.is_train))
     whole = member.predict(at)
     monkeypatch.setattr(pretrained, "QUERIES", 61)
     for mine, other in zip(member.predict(at), whole, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-4)
+
+
+def test_the_network_is_believed_as_far_as_is_said(fitted, monkeypatch):
+    section, member = fitted()
+    at = places(section, np.flatnonzero(~section.is_train))
+    apply, found = pretrained._apply, {}
+    for strength in (0.0, 1.0, pretrained.STRENGTH):
+        monkeypatch.setattr(pretrained, "STRENGTH", strength)
+        apply.clear_cache()  # the program holds the number
+        found[strength] = member.predict(at).mean
+    apply.clear_cache()
+    apart = [np.abs(found[strength] - found[0.0]).mean() for strength in found]
+    assert 0 == apart[0] < 1.5 * apart[1] < apart[2]
 
 
 @pytest.mark.parametrize("n_more", [1, 20])  # than are solved exactly; without a fold fewer are

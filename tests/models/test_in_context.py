@@ -20,7 +20,7 @@ def network():
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(9), len(leaves))
     noisy = [leaf + 0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.jit(merged(graphdef, jax.tree.unflatten(tree, noisy), training=False))
+    return jax.jit(merged(graphdef, jax.tree.unflatten(tree, noisy), training=False), static_argnames="strength")
 
 
 @pytest.fixture
@@ -50,6 +50,14 @@ def test_a_new_network_says_what_the_bank_says(world):
     mean, variance = world[-1].mixed()
     np.testing.assert_allclose(score.mean, mean.ravel(), atol=1e-5)
     np.testing.assert_allclose(score.variance, variance.ravel(), rtol=1e-4)
+
+
+def test_the_strength_of_what_is_said_of_processes(network, world):
+    """A factor on the logits: the larger it is, the further the prediction is from where it is 0."""
+    asked = query(world)
+    none, one, three = (np.asarray(network(asked, strength=strength).mean) for strength in (0.0, 1.0, 3.0))
+    np.testing.assert_allclose(network(asked).mean, one, atol=1e-6)
+    assert 0 < np.abs(one - none).mean() < np.abs(three - none).mean()
 
 
 def test_turned_and_mirrored_sections_have_the_same_prediction(network, world):
