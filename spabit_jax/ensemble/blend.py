@@ -15,7 +15,6 @@ MIN_SD = 1e-3  # of a gene that does not vary over the train spots
 PRIOR, PRIOR_SPOTS = "kriging", 10  # the member that so many imaginary spots speak for when weights are fitted
 CHUNK = 8192  # places at a time, where arrays are (seeds, places, genes)
 COVERAGE = 0.9  # of the intervals by which the standard deviation is calibrated
-HIGHEST = 0.925  # on held-out spots: few would ask for more, and get too much, as errors of genes hardly go together
 
 
 class Prediction(NamedTuple):
@@ -72,9 +71,7 @@ def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut]) -> Blend:
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
     squared error, genes at equal variance, at train spots that the members have not seen (stacking; Breiman, 1996), as
     if ``PRIOR_SPOTS`` further ones had said that ``PRIOR`` is right: on a small section it is what least depends on
-    chance. The sd is scaled there so that mean ± 1.645 sd holds 90% · (n + 1) / n of the measurements, all genes
-    together: at least 90% of those of one more spot, however a spot's errors go together (conformal risk control;
-    Angelopoulos et al., ICLR 2024). Of fewer than 36 spots it is 92.5%.
+    chance. The sd is scaled there so that mean ± 1.645 sd holds 90% of the measurements, all genes together.
 
     Args:
       expression: (n, G) of the train spots.
@@ -105,7 +102,7 @@ def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut]) -> Blend:
     sd = blend.unscaled_sd(every_seed, None if variance is None else variance[seen])
     known = sd > MIN_SD  # not of genes that did not vary where they were learned: their errors over sd have no bounds
     ratio = (error / sd)[known] if known.any() else error / sd
-    scale = np.quantile(ratio, min(COVERAGE * (1 + 1 / len(seen)), HIGHEST)) / norm.ppf((1 + COVERAGE) / 2)
+    scale = np.quantile(ratio, COVERAGE) / norm.ppf((1 + COVERAGE) / 2)
     return blend._replace(scale=float(scale))
 
 
