@@ -23,13 +23,11 @@ def compile_once(tmp_path_factory):
     """Many tests build the same small model: compile each program once, in the commands that they start too."""
     import jax
 
-    of_session = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        of_session = of_session.parent  # of all workers
     settings = {
-        "jax_compilation_cache_dir": str(of_session / "compiled"),
+        # of this worker alone: without a limit JAX does not lock it, and with one looks through it at each program
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_compilation_cache_max_size": 1 << 40,  # where there is a limit JAX locks the folder
+        "jax_compilation_cache_max_size": -1,
     }
     for name, value in settings.items():
         os.environ[name.upper()] = str(value)

@@ -49,6 +49,11 @@ def tables():
         table.update(before)
 
 
+# of networks that are trained: what takes time is to compile them
+FEW_WEIGHTS = [f"--config.{field}" for field in ("model.width=16", "model.mlp_width=16", "model.cross_heads=2",
+               "model.n_context=4", "model.depth=0", "gat.heads=2", "gat.head_width=4")]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_the_walkthrough_runs_as_written(simulated, tmp_path):
     """The two commands, and the number that the text says is the model's: it changes with the model."""
@@ -57,7 +62,7 @@ def test_the_walkthrough_runs_as_written(simulated, tmp_path):
     assert 15 <= len([line for line in code.split("MODELS[")[0].splitlines() if line.strip()]) <= 25
     (tmp_path / "gated.py").write_text(code)
     small = ["--config.train.epochs=6", "--config.data.n_genes=20", "--config.model.members=spabit"]
-    small += ["--patch_px=48", f"--cache_dir={tmp_path / 'cache'}"]
+    small += ["--patch_px=48", f"--cache_dir={tmp_path / 'cache'}", *FEW_WEIGHTS]
     alone = {}
     for line in re.findall(r"^python (-m experiments\.run .*)$", text, re.MULTILINE)[:2]:
         name = re.search(r"--out=runs/(\w+)", line).group(1)
@@ -103,6 +108,7 @@ def test_the_commands_as_written(simulated, tmp_path, out, file):
     small += ["--stages=features,train,predict"]
     if out == "counts":
         small += ["--config.model.members=spabit", "--config.train.epochs=2", "--config.train.chunk_epochs=2"]
+        small += FEW_WEIGHTS
     found = commands(out)
     assert [line[1] for line in found] == ["experiments.run", "experiments.predict"]
     for line in found:

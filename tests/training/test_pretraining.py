@@ -13,7 +13,7 @@ from spabit_jax.training.pretraining import Geometry, make_task, pretrain, queri
 @pytest.fixture
 def small(monkeypatch):
     """Less of everything."""
-    for name, value in {"BATCH": 256, "N_VALID": 4, "VALID_EVERY": 5, "RESPONSES": 16, "KINDS": 4}.items():
+    for name, value in {"BATCH": 256, "N_VALID": 2, "VALID_EVERY": 4, "RESPONSES": 16, "KINDS": 4}.items():
         monkeypatch.setattr(pretraining, name, value)
     return draw_bank(np.random.default_rng(0), 6)
 
@@ -61,21 +61,21 @@ def test_tasks_are_made_on_the_places_that_are_given(small):
 def test_errors_fall_and_an_interrupted_training_goes_on_to_the_same_weights(small, tmp_path):
     """The processes are too sure of themselves, and the network learns to say so."""
     sure, rows = draw_bank(np.random.default_rng(0), 4, noise=np.full(4, 0.05)), []
-    params = pretrain(sure, 20, seed=1, report=rows.append)
-    assert [row["tasks"] for row in rows] == [5, 10, 15, 20]
+    params = pretrain(sure, 12, seed=1, report=rows.append)
+    assert [row["tasks"] for row in rows] == [4, 8, 12]
     graphdef, new = new_network(1)
     aside = [queries(make_task(np.random.default_rng([9, i]), []), sure) for i in range(2)]
     loss = jax.jit(partial(pretraining.loss, graphdef))
     before, after = (np.mean([loss(p, *task) for task in aside]) for p in (new, params))
     assert after < before - 0.1
-    whole = pretrain(sure, 10, seed=2)
+    whole = pretrain(sure, 6, seed=2)
 
     def interrupt(row):
-        if row["tasks"] == 10:  # the checkpoint is that of the fifth
+        if row["tasks"] == 6:  # the checkpoint is that of the fourth
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(sure, 10, seed=2, folder=tmp_path, report=interrupt)
-    again = pretrain(sure, 10, seed=2, folder=tmp_path)
+        pretrain(sure, 6, seed=2, folder=tmp_path, report=interrupt)
+    again = pretrain(sure, 6, seed=2, folder=tmp_path)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     assert jax.tree.structure(params) == jax.tree.structure(whole)
