@@ -4,8 +4,8 @@
         --encoders=stain,nuclei,stain+nuclei --config.data.panel=reference --config.data.n_genes=300
 
 Prints, for each section and encoder, the mean over genes of the correlation of held-out train spots with their
-prediction from the other train spots: the mean of ``--repeats`` random divisions into five parts, the same ones for
-each encoder.
+prediction from the other train spots, moved to the mean of all: the mean of ``--repeats`` random divisions into five
+parts, the same ones for each encoder.
 """
 
 from __future__ import annotations

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +11,7 @@ from jaxtyping import Float
 from scipy.linalg import lapack
 from scipy.spatial import KDTree
 from scipy.special import logsumexp
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 
 from spabit_jax.chunks import slices
 from spabit_jax.errors import Diverged
@@ -27,25 +22,6 @@ N_WEIGHED = 1000  # known spots by which processes are left out where there are 
 NEAREST = 32  # known spots that a place is predicted from where processes are not exact
 CHUNK, BLOCK = 512, 2**17  # places at a time; and pairs
 NEGLIGIBLE = 1e-2  # weight below which a process is left out
-FEW = 200  # known spots for which threads cost more than they save
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-MOST_THREADS = 8  # each holds matrices of its own
-
-
-@contextmanager
-def _side_by_side(n: int) -> Iterator[Callable]:
-    """A ``map`` over processes with n known spots, on all cores: LAPACK's own threads gain less, or lose."""
-    with _libraries().limit(limits=1, user_api="blas"):
-        if n <= FEW:
-            yield map
-            return
-        with ThreadPoolExecutor(min(CORES, MOST_THREADS)) as pool:
-            yield pool.map
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # looking for them takes milliseconds
 
 
 def _in_blocks(process: Bank, of: Pairs) -> Float[np.ndarray, "A B"]:
@@ -103,8 +79,7 @@ class Solved:
         found = self._weigh(some, least)
         if exact:
             # a product with a factor's inverse is here as exact as solving, and twice as fast
-            with _side_by_side(n) as each:
-                self.solved = list(each(lambda pair: (lapack.strtri(pair[0], lower=1)[0], pair[1]), found))
+            self.solved = [(lapack.strtri(factor, lower=1)[0], white) for factor, white in found]
         else:
             self.order = np.lexsort(self.spots.xy.T)  # ties among the nearest do not depend on the order of spots
             self.tree = KDTree(self.spots.xy[self.order])
@@ -116,16 +91,13 @@ class Solved:
           Cholesky factor and whitened scores for each process that is left.
         """
         of_spots, scores = pairs(self.spots.at(some), self.spots.at(some)), self.scores[some]
-
-        def solve(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            factor = self._factor(self.bank.at(i), of_spots, self.noise[some])
-            white, _ = lapack.strtrs(factor, scores, lower=1)
-            return factor, white, -0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(factor)).sum()
-
         found, likelihood = {}, []
-        with _side_by_side(len(some)) as each:
-            for i, (factor, white, of_scores) in enumerate(each(solve, range(len(self.bank.noise)))):
-                likelihood.append(of_scores)
+        # small matrices are slower on several threads
+        with threadpool_limits(1 if len(some) <= N_WEIGHED else None, "blas"):
+            for i in range(len(self.bank.noise)):
+                factor = self._factor(self.bank.at(i), of_spots, self.noise[some])
+                white, _ = lapack.strtrs(factor, scores, lower=1)
+                likelihood.append(-0.5 * np.sum(white**2, axis=0) - np.log(np.diagonal(factor)).sum())
                 found[i], best = (factor, white), np.max(likelihood, axis=0)
                 found = {j: found[j] for j in found if (likelihood[j] - best > least).any()}  # others only lose
         self.evidence = logsumexp(likelihood, axis=0)
@@ -150,34 +122,28 @@ class Solved:
         if not self.exact:
             return self._from_nearest(places._replace(image=places.image[:, :N_IMAGE]))
         mean, variance = self._empty(len(places.xy))
-        with _side_by_side(len(self.noise)) as each:
-            for rows in slices(len(places.xy), CHUNK):
-                part = places.at(rows)
-                say = partial(self._says, pairs(part, self.spots), themselves(part))
-                for i, found in enumerate(each(say, range(len(mean)))):
-                    mean[i, rows], variance[i, rows] = found
+        for rows in slices(len(places.xy), CHUNK):
+            part = places.at(rows)
+            to_spots, own = pairs(part, self.spots), themselves(part)
+            for i, (inverse, scores) in enumerate(self.solved):
+                cross, known = _in_blocks(self.bank.at(i), to_spots), 0.0
+                mean[i, rows] = 0
+                for some in slices(len(scores), CHUNK):  # the inverse is a triangle
+                    white = cross[:, : some.stop] @ inverse[some, : some.stop].T
+                    mean[i, rows] += white @ scores[some]
+                    known += np.sum(white**2, axis=1)
+                variance[i, rows] = covariance(self.bank.at(i), own) - known
         return Answers(mean, variance, self.log_weight)
-
-    def _says(self, to_spots: Pairs, own: Pairs, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Means (m, P) and variances (m,) at m places by one process."""
-        inverse, scores = self.solved[i]
-        cross, mean, known = _in_blocks(self.bank.at(i), to_spots), 0.0, 0.0
-        for some in slices(len(scores), CHUNK):  # the inverse is a triangle
-            white = cross[:, : some.stop] @ inverse[some, : some.stop].T
-            mean += white @ scores[some]
-            known += np.sum(white**2, axis=1)
-        return mean, covariance(self.bank.at(i), own) - known
 
     def mean_at(self, places: Inputs) -> Float[np.ndarray, "m P"]:
         """The mean of the mixture of exact processes: sooner than ``at``, which solves for variances."""
         weights = np.exp(self.log_weight)
         solved = [inverse.T @ (white * weights[i]) for i, (inverse, white) in enumerate(self.solved)]
         mean = np.zeros((len(places.xy), self.scores.shape[1]), np.float32)
-        with _side_by_side(len(self.noise)) as each:
-            for rows in slices(len(mean), CHUNK):
-                to_spots = pairs(places.at(rows), self.spots)
-                cross = each(lambda i, of=to_spots: _in_blocks(self.bank.at(i), of) @ solved[i], range(len(solved)))
-                mean[rows] = sum(cross)
+        for rows in slices(len(mean), CHUNK):
+            to_spots = pairs(places.at(rows), self.spots)
+            for i, of_spots in enumerate(solved):
+                mean[rows] += _in_blocks(self.bank.at(i), to_spots) @ of_spots
         return mean
 
     def left_out(self) -> Answers:

@@ -140,21 +140,6 @@ def test_the_mean_alone_is_that_of_the_mixture(spots, bank):
     np.testing.assert_allclose(solved.mean_at(places), solved.at(places).mixed()[0], atol=1e-5)
 
 
-def test_side_by_side_is_one_after_the_other(spots, bank, monkeypatch):
-    def found():
-        solved, places = Solved(bank, *spots), spots[0].at(slice(5))
-        return solved.evidence, *solved.solved[0], *solved.at(places), solved.mean_at(places)
-
-    alone, pools = found(), []
-    monkeypatch.setattr(solving, "FEW", 0)
-    monkeypatch.setattr(solving, "CORES", 3)
-    pool = solving.ThreadPoolExecutor
-    monkeypatch.setattr(solving, "ThreadPoolExecutor", lambda n: pools.append(n) or pool(n))
-    for mine, other in zip(found(), alone, strict=True):
-        np.testing.assert_array_equal(mine, other)
-    assert pools and set(pools) == {3}
-
-
 def test_what_some_spots_rule_out_is_not_solved_for_all(spots, bank, monkeypatch):
     """The answers are those of all processes."""
     every, places = Solved(bank, *spots), spots[0].at(slice(5))

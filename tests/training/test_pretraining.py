@@ -76,6 +76,8 @@ def test_errors_fall_and_an_interrupted_training_goes_on_to_the_same_weights(sma
 
     with pytest.raises(KeyboardInterrupt):
         pretrain(sure, 6, seed=2, folder=tmp_path, report=interrupt)
-    again = pretrain(sure, 6, seed=2, folder=tmp_path)
+    resumed = []
+    again = pretrain(sure, 6, seed=2, folder=tmp_path, report=resumed.append)
+    assert [row["tasks"] for row in resumed] == [6]
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     assert jax.tree.structure(params) == jax.tree.structure(whole)
