@@ -1,11 +1,13 @@
 """Shared fixtures. Types and shapes of the annotated functions are checked while tests run."""
 
+import gc
 import os
 
 # The small programs of tests take longer to compile than to run. For the code that users run set the first to 3.
 LEVEL, FUSION = "--xla_backend_optimization_level", "--xla_cpu_use_fusion_emitters"
 if LEVEL not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {LEVEL}=0 {FUSION}=false"
+gc.set_threshold(100_000)  # as in the commands: programs that JAX has traced are millions of objects that stay
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices are small, and each of pytest's processes has a core
 
 from jaxtyping import install_import_hook  # noqa: E402

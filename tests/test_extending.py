@@ -1,10 +1,8 @@
 """Runs the text of docs/EXTENDING.md."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,6 +21,7 @@ from spabit_jax.config import Config
 from spabit_jax.ensemble import members
 from spabit_jax.run.workflow import save_predictions
 from spabit_jax.training import fit, losses
+from tests import commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +69,7 @@ def test_the_walkthrough_runs_as_written(simulated, tmp_path):
         places |= {"--config": tmp_path / "gated.py"} if name == "gated" else {}
         command = [f"{a.split('=')[0]}={places[a.split('=')[0]]}" if a.split("=")[0] in places else a
                    for a in shlex.split(line)]  # fmt: skip
-        done = subprocess.run([sys.executable, *command, *small], cwd=ROOT, capture_output=True, text=True)
+        done = commands.run(*command[1:], *small, folder=ROOT)
         assert done.returncode == 0, done.stderr
         assert name in done.stdout and "SpaBiT alone" in done.stdout
         alone[name] = json.loads((tmp_path / name / "metrics.json").read_text())["members"]["spabit"]["pcc"]
@@ -79,7 +78,7 @@ def test_the_walkthrough_runs_as_written(simulated, tmp_path):
     assert predictions.uns["spabit"]["method"] == "gated"
 
 
-def commands(out: str) -> list[list[str]]:
+def of_page(out: str) -> list[list[str]]:
     """The page's commands ``experiments.run`` and ``experiments.predict`` of the run folder ``runs/<out>``."""
     text = (ROOT / "docs" / "EXTENDING.md").read_text()
     lines = re.findall(r"^python (-m experiments\.(?:run|predict) .*)$", text, re.MULTILINE)
@@ -109,21 +108,16 @@ def test_the_commands_as_written(simulated, tmp_path, out, file):
     if out == "counts":
         small += ["--config.model.members=spabit", "--config.train.epochs=2", "--config.train.chunk_epochs=2"]
         small += FEW_WEIGHTS
-    found = commands(out)
+    found = of_page(out)
     assert [line[1] for line in found] == ["experiments.run", "experiments.predict"]
     for line in found:
         line = [f"--section={tmp_path / 'mine.h5ad'}" if a.startswith("--section=") else a for a in line]
-        done = in_folder(tmp_path, line + small * (line[1] == "experiments.run"))
+        done = commands.run(*line[1:], *small * (line[1] == "experiments.run"), folder=tmp_path)
         assert done.returncode == 0, done.stderr
         assert all((tmp_path / a.removeprefix("--out=")).exists() for a in line if a.startswith("--out="))
     if file:
-        done = in_folder(tmp_path, [a for a in found[1] if not a.startswith("--config=")])
+        done = commands.run(*(a for a in found[1][1:] if not a.startswith("--config=")), folder=tmp_path)
         assert done.returncode == 2 and "--config=FILE" in done.stderr and len(done.stderr.splitlines()) == 1
-
-
-def in_folder(folder, line):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *line], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow

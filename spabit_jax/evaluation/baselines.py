@@ -80,18 +80,23 @@ class CrossValidated(ABC):
     def predict_mean(self, spots: Spots) -> np.ndarray: ...
 
     def fit(self, spots: Spots, expression) -> Self:
+        self.given = spots, expression
+        return self.fit_mean(spots, expression)
+
+    def rmse(self) -> np.ndarray:
+        """(G,) cross-validated."""
         from sklearn.model_selection import KFold
 
+        spots, expression = self.given
         square = np.zeros_like(expression)
         for train, held_out in KFold(min(FOLDS, len(expression)), shuffle=True, random_state=0).split(expression):
             fold = copy.copy(self).fit_mean(spots.at(train), expression[train])
             square[held_out] = (fold.predict_mean(spots.at(held_out)) - expression[held_out]) ** 2
-        self.sd = np.maximum(np.sqrt(square.mean(axis=0)), MIN_SD)
-        return self.fit_mean(spots, expression)
+        return np.sqrt(square.mean(axis=0))
 
     def predict(self, spots: Spots):
         mean = self.predict_mean(spots)
-        return mean, np.broadcast_to(self.sd, mean.shape)
+        return mean, np.broadcast_to(np.maximum(self.rmse(), MIN_SD), mean.shape)
 
 
 class GeneMean(CrossValidated):

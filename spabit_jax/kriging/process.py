@@ -188,7 +188,7 @@ def optimize(params: Params, xy, image, scores, steps: int, rate: float) -> Para
 def learn(xy, image, scores) -> Params:
     """The parameters, from ``FEW`` spots first: where there are more, a few steps with all are enough after that."""
     shapes = Params((2,), (image.shape[1],), (2,), (scores.shape[1], 5 if image.shape[1] else 2), (scores.shape[1],))
-    params = Params(*(jnp.broadcast_to(m, s) for m, s in zip(PRIOR, shapes, strict=True)))
+    params = Params(*(np.broadcast_to(m, s) for m, s in zip(PRIOR, shapes, strict=True)))
     few = np.sort(np.random.default_rng(1).permutation(len(xy))[:FEW])
     more = len(few) < len(xy)
     with threadpool_limits(1, "blas"):  # XLA's own threads share out the components

@@ -11,19 +11,21 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pandas as pd
 from absl import logging
 from tqdm import tqdm
 
 from spabit_jax.errors import Diverged, InputError
 from spabit_jax.files import is_whole, seal
+
+if TYPE_CHECKING:  # imported by what reads and writes checkpoints: the default trains nothing, and it takes its time
+    import orbax.checkpoint as ocp
 
 SECONDS_BETWEEN_CHECKPOINTS = 15
 
@@ -185,6 +187,8 @@ def on_this_device(tree):
 
 def save_state(state: FitState, folder: Path) -> None:
     """A checkpoint of a state, in place of the last one."""
+    import orbax.checkpoint as ocp
+
     Path(folder).mkdir(parents=True, exist_ok=True)
     with _checkpoints(folder, max_to_keep=1) as manager:
         manager.save(int(state.epoch), args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)), force=True)
@@ -214,6 +218,8 @@ def latest(template: FitState, folder: Path | None) -> FitState | None:
     """
     if folder is None or not Path(folder).exists():
         return None
+    import orbax.checkpoint as ocp
+
     with _checkpoints(folder) as manager:
         if (step := manager.latest_step()) is None:
             return None
@@ -229,6 +235,8 @@ def latest(template: FitState, folder: Path | None) -> FitState | None:
 
 def _checkpoints(folder: Path, **options) -> ocp.CheckpointManager:
     """Of this process alone: Orbax does not wait for others."""
+    import orbax.checkpoint as ocp
+
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"

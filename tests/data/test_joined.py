@@ -1,7 +1,6 @@
 """Sections that are learned from together."""
 
 import re
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -21,6 +20,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.neighbours import Context
 from spabit_jax.readers import read_section
 from spabit_jax.scale import total_counts
+from tests import commands
 from tests.experiments import small_run
 
 
@@ -147,8 +147,8 @@ def test_commands(sections, tmp_path):
     test = (found.obs["split"] == "test").to_numpy()
     places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])
     places.to_csv(tmp_path / "places.csv", index=False)
-    predict = [small_run.sys.executable, "-m", "experiments.predict", f"--run={run}", f"--out={tmp_path / 'p.h5ad'}"]
-    result = subprocess.run([*predict, f"--locations={tmp_path / 'places.csv'}"], capture_output=True, text=True)
+    predict = ["experiments.predict", f"--run={run}", f"--out={tmp_path / 'p.h5ad'}"]
+    result = commands.run(*predict, f"--locations={tmp_path / 'places.csv'}")
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(anndata.read_h5ad(tmp_path / "p.h5ad").X, found.X[test], atol=1e-3)
     assert small_run.run(first, tmp_path).returncode == 2  # another run in that folder

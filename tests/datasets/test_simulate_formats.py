@@ -1,7 +1,5 @@
 """Simulated sections in other layouts, through the readers of those layouts."""
 
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ from skimage.io import imread
 from spabit_jax.datasets.simulate import simulate_section
 from spabit_jax.datasets.simulate_formats import write_visium, write_visium_hd, write_xenium
 from spabit_jax.readers import read_section
+from tests import commands
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +43,11 @@ def test_xenium_comes_back_near_the_spots(simulated, tmp_path):
 
 
 def test_command(tmp_path):
-    command = [sys.executable, "-m", "experiments.simulate", "--format=xenium", "--spots=60"]
-    result = subprocess.run([*command, f"--out={tmp_path / 'X'}"], capture_output=True, text=True, timeout=300)
+    command = ["experiments.simulate", "--format=xenium", "--spots=60"]
+    result = commands.run(*command, f"--out={tmp_path / 'X'}")
     assert result.returncode == 0, result.stderr
     found = read_section(result.stdout.split("--section=")[1].strip())
     assert 40 < found.n_obs < 80
     for out, message in (("", "--out"), (str(tmp_path / "X"), "not empty")):
-        result = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, timeout=300)
+        result = commands.run(*command, f"--out={out}")
         assert result.returncode == 2 and message in result.stderr

@@ -116,7 +116,7 @@ def test_the_standard_deviation_is_the_cross_validated_error():
     mean, sd = ridge.predict(spots.at(~train))
     np.testing.assert_allclose(sd[0], np.sqrt(np.mean(error**2, axis=0)), rtol=1e-4)
     np.testing.assert_allclose(mean, model.fit(spots.image[train], y).predict(spots.image[~train]), rtol=1e-5)
-    assert (GeneMean().fit(spots.at(train), y).sd > sd[0]).any()
+    assert (GeneMean().fit(spots.at(train), y).rmse() > sd[0]).any()
 
 
 def test_a_train_spots_neighbours_are_others():

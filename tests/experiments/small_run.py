@@ -1,7 +1,8 @@
 """experiments.run with a small model, as a command."""
 
-import subprocess
 import sys
+
+from tests import commands
 
 SMALL = [
     "--config=experiments/configs/demo.py",
@@ -17,4 +18,4 @@ def command(section, folder, *flags):
 
 
 def run(*args):
-    return subprocess.run(command(*args), capture_output=True, text=True, timeout=300)
+    return commands.run(*command(*args)[2:])

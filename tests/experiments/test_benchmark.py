@@ -1,7 +1,5 @@
 import io
 import os
-import subprocess
-import sys
 
 import anndata
 import numpy as np
@@ -15,6 +13,7 @@ from spabit_jax.evaluation.metrics import bootstrap_interval, noise_ceiling
 from spabit_jax.evaluation.tables import accuracy_table, comparison_table, markdown
 from spabit_jax.readers import read_section
 from spabit_jax.scale import LOG2, Scale, find_scale, total_counts
+from tests import commands
 
 SMALL = [
     *("--config=experiments/configs/demo.py", "--config.model.width=16", "--config.model.cross_heads=2"),
@@ -37,8 +36,7 @@ def sections(simulated, tmp_path_factory):
 
 def run(sections, folder, *flags):
     paths = [f"--sections={sections}", f"--out={folder / 'out'}", f"--cache_dir={folder / 'cache'}"]
-    command = [sys.executable, "-m", "experiments.benchmark", *paths, *SMALL, *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return commands.run("experiments.benchmark", *paths, *SMALL, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +130,8 @@ def test_splits_and_the_references(simulated, tmp_path):
     flags = ["--config=experiments/configs/reference.py", "--config.gat.epochs=2", "--config.train.epochs=2"]
     flags += [f"--config.{field}" for field in tiny.split()]
     paths = [f"--sections={simulated}", f"--out={tmp_path / 'out'}", f"--cache_dir={tmp_path / 'cache'}"]
-    command = [sys.executable, "-m", "experiments.benchmark", *paths, *flags, "--patch_px=48", "--num_seeds=1"]
-    command += ["--methods=knn_mean,reference,reference_stopped,oracle", "--splits=block"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    flags += ["--methods=knn_mean,reference,reference_stopped,oracle", "--splits=block", "--patch_px=48"]
+    result = commands.run("experiments.benchmark", *paths, *flags, "--num_seeds=1")
     assert result.returncode == 0, result.stderr
     rows = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False)
     assert set(rows["split"]) == {"block"}

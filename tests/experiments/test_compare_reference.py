@@ -1,5 +1,3 @@
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -8,6 +6,7 @@ from scipy import stats
 
 from experiments.compare_reference import CONFIDENCE, compare, read_reference_csv, reference_format, welch
 from spabit_jax.errors import InputError
+from tests import commands
 
 SMALL = [
     *("--config.model.width=16", "--config.model.mlp_width=16", "--config.model.depth=1", "--config.model.heads=2"),
@@ -64,8 +63,7 @@ def test_other_tables_are_refused(tmp_path, text):
 
 def run(module, simulated, folder, *flags):
     paths = [f"--sections={simulated}", f"--out={folder / 'out'}", f"--cache_dir={folder / 'cache'}"]
-    command = [sys.executable, "-m", f"experiments.{module}", *paths, *SMALL, *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return commands.run(f"experiments.{module}", *paths, *SMALL, *flags)
 
 
 def test_the_command_writes_its_tables_and_refuses_what_the_oracle_does_not_do(simulated, tmp_path):

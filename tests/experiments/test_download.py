@@ -5,8 +5,6 @@ import functools
 import gzip
 import io
 import json
-import subprocess
-import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +19,7 @@ from spabit_jax.datasets.download import fetch
 from spabit_jax.errors import InputError
 from spabit_jax.readers import FORMATS, read_section
 from spabit_jax.readers.tables import read_labels
+from tests import commands
 
 
 class Publisher:
@@ -154,7 +153,7 @@ def test_errors(publisher, tmp_path):
 
 
 def command(*arguments: str):
-    return subprocess.run([sys.executable, "-m", "experiments.download", *arguments], capture_output=True, text=True)
+    return commands.run("experiments.download", *arguments)
 
 
 def test_commands():

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -8,6 +6,7 @@ import pytest
 
 from spabit_jax.downstream.analyses import Analyses
 from spabit_jax.downstream.report import downstream_blocks, markdown
+from tests import commands
 
 
 @pytest.fixture
@@ -30,8 +29,7 @@ def run(predictions, tmp_path):
 
 
 def command(*flags):
-    command = [sys.executable, "-m", "experiments.downstream", *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return commands.run("experiments.downstream", *flags)
 
 
 def test_the_command_writes_tables_figures_and_a_report(run, tmp_path):

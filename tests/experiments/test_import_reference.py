@@ -2,8 +2,6 @@
 
 import json
 import shlex
-import subprocess
-import sys
 
 import anndata
 import numpy as np
@@ -19,6 +17,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
 from spabit_jax.reference.checkpoint import import_weights
 from spabit_jax.reference.separate_gat import gene_tokens
+from tests import commands
 
 WIDTH = 2 * 11
 GAT_SIZES = {"heads": 2, "head_width": 5, "out_width": 13, "mlp_width": 17}
@@ -26,8 +25,9 @@ GAT_SIZES = {"heads": 2, "head_width": 5, "out_width": 13, "mlp_width": 17}
 SPABIT_SIZES = {"mlp_width": 13, "cross_heads": 2, "depth": 2, "heads": 3, "head_width": 7, "feedforward_width": 11}
 
 
-def run(*command):
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+def run(_, *command):
+    """-m, module and flags, as the page that is printed has them."""
+    return commands.run(*command)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble import predictor as model
 from spabit_jax.errors import InputError
 from spabit_jax.models import MODELS
+from tests import commands
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_runs_that_cannot_be_used_are_named(copied, edit, message):
 
 def test_bad_input_gives_one_line_and_status_2(finished, tmp_path):
     flags = [f"--run={tmp_path}", "--locations=grid:2x", f"--out={tmp_path / 'a.h5ad'}"]
-    done = subprocess.run([sys.executable, "-m", "experiments.predict", *flags], capture_output=True, text=True)
+    done = commands.run("experiments.predict", *flags)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert "config.json: no such file" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,5 @@
 """The counts of the speed table against those of XLA, and its small stages as a command."""
 
-import subprocess
-import sys
 from contextlib import nullcontext
 
 import jax
@@ -10,6 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments.studies import speed, speed_large, speed_sides
+from tests import commands
 
 
 def small():
@@ -54,14 +53,13 @@ def test_products_of_two_matrices():
 
 
 def test_command(tmp_path):
-    command = [sys.executable, "-m", "experiments.speed", f"--out={tmp_path}"]
-    result = subprocess.run([*command, "--stages=import"], capture_output=True, text=True, timeout=300)
+    result = commands.run("experiments.speed", f"--out={tmp_path}", "--stages=import")
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "speed.csv")
     assert list(table.columns) == list(speed.COLUMNS)
     assert list(table["size"]) == list(speed.STARTS) and (table["seconds"] > 0).all()
     assert result.stdout.count("| import |") == len(table)
-    result = subprocess.run([*command, "--stages=nope"], capture_output=True, text=True, timeout=300)
+    result = commands.run("experiments.speed", f"--out={tmp_path}", "--stages=nope")
     assert result.returncode == 2 and "gat_epoch" in result.stderr
 
 

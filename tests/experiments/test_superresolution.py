@@ -1,7 +1,5 @@
 """Thinned sections, interpolation, and the command on a small section."""
 
-import subprocess
-import sys
 
 import anndata
 import numpy as np
@@ -16,6 +14,7 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.datasets.simulate import simulate_section
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
+from tests import commands
 
 
 def section(array, xy):
@@ -133,7 +132,6 @@ def test_results_and_tables(simulated, tiny_config, tmp_path, monkeypatch):
     ("flags", "message"), [(["--every=two"], "--every needs"), (["--simulated=0"], "nothing to do")]
 )
 def test_bad_flags_give_one_line_and_status_2(tmp_path, flags, message):
-    command = [sys.executable, "-m", "experiments.superresolution", f"--out={tmp_path / 'out'}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = commands.run("experiments.superresolution", f"--out={tmp_path / 'out'}", *flags)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and message in done.stderr
     assert not list(tmp_path.iterdir())

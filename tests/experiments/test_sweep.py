@@ -14,6 +14,7 @@ from experiments.sweep_job import Job
 from spabit_jax.evaluation.metrics import noise_ceiling
 from spabit_jax.evaluation.tables import rows_of_run
 from spabit_jax.scale import TOTAL, Scale
+from tests import commands
 
 # A run that takes a while, notes in runs.log that it began and ended, and fails where its folder is named so.
 RUN = """
@@ -155,8 +156,7 @@ def get_config():
 
 def sweep(folder, section, configs, *flags):
     paths = [f"--sections={section}", f"--out={folder / 'out'}", f"--cache_dir={folder / 'cache'}", *flags]
-    command = [sys.executable, "-m", "experiments.sweep", "--patch_px=48", f"--configs={configs}", *paths]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return commands.run("experiments.sweep", "--patch_px=48", f"--configs={configs}", *paths)
 
 
 @pytest.mark.slow

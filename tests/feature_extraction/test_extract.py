@@ -17,6 +17,7 @@ from feature_extraction.patches import Patches
 from feature_extraction.stain import stain_statistics
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256
+from tests import commands
 
 TINY = "timm:test_vit"
 
@@ -258,10 +259,10 @@ def test_several_sections_in_shards(simulated, tmp_path):
         for path in (tmp_path / name).glob("tiny.*"):
             path.rename(path.with_stem(name))
         paths.append(tmp_path / name / f"{name}.h5ad")
-    command = [sys.executable, "-m", "feature_extraction.extract", f"--sections={','.join(map(str, paths))}"]
+    command = ["feature_extraction.extract", f"--sections={','.join(map(str, paths))}"]
     command += ["--patch_px=16", f"--cache_dir={tmp_path / 'cache'}"]
     for shard, expected in (("1/2", ["two"]), ("0/2", ["one", "three", "two"])):
-        subprocess.run([*command, f"--shard={shard}"], check=True, capture_output=True)
+        assert commands.run(*command, f"--shard={shard}").returncode == 0
         assert sorted({path.split(".")[0] for path in names(tmp_path / "cache")}) == sorted(expected)
-    result = subprocess.run([*command, "--shard=2/2"], capture_output=True, text=True)
+    result = commands.run(*command, "--shard=2/2")
     assert result.returncode == 2 and "--shard=2/2" in result.stderr
