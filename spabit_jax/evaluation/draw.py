@@ -28,7 +28,7 @@ Files = str | os.PathLike | Sequence[str | os.PathLike]
 SQUARE_FORMATS = ("visium", "visium_hd", "xenium", "spatialdata")  # visium with a square lattice: DBiT-seq and its like
 WIDTH = 5.4  # inches (137 mm): text of TEXT points is still read on a phone
 TEXT = 8.5
-DPI = 200
+DPI, PAD = 200, 0.1  # PAD in inches, around what is drawn
 AS_PIXELS = 20_000  # places of a map, from which on they are pixels in PDF and SVG too, or these were too large
 DRAWN_PX = 800  # of an image, at least: a panel has no more, and resampling takes its time
 # Okabe and Ito: told apart by the colour-blind
@@ -192,6 +192,10 @@ def save(figure: Figure, path: Files) -> None:
     powers = {label for axis in axes for label in axis.get_ticklabels(which="both")}
     for text in set(figure.findobj(Text)) - powers:
         text.set_parse_math(False)  # names of genes and sections may hold $
+    figure.dpi = DPI
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine(None)  # laid out: or savefig would draw all, images too, once more beforehand
+    box = figure.get_tightbbox().padded(PAD)
     for file in [path] if isinstance(path, str | os.PathLike) else path:
         with replacing(file) as temporary, rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
-            figure.savefig(temporary, dpi=DPI, bbox_inches="tight")
+            figure.savefig(temporary, dpi=DPI, bbox_inches=box)

@@ -23,14 +23,13 @@ NEAREST = 32  # known spots that a place is predicted from where processes are n
 CHUNK, BLOCK = 512, 2**16  # places at a time; and pairs
 NEGLIGIBLE = 1e-2  # weight below which a process is left out
 
-
 _covariance = jax.jit(covariance)
 
 
 class Blocks:
-    """What processes need to know of A places and B others, in blocks of one size, as XLA compiles for each.
+    """What processes need to know of A places and B others, in blocks of one size, as XLA compiles a program for each.
 
-    It takes a quarter of NumPy's time then; of less than a block NumPy is as fast.
+    It takes a quarter of NumPy's time then. Of less than a quarter of a block NumPy is as fast.
     """
 
     def __init__(self, a: Inputs, b: Inputs):

@@ -12,7 +12,7 @@ from spabit_jax.kriging import solved as solving
 from spabit_jax.kriging.bank import Inputs, draw_bank, pairs, second_pass, without_image
 from spabit_jax.kriging.passes import Passes
 from spabit_jax.kriging.process import distances
-from spabit_jax.kriging.solved import Solved
+from spabit_jax.kriging.solved import Blocks, Solved
 
 N, P, C = 41, 3, 4
 
@@ -55,6 +55,22 @@ def test_processes_in_space_are_those_of_scikit_learn(spots, bank):
             likelihood[i, p] = one.log_marginal_likelihood_value_
     expected = np.exp(likelihood - likelihood.max(axis=0))
     np.testing.assert_allclose(np.exp(answers.log_weight), expected / expected.sum(axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [4 * N * 9, N * 9, 100, 64])  # NumPy, one, some that are filled but for the last
+@pytest.mark.parametrize(("with_image", "n_said"), [(True, 2), (True, 0), (False, 2), (False, 0)])
+def test_covariances_do_not_depend_on_blocks(spots, bank, monkeypatch, block, with_image, n_said):
+    monkeypatch.setattr(solving, "BLOCK", block)
+    rng = np.random.default_rng(4)
+    bank = second_pass(rng, bank) if with_image else without_image(second_pass(rng, bank))
+    said = rng.standard_normal((N, n_said)) if n_said else None
+    known = Inputs.of(spots[0].xy, spots[0].image[:, : C * with_image], said)
+    blocks, of = Blocks(known.at(slice(9)), known), pairs(known.at(slice(9)), known)
+    assert len(blocks.blocks) == (0 if block == 4 * N * 9 else -(-N * 9 // block))
+    for i in range(7):
+        expected = banks.covariance(bank.at(i), of)
+        assert expected.shape == (9, N)
+        np.testing.assert_allclose(blocks.covariance(bank.at(i)), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("with_image", [True, False])
