@@ -10,7 +10,7 @@ import pytest
         ("spabit_jax", ["jax", "torch", "numpy"]),
         ("spabit_jax.__main__", ["jax", "torch"]),
         ("spabit_jax.readers", ["jax", "torch"]),
-        ("spabit_jax.training.network", ["torch"]),
+        ("spabit_jax.training.network", ["torch", "orbax"]),
         ("experiments.run", ["jax", "torch"]),
         ("feature_extraction.extract", ["jax"]),
         ("feature_extraction.encoders", ["jax", "torch"]),

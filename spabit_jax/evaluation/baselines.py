@@ -71,7 +71,11 @@ class Baseline(Protocol):
 
 
 class CrossValidated(ABC):
-    """A method without an uncertainty of its own: it gets the cross-validated RMSE of each gene at train spots."""
+    """A method without an uncertainty of its own: it gets the cross-validated RMSE of each gene at train spots.
+
+    That takes as long as five fits, and is found when it is first asked for. ``fit_mean`` is called on copies then: it
+    sets new attributes, and leaves what the object was made with as it is.
+    """
 
     @abstractmethod
     def fit_mean(self, spots: Spots, expression) -> Self: ...
@@ -80,7 +84,7 @@ class CrossValidated(ABC):
     def predict_mean(self, spots: Spots) -> np.ndarray: ...
 
     def fit(self, spots: Spots, expression) -> Self:
-        self.given = spots, expression
+        self.given, self.sd = (spots, expression), None
         return self.fit_mean(spots, expression)
 
     def rmse(self) -> np.ndarray:
@@ -95,8 +99,10 @@ class CrossValidated(ABC):
         return np.sqrt(square.mean(axis=0))
 
     def predict(self, spots: Spots):
+        if self.sd is None:
+            self.sd = np.maximum(self.rmse(), MIN_SD)
         mean = self.predict_mean(spots)
-        return mean, np.broadcast_to(np.maximum(self.rmse(), MIN_SD), mean.shape)
+        return mean, np.broadcast_to(self.sd, mean.shape)
 
 
 class GeneMean(CrossValidated):

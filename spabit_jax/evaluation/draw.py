@@ -187,14 +187,15 @@ def tidy(ax: Axes) -> None:
 
 
 def save(figure: Figure, path: Files) -> None:
-    """Writes a figure into a file, or several: PNG, PDF or SVG by the ending, with text that stays text."""
+    """Writes a figure that has a layout into a file, or several: PNG, PDF or SVG by the ending, text stays text."""
     axes = (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis))
     powers = {label for axis in axes for label in axis.get_ticklabels(which="both")}
     for text in set(figure.findobj(Text)) - powers:
         text.set_parse_math(False)  # names of genes and sections may hold $
     figure.dpi = DPI
     figure.get_layout_engine().execute(figure)
-    figure.set_layout_engine(None)  # laid out: or savefig would draw all, images too, once more beforehand
+    with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # laid out: or savefig would draw all, images too, once more beforehand
     box = figure.get_tightbbox().padded(PAD)
     for file in [path] if isinstance(path, str | os.PathLike) else path:
         with replacing(file) as temporary, rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):

@@ -127,7 +127,7 @@ def themselves(a: Inputs) -> Pairs:
 def covariance(process: Bank, of: Pairs) -> Float[Array, "A B"]:
     """Of what one process of a bank predicts, noise aside.
 
-    Sections are of any size, and XLA would compile for each: what is large is NumPy's.
+    Arrays of NumPy or of JAX: sections are of any size, and XLA would compile for each (``solved.Blocks``).
     """
     exp = of.space.__array_namespace__().exp
     (long, short), (in_space, in_image), variance = process.space, process.product, process.variance

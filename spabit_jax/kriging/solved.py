@@ -27,9 +27,10 @@ _covariance = jax.jit(covariance)
 
 
 class Blocks:
-    """What processes need to know of A places and B others, in blocks of one size, as XLA compiles a program for each.
+    """What processes need to know of A places, ``a``, and B others, ``b``, in blocks of ``BLOCK`` pairs.
 
-    It takes a quarter of NumPy's time then. Of less than a quarter of a block NumPy is as fast.
+    XLA compiles a program for each size of an array: of one size it takes a quarter of NumPy's time. Where there are
+    fewer pairs than a quarter of a block NumPy is as fast.
     """
 
     def __init__(self, a: Inputs, b: Inputs):
@@ -47,7 +48,8 @@ class Blocks:
         if not self.blocks:
             return covariance(process, self.pairs)
         found = np.empty((len(self.blocks), BLOCK), np.float32)
-        for row, block in zip(found, [_covariance(process, block) for block in self.blocks], strict=True):
+        started = [_covariance(process, block) for block in self.blocks]  # all, before the first is waited for
+        for row, block in zip(found, started, strict=True):
             row[:] = block
         return found.ravel()[: self.shape[0] * self.shape[1]].reshape(self.shape)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,6 @@ from tqdm import tqdm
 
 from spabit_jax.errors import Diverged, InputError
 from spabit_jax.files import is_whole, seal
-
-if TYPE_CHECKING:  # imported by what reads and writes checkpoints: the default trains nothing, and it takes its time
-    import orbax.checkpoint as ocp
 
 SECONDS_BETWEEN_CHECKPOINTS = 15
 
@@ -187,7 +184,7 @@ def on_this_device(tree):
 
 def save_state(state: FitState, folder: Path) -> None:
     """A checkpoint of a state, in place of the last one."""
-    import orbax.checkpoint as ocp
+    import orbax.checkpoint as ocp  # a third of a second, and the default trains nothing
 
     Path(folder).mkdir(parents=True, exist_ok=True)
     with _checkpoints(folder, max_to_keep=1) as manager:
@@ -233,7 +230,7 @@ def latest(template: FitState, folder: Path | None) -> FitState | None:
             raise Damaged(f"{Path(folder) / str(step)} cannot be read as a checkpoint ({reason})") from error
 
 
-def _checkpoints(folder: Path, **options) -> ocp.CheckpointManager:
+def _checkpoints(folder: Path, **options):
     """Of this process alone: Orbax does not wait for others."""
     import orbax.checkpoint as ocp
 

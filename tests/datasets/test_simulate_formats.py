@@ -1,6 +1,5 @@
 """Simulated sections in other layouts, through the readers of those layouts."""
 
-
 import numpy as np
 import pytest
 from skimage.io import imread

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from matplotlib import rc_context
 from matplotlib.collections import PathCollection
 from PIL import Image
 from scipy.stats import pearsonr
@@ -398,6 +399,14 @@ def test_files_are_written(predictions, tmp_path):
         with Image.open(written) as image:
             assert image.format == "PNG"
             assert np.asarray(image.convert("L")).std() > 5
+
+
+@pytest.mark.parametrize("setting", ["figure.autolayout", "figure.constrained_layout.use"])
+def test_settings_of_layouts_change_nothing(predictions, tmp_path, setting):
+    plots.plot_gene_maps(predictions, {"best": "A"}, tmp_path / "own.png")
+    with rc_context({setting: True}):
+        plots.plot_gene_maps(predictions, {"best": "A"}, tmp_path / "set.png")
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "set.png").read_bytes()
 
 
 def test_pdf_and_svg_keep_text_as_text(predictions, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 
 import anndata
 import numpy as np
@@ -131,7 +133,8 @@ def test_splits_and_the_references(simulated, tmp_path):
     flags += [f"--config.{field}" for field in tiny.split()]
     paths = [f"--sections={simulated}", f"--out={tmp_path / 'out'}", f"--cache_dir={tmp_path / 'cache'}"]
     flags += ["--methods=knn_mean,reference,reference_stopped,oracle", "--splits=block", "--patch_px=48"]
-    result = commands.run("experiments.benchmark", *paths, *flags, "--num_seeds=1")
+    command = [sys.executable, "-m", "experiments.benchmark", *paths, *flags, "--num_seeds=1"]
+    result = subprocess.run(command, capture_output=True, text=True)  # as a user starts it
     assert result.returncode == 0, result.stderr
     rows = pd.read_csv(tmp_path / "out" / "results.csv", keep_default_na=False)
     assert set(rows["split"]) == {"block"}

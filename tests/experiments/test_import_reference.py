@@ -25,8 +25,9 @@ GAT_SIZES = {"heads": 2, "head_width": 5, "out_width": 13, "mlp_width": 17}
 SPABIT_SIZES = {"mlp_width": 13, "cross_heads": 2, "depth": 2, "heads": 3, "head_width": 7, "feedforward_width": 11}
 
 
-def run(_, *command):
-    """-m, module and flags, as the page that is printed has them."""
+def run(minus_m, *command):
+    """As a line that is printed has it: -m, the module, flags."""
+    assert minus_m == "-m"
     return commands.run(*command)
 
 

@@ -18,7 +18,6 @@ from small_run import command, run
 
 from experiments import run as run_module
 from spabit_jax.errors import InputError
-from tests import commands
 
 
 def metrics(folder):
@@ -97,9 +96,10 @@ def test_what_the_numbers_mean_is_said(finished):
 
 @pytest.mark.slow
 def test_help_lists_every_flag():
-    for module in ("run", "benchmark", "predict", "sweep", "simulate"):
-        shown = commands.run(f"experiments.{module}", "--help").stdout
-        unknown = commands.run(f"experiments.{module}", "--no_such_flag").stderr
+    for module in ("run", "benchmark", "predict", "sweep", "simulate", "downstream", "download", "superresolution"):
+        command = [sys.executable, "-m", f"experiments.{module}"]
+        shown = subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
+        unknown = subprocess.run([*command, "--no_such_flag"], capture_output=True, text=True).stderr
         flags = unknown.partition("known flags: ")[2].strip().split(", ")
         assert len(flags) > 1 and all(f"{flag}:" in shown.replace("[no]", "") for flag in flags), module
 
@@ -204,7 +204,8 @@ def test_test_spots_reach_nothing_before_the_metrics(finished, simulated, tmp_pa
     adata.X = type(adata.X)(x)
     adata.write_h5ad(tmp_path / "tiny.h5ad")
     (tmp_path / "tiny.png").write_bytes(simulated.with_suffix(".png").read_bytes())
-    result = run(tmp_path / "tiny.h5ad", tmp_path)
+    # a process of its own, whose sets have another order
+    result = subprocess.run(command(tmp_path / "tiny.h5ad", tmp_path), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     configs = [json.loads((folder / "run" / "config.json").read_text()) for folder in (tmp_path, finished[0])]
     assert configs[0]["inputs"]["genes"] == configs[1]["inputs"]["genes"]

@@ -1,6 +1,5 @@
 """Thinned sections, interpolation, and the command on a small section."""
 
-
 import anndata
 import numpy as np
 import pandas as pd

@@ -262,7 +262,8 @@ def test_several_sections_in_shards(simulated, tmp_path):
     command = ["feature_extraction.extract", f"--sections={','.join(map(str, paths))}"]
     command += ["--patch_px=16", f"--cache_dir={tmp_path / 'cache'}"]
     for shard, expected in (("1/2", ["two"]), ("0/2", ["one", "three", "two"])):
-        assert commands.run(*command, f"--shard={shard}").returncode == 0
+        result = commands.run(*command, f"--shard={shard}")
+        assert result.returncode == 0, result.stderr
         assert sorted({path.split(".")[0] for path in names(tmp_path / "cache")}) == sorted(expected)
     result = commands.run(*command, "--shard=2/2")
     assert result.returncode == 2 and "--shard=2/2" in result.stderr

@@ -34,7 +34,9 @@ def bank():
     return draw_bank(np.random.default_rng(1), 7)
 
 
-def test_processes_in_space_are_those_of_scikit_learn(spots, bank):
+@pytest.mark.parametrize("block", [solving.BLOCK, 100])  # by NumPy, and by XLA
+def test_processes_in_space_are_those_of_scikit_learn(spots, bank, monkeypatch, block):
+    monkeypatch.setattr(solving, "BLOCK", block)
     (xy, image, _), noise, scores = spots
     bank = without_image(bank)
     solved = Solved(bank, Inputs.of(xy, image[:, :0]), noise, scores, prune=False)
@@ -73,8 +75,10 @@ def test_covariances_do_not_depend_on_blocks(spots, bank, monkeypatch, block, wi
         np.testing.assert_allclose(blocks.covariance(bank.at(i)), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [solving.BLOCK, 100])
 @pytest.mark.parametrize("with_image", [True, False])
-def test_left_out_is_leaving_out(spots, bank, with_image):
+def test_left_out_is_leaving_out(spots, bank, monkeypatch, with_image, block):
+    monkeypatch.setattr(solving, "BLOCK", block)
     known, noise, scores = spots
     if not with_image:
         known, bank = known._replace(image=known.image[:, :0]), without_image(bank)
