@@ -152,7 +152,7 @@ class Prepared:
 
     def __repr__(self) -> str:
         data, widths = self.config.data, " + ".join(f"{width:g}" for width in self.patch_px)
-        windows = f", windows of {widths} px" if widths else ""
+        windows = f", windows of {widths} px" if self.windows and widths else ""
         return (
             f"{self.name}: {self.is_train.sum()} train and {len(self.test_spots)} test spots (split {data.split}), "
             f"{len(self.genes)} genes (panel {data.panel}), {data.scale}\n"

@@ -27,10 +27,12 @@ def window_widths(asked: str, adata: AnnData) -> tuple[float, ...]:
 
     Raises:
       InputError: ``asked`` is none of that, µm are asked for where the scale is not known, one is below a pixel
-        or above ``MOST_PX``.
+        of an image or above ``MOST_PX``.
     """
     info = adata.uns["spabit"]
     units = {"d": info["spot_px"], "px": 1.0, "um": 1 / info["um_per_px"] if "um_per_px" in info else None}
+    has_image = "image_path" in info
+    least = 1 if has_image else 0  # without an image positions may be in any unit, as rows and columns
     widths = []
     for part in asked.split("+"):
         found = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)(d|px|um)", part.strip())
@@ -41,9 +43,9 @@ def window_widths(asked: str, adata: AnnData) -> tuple[float, ...]:
         if units[unit] is None:
             raise InputError(f"the scale of section {info['name']} is not known in µm: give image windows in px or d")
         width = float(f"{number * units[unit]:.6g}")  # as the cache names it
-        if not 1 <= width < np.inf:
+        if not least <= width < np.inf:
             raise InputError(f"an image window of {width:g} full-resolution pixels makes no sense: give at least 1")
-        if width * info.get("image_scale", 1.0) > MOST_PX:
+        if has_image and width * info.get("image_scale", 1.0) > MOST_PX:
             raise InputError(
                 f"an image window of {width:g} full-resolution pixels is wider than {MOST_PX} pixels of the image of "
                 f"{info['name']}: give a narrower one"

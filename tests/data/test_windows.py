@@ -14,7 +14,7 @@ from spabit_jax.readers import read_section
 def adata():
     """Spots of 60 px every 100 px, 2 px a µm; of the image a third of the pixels."""
     xy = np.stack(np.meshgrid(np.arange(5.0), np.arange(4.0)), -1).reshape(-1, 2) * 100
-    info = {"name": "S", "spot_px": 60.0, "um_per_px": 0.5, "image_scale": 1 / 3}
+    info = {"name": "S", "spot_px": 60.0, "um_per_px": 0.5, "image_scale": 1 / 3, "image_path": "S.png"}
     return AnnData(np.zeros((20, 1)), obsm={"spatial": xy}, uns={"spabit": info})
 
 
@@ -28,6 +28,15 @@ def test_widths_are_of_spots_pixels_or_micrometres(adata):
 def test_what_is_no_width_is_refused(adata, asked):
     with pytest.raises(InputError):
         window_widths(asked, adata)
+
+
+@pytest.mark.parametrize("spot_px", [0.5, 1e6])  # positions are rows and columns, or nanometres
+def test_without_an_image_positions_are_in_any_unit(adata, spot_px):
+    adata.uns["spabit"]["spot_px"] = spot_px
+    with pytest.raises(InputError, match="window of .* full-resolution pixels"):
+        window_widths("0.75d+1.5d", adata)
+    del adata.uns["spabit"]["image_path"]
+    assert window_widths("0.75d+1.5d", adata) == (0.75 * spot_px, 1.5 * spot_px)
 
 
 def test_micrometres_need_the_scale(adata):
