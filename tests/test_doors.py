@@ -107,6 +107,19 @@ def test_new_locations_have_features_where_the_file_has_their_coordinates(adata,
             features_at(prepare(adata, without), there)
 
 
+@pytest.mark.parametrize("unit", [1, 1e-2, 1e-5])  # 100 px apart, rows and columns, and less
+@pytest.mark.parametrize("width", [None, 100.0])
+def test_a_place_without_features_does_not_take_its_neighbours_whatever_the_unit(adata, values, tmp_path, unit, width):
+    moved, attributes = adata.copy(), [] if width is None else [("patch_size_level0", width * unit)]
+    moved.obsm["spatial"] = adata.obsm["spatial"] * unit
+    corners = moved.obsm["spatial"] - (0 if width is None else width * unit / 2)
+    path = h5(tmp_path / "all.h5", attributes, features=values, coords=corners)
+    np.testing.assert_array_equal(prepare(moved, path).features(), values)
+    path = h5(tmp_path / "one_less.h5", attributes, features=values[1:], coords=corners[1:])
+    with pytest.raises(InputError, match="no features at 1 of the 72 spots"):
+        prepare(moved, path)
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [

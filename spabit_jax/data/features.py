@@ -21,7 +21,7 @@ from spabit_jax.readers.hdf5 import check_heaps
 
 FILE, OBSM = "features:", "obsm:"  # what the name of the encoder begins with
 SUFFIXES = (".npy", ".npz", ".parquet", ".h5", ".hdf5")
-SAME_PLACE = 0.01  # of the pitch, and a pixel: coordinates in files are often whole numbers
+SAME_PLACE = 0.01  # of the pitch, and a pixel, at most a quarter of the pitch: coordinates are often whole numbers
 # Names in .npz and .h5 files: of TRIDENT (features, coords), HEST (embeddings, barcodes, coords), and usual ones.
 VALUES = ("features", "embeddings", "feats", "X")
 BARCODES = ("barcodes", "barcode", "names", "obs_names", "index")
@@ -176,13 +176,14 @@ class OwnFeatures(NamedTuple):
     def _at(self, table: Table, xy: np.ndarray, what: str) -> np.ndarray:
         """Of the nearest place of the file: within its square, or within a pixel and ``SAME_PLACE``."""
         pitch = spot_pitch(np.asarray(self.adata.obsm["spatial"], np.float64))
-        reach, order = (1 + SAME_PLACE * pitch, 2) if table.width is None else (table.width / 2 + 1, np.inf)
+        pixel = min(1.0, pitch / 4)  # rows and columns are a whole pitch apart
+        reach, order = (pixel + SAME_PLACE * pitch, 2) if table.width is None else (table.width / 2 + pixel, np.inf)
         distance, nearest = KDTree(table.xy).query(xy, p=order)
         if far := int((distance > reach).sum()):
             x, y = xy[distance.argmax()]
             raise InputError(
-                f"{self.where}: no features at {far} of the {len(xy)} {what} of section {self._name} (({x:.0f}, "
-                f"{y:.0f}), …): its coordinates must be theirs, x and y in full-resolution pixels"
+                f"{self.where}: no features at {far} of the {len(xy)} {what} of section {self._name} (({x:g}, "
+                f"{y:g}), …): its coordinates must be theirs, x and y in full-resolution pixels"
             )
         return table.values[nearest]
 

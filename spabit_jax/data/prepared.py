@@ -184,7 +184,7 @@ class Prepared:
         if not ((placed >= [left, top]) & (placed <= [right, bottom])).all(axis=1).any():
             raise InputError(
                 f"the alignment of section {other.name} puts none of its spots on section {self.name}, which lies from "
-                f"({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f}): is it from the pixels of the former to these?"
+                f"({left:g}, {top:g}) to ({right:g}, {bottom:g}): is it from the pixels of the former to these?"
             )
 
     def aligned(self) -> np.ndarray | None:

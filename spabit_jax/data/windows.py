@@ -26,13 +26,13 @@ def window_widths(asked: str, adata: AnnData) -> tuple[float, ...]:
         between cells) in full-resolution pixels, and ``um_per_px`` where it is known.
 
     Raises:
-      InputError: ``asked`` is none of that, µm are asked for where the scale is not known, one is below a pixel
-        of an image or above ``MOST_PX``.
+      InputError: ``asked`` is none of that; of a section with an image also where µm are asked for and the scale is not
+        known, or one is below a pixel or above ``MOST_PX``.
     """
     info = adata.uns["spabit"]
-    units = {"d": info["spot_px"], "px": 1.0, "um": 1 / info["um_per_px"] if "um_per_px" in info else None}
-    has_image = "image_path" in info
-    least = 1 if has_image else 0  # without an image positions may be in any unit, as rows and columns
+    has_image = "image_path" in info  # without one no window is cut, and positions may be in any unit
+    um_per_px = info.get("um_per_px", None if has_image else 1.0)
+    units = {"d": info["spot_px"], "px": 1.0, "um": um_per_px and 1 / um_per_px}
     widths = []
     for part in asked.split("+"):
         found = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)(d|px|um)", part.strip())
@@ -43,6 +43,7 @@ def window_widths(asked: str, adata: AnnData) -> tuple[float, ...]:
         if units[unit] is None:
             raise InputError(f"the scale of section {info['name']} is not known in µm: give image windows in px or d")
         width = float(f"{number * units[unit]:.6g}")  # as the cache names it
+        least = 1 if has_image else np.finfo(float).tiny
         if not least <= width < np.inf:
             raise InputError(f"an image window of {width:g} full-resolution pixels makes no sense: give at least 1")
         if has_image and width * info.get("image_scale", 1.0) > MOST_PX:

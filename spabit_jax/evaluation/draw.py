@@ -55,7 +55,7 @@ def map_grid(adata: AnnData, xy: np.ndarray, n_rows: int, n_columns: int) -> tup
     """A figure of maps (n_rows, n_columns) over the extent of (N, 2) places, y down; a scale bar where µm are known."""
     um_per_px = adata.uns.get("spabit", {}).get("um_per_px")
     low, high = xy.min(axis=0), xy.max(axis=0)
-    margin = 0.03 * (high - low).max() + 1
+    margin = 0.03 * (high - low).max() or 1.0
     low, high = low - margin, high + margin
     panel = min(2.3, (WIDTH - 0.7) / n_columns)  # inches
     inch = (high - low)[0] / panel  # pixels

@@ -65,7 +65,7 @@ def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax: Axes | No
     drawn = draw_places(ax, adata, values, limits, "magma" if layer == "sd" else "viridis")
     xy = np.asarray(adata.obsm["spatial"], float)
     low, high = xy.min(axis=0), xy.max(axis=0)
-    margin = 0.03 * (high - low).max() + 1
+    margin = 0.03 * (high - low).max() or 1.0
     ax.set(xlim=(low[0] - margin, high[0] + margin), ylim=(high[1] + margin, low[1] - margin))  # y down
     ax.set(xticks=[], yticks=[], aspect="equal", title=f"{gene}, {layer or 'predicted'}")
     ax.figure.colorbar(drawn, ax=ax, shrink=0.8, label="sd of a measurement" if layer == "sd" else _label(adata))

@@ -109,7 +109,10 @@ def assemble(
         raise InputError(f"{counts_path}: all counts of the spots in tissue are 0: is it the right file?")
     adata.obsm["spatial"] = xy
     if len(xy) > 1 and not spot_pitch(xy) > LEAST_PITCH:
-        raise InputError(f"{positions_path}: most spots share their position: give their centres in pixels")
+        raise InputError(
+            f"{positions_path}: most spots share their position or lie closer than {LEAST_PITCH:g}: give their centres "
+            "in pixels"
+        )
 
     images = images._replace(file=None, previews={}) if images.file == NO_IMAGE else images
     previews, scalefactors = dict(images.previews), dict(images.scalefactors)

@@ -37,6 +37,11 @@ def test_without_an_image_positions_are_in_any_unit(adata, spot_px):
         window_widths("0.75d+1.5d", adata)
     del adata.uns["spabit"]["image_path"]
     assert window_widths("0.75d+1.5d", adata) == (0.75 * spot_px, 1.5 * spot_px)
+    del adata.uns["spabit"]["um_per_px"]
+    assert len(window_widths("55um", adata)) == 1
+    for asked in ("0d", "1e9999px", "d"):
+        with pytest.raises(InputError):
+            window_widths(asked, adata)
 
 
 def test_micrometres_need_the_scale(adata):

@@ -162,6 +162,17 @@ def test_gene_maps_without_image_or_truth(predictions, figures):
     assert width(shapes(axes[0])[1]) == pytest.approx(PITCH / 2, rel=0.01)
 
 
+@pytest.mark.parametrize("unit", [1.0, 1 / PITCH, 1e-5])
+def test_a_section_fills_its_map_whatever_the_unit_of_its_positions(predictions, figures, unit):
+    del predictions.uns["spatial"]
+    predictions.obsm["spatial"] = predictions.obsm["spatial"] * unit
+    predictions.uns["spabit"]["spot_px"] *= unit
+    plots.plot_gene_maps(predictions, {"best": "A"}, "unused.png")
+    extent = np.ptp(predictions.obsm["spatial"][:, 0])
+    for ax in (*maps(figures[0]), plots.plot_gene(predictions, "A")):
+        assert np.ptp(ax.get_xlim()) == pytest.approx(1.06 * extent, rel=1e-3)
+
+
 def test_colours_of_a_gene_are_the_same_in_all_figures_of_a_run(predictions, figures):
     new = places_at(predictions, predictions.obsm["spatial"][:40] / 2 + 30)
     plots.plot_gene_maps(predictions, {"best": "B"}, "unused.png")
