@@ -90,6 +90,10 @@ def test_features_reach_their_spots_whatever_the_file(adata, values, tmp_path, k
     assert "windows" not in repr(prepared) and prepared.section().image.shape[1] > 0
 
 
+def test_windows_are_not_named_where_none_is_cut(adata):
+    assert repr(prepare(adata)).endswith("image features: none; 0 related sections")
+
+
 def test_new_locations_have_features_where_the_file_has_their_coordinates(adata, values, tmp_path):
     between = adata.obsm["spatial"][:4] + 50
     xy = np.concatenate([adata.obsm["spatial"], between])
