@@ -13,10 +13,13 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import cho_solve, solve_triangular
 from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
 
 from spabit_jax.data.components import ImageComponents, NoImage, expression_space, standardised
 from spabit_jax.ensemble.ridge import ALPHAS, NeighbourRegression, ridge
+from spabit_jax.kriging.process import matern
 from spabit_jax.neighbours import nearest, spot_pitch, weighted_mean
 
 N_COMPONENTS = 20  # principal components of expression, where a method works on them
@@ -165,7 +168,7 @@ def _forest():
 
 
 class Kriging:
-    """A Gaussian process for each principal component of expression: constant × Matern-3/2 + white.
+    """A Gaussian process for each principal component of expression: variance × Matern-3/2 + noise.
 
     It is one over standardised coordinates and, with an image, ``IMAGE_SCALE`` times a few of its principal components
     at variance 1. Its parameters are those of ``likeliest``, of ``MAX_FITTED`` spots where there are more: the cost
@@ -184,8 +187,6 @@ class Kriging:
 
     def fit(self, spots: Spots, expression) -> Self:
         from sklearn.decomposition import PCA
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
         self.centre, self.scale = spots.xy.mean(axis=0), np.maximum(spots.xy.std(axis=0), 1e-6)
         if self.with_image:
@@ -196,45 +197,58 @@ class Kriging:
         self.sd = np.maximum(scores.std(axis=0), 1e-6)
         freedom = max(1, len(expression) - 1 - scores.shape[1])  # components take up some of what train spots vary
         self.residual = np.sum((expression - self.space.decode(scores)) ** 2, axis=0) / freedom
-        x, y = self.inputs(spots), scores / self.sd
-        some = np.sort(np.random.default_rng(0).permutation(len(x))[: self.MAX_FITTED])
-        kernels = [ConstantKernel(a) * Matern(at, nu=1.5) + WhiteKernel(b) for a, at, b in likeliest(x[some], y[some])]
-        pairs = zip(kernels, y.T, strict=True)
-        self.processes = [GaussianProcessRegressor(kernel, optimizer=None).fit(x, y) for kernel, y in pairs]
+        self.x, y = self.inputs(spots), (scores / self.sd).astype(float)
+        some = np.sort(np.random.default_rng(0).permutation(len(y))[: self.MAX_FITTED])
+        self.variance, self.length, self.noise = likeliest(cdist(self.x[some], self.x[some]), y[some]).T
+        self.factors, self.solved = [None] * y.shape[1], np.empty_like(y)
+        for columns, correlation in self._correlations(self.x):
+            for i in columns:
+                noisy = self.variance[i] * correlation + self.noise[i] * np.eye(len(y))
+                self.factors[i] = np.linalg.cholesky(noisy)
+                self.solved[:, i] = cho_solve((self.factors[i], True), y[:, i])
         return self
 
+    def _correlations(self, x):
+        """The components of each length scale, and (m, n) correlations at it of places and train spots."""
+        distance = cdist(x, self.x)
+        for length in np.unique(self.length):
+            yield np.flatnonzero(self.length == length), matern(distance / length)
+
     def predict_mean(self, spots: Spots):
-        x = self.inputs(spots)
-        return self.space.decode(np.stack([process.predict(x) for process in self.processes], axis=-1) * self.sd)
+        mean = np.empty((len(spots.xy), len(self.sd)))
+        for columns, correlation in self._correlations(self.inputs(spots)):
+            mean[:, columns] = correlation @ self.solved[:, columns]
+        return self.space.decode(mean * (self.variance * self.sd))
 
     def predict(self, spots: Spots):
-        x = self.inputs(spots)
-        mean, sd = np.stack([process.predict(x, return_std=True) for process in self.processes], axis=-1) * self.sd
-        variance = sd**2 @ self.space.loadings**2 + self.residual
-        return self.space.decode(mean), np.maximum(np.sqrt(variance), MIN_SD)
+        variance = np.empty((len(spots.xy), len(self.sd)))
+        for columns, correlation in self._correlations(self.inputs(spots)):
+            for i in columns:
+                white = solve_triangular(self.factors[i], correlation.T, lower=True)
+                variance[:, i] = self.variance[i] * (1 - self.variance[i] * np.sum(white**2, axis=0)) + self.noise[i]
+        variance = (variance * self.sd**2) @ self.space.loadings**2 + self.residual
+        return self.predict_mean(spots), np.maximum(np.sqrt(variance), MIN_SD)
 
 
 LENGTHS, NOISES = np.geomspace(0.02, 20, 22), np.geomspace(1e-3, 1e3, 61)  # tried; noise in units of the signal
 
 
-def likeliest(x, y) -> np.ndarray:
+def likeliest(distance, y) -> np.ndarray:
     """Parameters of the highest marginal likelihood: for each of P columns variance, length scale and noise variance.
 
     One eigendecomposition for each length scale serves all columns, and the variance of the highest likelihood has a
     closed form (Rasmussen and Williams, eq. 2.30), where an optimiser would decompose for every step of every column.
 
     Args:
-      x: (n, D) places.
+      distance: (n, n) of the places.
       y: (n, P) values.
 
     Returns:
       (P, 3).
     """
-    from sklearn.gaussian_process.kernels import Matern
-
-    n, lowest, found = len(x), np.full(y.shape[1], np.inf), np.empty((y.shape[1], 3))
+    n, lowest, found = len(y), np.full(y.shape[1], np.inf), np.empty((y.shape[1], 3))
     for length in LENGTHS:
-        values, vectors = np.linalg.eigh(Matern(length, nu=1.5)(x))
+        values, vectors = np.linalg.eigh(matern(distance / length))
         shrunk = 1 / (np.maximum(values, 0)[:, None] + NOISES)
         variance = np.maximum(shrunk.T @ (vectors.T @ y) ** 2 / n, 1e-10)  # (L, P)
         loss = n * np.log(variance) - np.log(shrunk).sum(axis=0)[:, None]

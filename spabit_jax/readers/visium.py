@@ -163,17 +163,15 @@ def read_10x(path: Path) -> AnnData:
 
 def _read_h5(path: Path) -> AnnData:
     """Genes of two genomes (a xenograft) are named GENOME_GENE, as Space Ranger names them since version 3."""
-    import scanpy
-
     with reading(path, "a 10x .h5 file"):
-        _check_10x(path)
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             genomes = list(file) if "matrix" not in file else []
         if len(genomes) < 2:
-            adata = scanpy.read_10x_h5(path)
+            adata = _read_matrix(path)
             genomes = [*adata.var["genome"].unique()] if "genome" in adata.var else []
         else:
-            parts = [scanpy.read_10x_h5(path, genome=genome) for genome in genomes]
+            parts = [_read_matrix(path, genome) for genome in genomes]
             for genome, part in zip(genomes, parts, strict=True):
                 part.var_names = f"{genome}_" + part.var_names.astype(str)
             adata = anndata.concat(parts, axis="var", join="outer", fill_value=0)
@@ -185,14 +183,14 @@ def _read_h5(path: Path) -> AnnData:
     return adata
 
 
-def _check_10x(path: Path) -> None:
-    """ValueError where a matrix of the file points outside itself: compiled code follows its indices unchecked."""
-    check_heaps(path)
-    with h5py.File(path) as file:
-        for matrix in file.values():
-            if isinstance(matrix, h5py.Group) and {"data", "indices", "indptr", "shape"} <= set(matrix):
-                arrays = tuple(matrix[name][:] for name in ("data", "indices", "indptr"))
-                sparse.csc_matrix(arrays, shape=tuple(matrix["shape"][:])).check_format(full_check=True)
+def _read_matrix(path: Path, genome: str | None = None) -> AnnData:
+    """Genes of a 10x .h5 file; ValueError where its matrix points outside itself."""
+    import scanpy
+
+    adata = scanpy.read_10x_h5(path, genome=genome, gex_only=False)
+    adata.X.check_format(full_check=True)  # before genes are selected: compiled code follows its indices unchecked
+    is_gene = adata.var.get("feature_types", "Gene Expression") == "Gene Expression"
+    return adata if np.all(is_gene) else adata[:, is_gene].copy()
 
 
 def _read_mtx(matrix: Path) -> AnnData:

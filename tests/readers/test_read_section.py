@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from scipy import sparse
 
+from spabit_jax.errors import InputError
 from spabit_jax.readers import FORMATS, read_section, section_name
 
 
@@ -100,6 +102,10 @@ def test_only_gene_expression_is_kept(visium):
     types = ["Gene Expression", "Antibody Capture", *["Gene Expression"] * 3]
     visium.h5(types=types)
     np.testing.assert_array_equal(dense(read_section(visium.folder)), visium.truth[:, [0, 2, 3, 4]])
+    with h5py.File(visium.folder / "filtered_feature_bc_matrix.h5", "r+") as file:
+        file["matrix/indices"][3] = 10**8  # found before genes are selected: compiled code would follow it
+    with pytest.raises(InputError, match="indices must be"):
+        read_section(visium.folder)
 
 
 def test_scale_factor_of_a_missing_image_is_left_out(visium):
