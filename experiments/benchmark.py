@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from feature_extraction import command as cli
 from feature_extraction import encoders
-from spabit_jax.config import SPLITS, Config
-from spabit_jax.data.prepared import Prepared
+from spabit_jax.config import OWN_SPLITS, SPLITS, Config, is_own_split
+from spabit_jax.data.prepared import APART, Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
 from spabit_jax.evaluation.tables import markdown, pivot
@@ -61,9 +61,13 @@ def main() -> None:
     methods = asked_methods(cli.FLAGS.methods, config)
     asked_encoders, splits, scales = (
         list(dict.fromkeys(asked))
-        for asked in (cli.FLAGS.encoder.split(","), cli.FLAGS.splits, cli.FLAGS.scales or [config.data.scale])
+        for asked in (
+            cli.FLAGS.encoder.split(","),
+            cli.FLAGS.splits or [config.data.split],
+            cli.FLAGS.scales or [config.data.scale],
+        )
     )
-    _known("--splits", splits, TEST_SPLITS)
+    _known("--splits", [split for split in splits if not is_own_split(split)], TEST_SPLITS)
     _known("--scales", scales, SCALES)
     for encoder in asked_encoders:
         encoders.check_name(encoder)
@@ -170,8 +174,7 @@ def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarr
     Raises:
       InputError: the folder holds predictions from other inputs or of another configuration.
     """
-    split = prepared.config.data.split
-    path = folder / f"{prepared.name}.{split}.{prepared.config.data.scale}.{prepared.encoder}.{method}.npz"
+    path = folder / f"{_piece(prepared)}.{method}.npz"
     settings = {"data": dataclasses.asdict(prepared.config.data)}
     is_baseline = method.removesuffix(RELATED) in baselines.BASELINES
     if not is_baseline:
@@ -201,6 +204,12 @@ def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarr
     return dict(np.load(path))
 
 
+def _piece(prepared: Prepared) -> str:
+    """What files are named by."""
+    data = prepared.config.data
+    return f"{prepared.name}.{Path(data.split).name.replace(':', '_')}.{data.scale}.{prepared.encoder}"
+
+
 def reference_config(config: Config) -> Config:
     """The reference's preset on the same split and panel."""
     from experiments.configs import reference
@@ -212,6 +221,8 @@ def reference_config(config: Config) -> Config:
 
 def predict_baseline(prepared: Prepared, method: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sd at the test spots, (n, G) each."""
+    prepared = copy.copy(prepared)
+    prepared.lay_out(APART)  # whatever a model has chosen for itself
     adata, features, is_train = prepared.joined()
     spots, train = baselines.make_spots(adata.obsm["spatial"], features), np.flatnonzero(is_train)
     expression = prepared.section().expression[train]
@@ -240,7 +251,7 @@ def predict_reference(
 
     section, config = prepared.section(), copy.deepcopy(prepared.config)
     side = "oracle" if method == "oracle" else "port"
-    path = folder / f"{prepared.name}.{config.data.split}.{config.data.scale}.{prepared.encoder}.{side}_gat.npz"
+    path = folder / f"{_piece(prepared)}.{side}_gat.npz"
     parts = {part: dataclasses.asdict(getattr(config, part)) for part in ("data", "gat", "faults")}
     write_or_match(path.with_suffix(".json"), {"inputs": prepared.describe(), **parts}, keys=("inputs", *parts))
     tokens, seconds = sides.kept(path, sides.gene_tokens, side, section, config, GAT_SEED)
@@ -312,6 +323,6 @@ if __name__ == "__main__":
     flags.DEFINE_list("methods", ["all"], f"Methods: all, or names; {', '.join(ON_REQUEST)} only when named.")
     flags.DEFINE_list("related", [], "Groups of --sections that learn from each other: names joined by +.")
     flags.DEFINE_list("scales", [], f"Scales: {', '.join(SCALES)}; default: that of --config.")
-    flags.DEFINE_list("splits", ["lattice"], f"Splits: {', '.join(TEST_SPLITS)}.")
+    flags.DEFINE_list("splits", [], f"Splits: {', '.join(TEST_SPLITS)}, {OWN_SPLITS}; default: that of --config.")
     flags.DEFINE_integer("num_seeds", 5, "Models in each ensemble.", lower_bound=1)
     cli.run(main)

@@ -83,11 +83,13 @@ def predict(run: Path, asked: str, weights: str | None = None):
     from spabit_jax.ensemble.run_folder import read_made_by, read_run
 
     content = read_run(run)
-    spots = read_made_by(run / "predictions.h5ad", "predict", anndata.read_h5ad)
-    if asked == "spots":
-        predictions = spots
-    else:
+    path, trained = run / "predictions.h5ad", None
+    if not path.exists() or asked != "spots":
         trained = load(run, weights)
+    # a model that was fitted and saved in Python has not written them
+    spots = read_made_by(path, "predict", anndata.read_h5ad) if path.exists() else trained.predict()
+    predictions = spots
+    if asked != "spots":
         predictions = trained.predict_at(find_locations(trained.prepared.adata, asked), weights)
     predictions.uns["spabit"] |= {
         "locations": asked,

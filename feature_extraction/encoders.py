@@ -75,7 +75,7 @@ def check_name(names: str) -> None:
             known = ", ".join([*PLAIN, *ENCODERS, *OWN, "timm:NAME"])
             raise InputError(
                 f"--encoder={name} is unknown; known encoders: {known}; several as stain+nuclei; one of your own: "
-                "--config=FILE"
+                "register_encoder, in the file of experiments.run --config=FILE"
             )
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import flags, logging
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from feature_extraction import cache, encoders
 from feature_extraction import command as cli

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,14 @@ from spabit_jax.data.way_round import check_way_round
 from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import register_member
 from spabit_jax.ensemble.predictor import Model
-from spabit_jax.ensemble.run_folder import checked_seeds, kept_in
+from spabit_jax.ensemble.run_folder import checked_seeds
+from spabit_jax.errors import InputError
 from spabit_jax.evaluation import evaluate as evaluation
 from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import keep_compiled
 from spabit_jax.readers import read_section
+from spabit_jax.readers.assemble import check_raw
 from spabit_jax.run.workflow import Workflow
 from spabit_jax.training.devices import check_backend
 from spabit_jax.training.fit import register_callback
@@ -62,6 +65,8 @@ def prepare(
     Raises:
       InputError: whatever does not fit, in one line.
     """
+    if not isinstance(config, Config | None):
+        raise InputError(f"config is {config!r:.60}: give a Config, or one of spabit_jax.presets, as presets.trained()")
     config = Config() if config is None else config.validate()
     encoder = encoder if features is None else encoder_name(features)
     keep_compiled(Path(cache_dir) / "compiled")
@@ -79,6 +84,7 @@ def prepare(
 
 def _read(section) -> AnnData:
     if isinstance(section, AnnData) and "spot_px" in section.uns.get("spabit", {}):
+        check_raw(section.X, Path("the AnnData"))  # it may have been normalised since it was read
         return section
     return read_section(section)
 
@@ -94,11 +100,11 @@ def fit(section: Prepared, seeds: int | Sequence[int] = 5, out: str | os.PathLik
     Raises:
       InputError: ``out`` holds another run.
     """
-    seeds = checked_seeds(range(seeds) if isinstance(seeds, int) else list(seeds))
+    seeds = checked_seeds(range(seeds) if isinstance(seeds, Integral) else list(seeds))
     check_backend()
     if out is None:
         return predictor.fit(section, seeds)
-    workflow = Workflow(Path(out), section, seeds, kept_in(Path(out), section))
+    workflow = Workflow(Path(out), section, seeds)
     workflow.run(("gat", "train"))
     return predictor.restore(section, seeds, Path(out), workflow.gene_tokens())
 
@@ -171,7 +177,8 @@ def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) 
     protocol |= {"n_genes": predictions.n_vars, "n_train": int((split == "train").sum())}
     protocol["n_test"] = int((split == "test").sum())
     content = {"section": info["name"], "method": info["method"], "encoder": info["encoder"], "protocol": protocol}
-    content |= {"patch_px": list(np.atleast_1d(info["patch_px"])), "seeds": [], **scores.attrs["summary"]}
+    content |= {"patch_px": list(np.atleast_1d(info["patch_px"])), **scores.attrs["summary"]}
+    content["seeds"] = [seed for seed in scores["seed"].unique() if seed not in ("", "ensemble")]
     content["weights"] = {name: float(weight) for name, weight in info["weights"].items()}
     with tempfile.TemporaryDirectory() as folder:
         if shown := evaluation.genes_to_show(predictions, scores):

@@ -7,6 +7,7 @@ command line as ``--config.model.depth=6``. Annotations are not postponed here: 
 import dataclasses
 import math
 import numbers
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -204,6 +205,16 @@ class Config:
     def with_data(self, **changes) -> "Config":
         """This configuration with other values of fields of ``data``."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, **changes))
+
+    def with_absolute_files(self) -> "Config":
+        """This configuration with the files of split and weights by absolute paths: they are found from any folder."""
+        split, weights, config = self.data.split, self.model.pretrained, self
+        if split.lower().endswith(".csv"):
+            config = config.with_data(split=os.path.abspath(split))
+        if weights:
+            model = dataclasses.replace(self.model, pretrained=os.path.abspath(weights))
+            config = dataclasses.replace(config, model=model)
+        return config
 
     def to_dict(self) -> dict:
         """The configuration as nested dicts of plain values."""

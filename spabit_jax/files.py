@@ -121,6 +121,12 @@ def check_new(path: Path) -> None:
         raise InputError(f"{path} is there already: delete it, or give another folder")
 
 
+def check_folder(path: Path) -> None:
+    """InputError where a folder that is to be written into is a file."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: give a folder")
+
+
 def check_whole(path: str | os.PathLike, remedy: str) -> None:
     """InputError with the remedy unless ``is_whole``."""
     if not is_whole(path):

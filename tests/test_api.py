@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import spabit_jax as sj
+from tests import commands
 
 matplotlib.use("Agg")
 
@@ -75,13 +76,12 @@ def test_scores_follow_from_predictions_alone(model, tmp_path):
 
 
 def test_a_run_without_the_network_says_nothing_of_it(simulated, config, tmp_path):
-    from spabit_jax.ensemble.run_folder import kept_in
     from spabit_jax.run.workflow import Workflow
 
     config = sj.Config.from_dict(config.to_dict())
     config.model.members = "kriging,ridge"
     prepared, out = sj.prepare(simulated, config, cache_dir=tmp_path), tmp_path / "run"
-    Workflow(out, prepared, [0, 1], kept_in(out, prepared)).run()
+    Workflow(out, prepared, [0, 1]).run()
     metrics = json.loads((out / "metrics.json").read_text())
     assert set(metrics["members"]) == set(metrics["weights"]) == {"kriging", "ridge"}
     assert "SpaBiT alone" not in (out / "report.html").read_text() and not (out / "history.csv").exists()
@@ -143,3 +143,76 @@ def test_a_wrong_path_is_one_line(path):
         sj.prepare(path)
     with pytest.raises(sj.InputError, match="no such file"):
         sj.load(path)
+
+
+@pytest.fixture(scope="module")
+def quick(simulated, tmp_path_factory):
+    """A section, and what ``prepare`` makes of it for the default model, which is not trained."""
+    adata, folder = sj.read_section(simulated, image="none"), tmp_path_factory.mktemp("cache")
+    adata.obs["batch"] = np.where(np.arange(adata.n_obs) % 3, "test", "train")  # a word that sections are told apart by
+    adata.obs[adata.var_names[0]] = 1.0  # named like a gene
+    config = sj.Config()
+    config.data.n_genes = 12
+    return adata, lambda adata=adata, **data: sj.prepare(adata, config.with_data(**data), cache_dir=folder)
+
+
+def test_a_fit_that_is_refused_leaves_nothing(quick, tmp_path):
+    adata, prepare = quick
+    with pytest.raises(sj.InputError, match="no member 'nope'|'nope'"):
+        section = prepare()
+        section.config.model.members = "nope"
+        sj.fit(section, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    sj.fit(prepare(adata[:100].copy(), split="random"), out=tmp_path / "run")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(sj.InputError, match="is of another run"):
+        sj.fit(prepare(), out=tmp_path / "run")
+    with pytest.raises(sj.InputError, match="is of another run"):
+        sj.fit(prepare()).save(tmp_path / "run")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == kept
+    (tmp_path / "run" / "config.json").unlink()  # killed between the section and it
+    sj.fit(prepare(), out=tmp_path / "run")
+    assert sj.load(tmp_path / "run").prepared.adata.n_obs == adata.n_obs
+    (tmp_path / "file").touch()
+    for write in (lambda out: sj.fit(prepare(), out=out), sj.load(tmp_path / "run").save):
+        with pytest.raises(sj.InputError, match="file is a file: give a folder"):
+            write(tmp_path / "file")
+
+
+def test_a_run_is_found_from_any_folder_with_what_it_was_made_from(quick, tmp_path, monkeypatch):
+    adata, prepare = quick
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "genes.txt").write_text("\n".join(adata.var_names[:5]))
+    model = sj.fit(prepare(panel="genes.txt", split="obs:batch"), out="run")
+    (tmp_path / "genes.txt").unlink()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    again = sj.load("../run")
+    assert again.prepared.genes == list(adata.var_names[:5])
+    np.testing.assert_array_equal(again.predict().X, model.predict().X)
+    (tmp_path / "places.csv").write_text("x,y\n100,100\n")
+    gene = again.prepared.genes[0]
+    asked = ["--run=../run", "--locations=../places.csv", f"--genes={gene}", "--out=p.h5ad"]
+    result = commands.run("experiments.predict", *asked, folder=tmp_path / "other")
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(anndata.read_h5ad("p.h5ad").X, again.predict(tmp_path / "places.csv").X, atol=1e-5)
+    assert gene in adata.obs and sj.plot_gene(again.predict(), gene).get_title() == f"{gene}, predicted"
+
+
+def test_what_is_no_input_is_one_line(quick):
+    adata, prepare = quick
+    changed = adata.copy()
+    changed.X = changed.X.log1p()
+    with pytest.raises(sj.InputError, match="raw counts are needed"):
+        prepare(changed)
+    with pytest.raises(sj.InputError, match="config is 'default': give a Config"):
+        sj.prepare(adata, "default")
+    model = sj.fit(prepare(), seeds=np.int64(1))
+    with pytest.raises(sj.InputError, match="predictions at new places cannot be evaluated"):
+        sj.evaluate(model.predict("grid:2x"))
+    predictions = model.predict()
+    with pytest.raises(sj.InputError, match="no layer 'nope' among truth, sd"):
+        sj.plot_gene(predictions, predictions.var_names[0], layer="nope")
+    predictions.obs["split"] = "test"
+    with pytest.raises(sj.InputError, match="no spot is a train spot"):
+        sj.evaluate(predictions)

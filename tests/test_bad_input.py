@@ -13,7 +13,7 @@ from feature_extraction.ending import refused_by_the_system
 from spabit_jax.config import Config
 from spabit_jax.data.locations import find_locations
 from spabit_jax.data.prepared import Prepared
-from spabit_jax.ensemble.run_folder import checked_seeds, kept_in, read_config, read_inputs, read_run, write_config
+from spabit_jax.ensemble.run_folder import checked_seeds, read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import Diverged, InputError
 from spabit_jax.readers import read_section
 
@@ -183,7 +183,7 @@ def test_geojson_of_all_kinds(simulated, tmp_path, content):
 
 def test_a_damaged_config_of_a_run_is_one_line(simulated, tmp_path):
     prepared = Prepared(read_section(simulated, image="none"), Config(), "stain", str(tmp_path / "cache"))
-    write_config(tmp_path, prepared, [0], kept_in(tmp_path, prepared))
+    write_config(tmp_path, prepared, [0])
     path, drawn = tmp_path / "config.json", np.random.default_rng(0)
     whole, read = json.loads(path.read_text()), 0
 

@@ -18,7 +18,7 @@ from spabit_jax.data.locations import Locations
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.data.split import split_spots
 from spabit_jax.ensemble.predictor import features_at
-from spabit_jax.ensemble.run_folder import kept_in, read_config, read_inputs, read_run, write_config
+from spabit_jax.ensemble.run_folder import read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
 
@@ -177,7 +177,7 @@ def test_a_run_knows_its_features_and_split_again_and_that_they_have_changed(ada
     np.save(tmp_path / "f.npy", values)
     pd.DataFrame({"barcode": adata.obs_names, "split": adata.obs["fold"]}).to_csv(tmp_path / "s.csv", index=False)
     prepared, run = prepare(adata, tmp_path / "f.npy", split=str(tmp_path / "s.csv")), tmp_path / "run"
-    write_config(run, prepared, [0], kept_in(run, prepared))
+    write_config(run, prepared, [0])
     content = read_run(run)
     again = read_inputs(run, content, read_config(run, content))
     np.testing.assert_array_equal(again.features(), values)
@@ -243,7 +243,7 @@ def test_a_subclass_of_config_survives_a_run_folder(adata, tmp_path, monkeypatch
     config = MyConfig(remark="mine").with_data(n_genes=8)
     config.model.gate = 0.25
     prepared = Prepared(adata, config.validate(), "stain", "cache")
-    write_config(tmp_path, prepared, [0], kept_in(tmp_path, prepared))
+    write_config(tmp_path, prepared, [0])
     found = read_config(tmp_path, read_run(tmp_path))
     assert type(found) is MyConfig and type(found.model) is MyModel and found == config
     monkeypatch.delitem(CONFIGS, "MyConfig")
@@ -256,7 +256,7 @@ def test_what_only_a_users_file_knows_is_asked_for(adata, tmp_path, part, name, 
     config = Config().with_data(n_genes=8)
     setattr(getattr(config, part), name, "mine")
     prepared = Prepared(adata, config, "stain", "cache")
-    write_config(tmp_path, prepared, [0], kept_in(tmp_path, prepared))
+    write_config(tmp_path, prepared, [0])
     with pytest.raises(InputError, match=f"the {kind} 'mine', which is not registered: .*--config=FILE"):
         read_config(tmp_path, read_run(tmp_path))
 

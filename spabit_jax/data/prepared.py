@@ -20,7 +20,7 @@ from spabit_jax.data.components import N_COMPONENTS, ImageComponents, NoImage, s
 from spabit_jax.data.features import FILE, Cached, OwnFeatures, is_own, made_from, side_by_side
 from spabit_jax.data.genes import check_shares_genes, match_genes, select_genes
 from spabit_jax.data.locations import Locations
-from spabit_jax.data.split import split_spots, with_absolute_split
+from spabit_jax.data.split import split_spots
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
@@ -82,6 +82,9 @@ def transposed_crop(adata: AnnData, config: Config) -> bool:
 class Prepared:
     """A section as a configuration wants it.
 
+    Args:
+      genes: the panel, where a run has chosen it already.
+
     Attributes:
       adata: the section, N spots, all genes.
       is_train: (N,) bool.
@@ -104,9 +107,9 @@ class Prepared:
 
     def __init__(
         self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = (),
-        alignment: np.ndarray | None = None,
+        alignment: np.ndarray | None = None, genes: list[str] | None = None,
     ):  # fmt: skip
-        config, self.measured = for_section(with_absolute_split(config), adata), adata.n_vars > 0
+        config, self.measured = for_section(config.with_absolute_files(), adata), adata.n_vars > 0
         if not self.measured:
             adata = _with_genes(adata, related)
         self.adata, self.config, self.related, self.alignment = adata, config, list(related), alignment
@@ -127,7 +130,7 @@ class Prepared:
             found = match_genes(adata, measured.adata.var.loc[measured.genes])
             self.genes, self.scale = list(adata.var_names[found[found >= 0]]), measured.scale
         else:
-            self.genes = select_genes(adata, data.panel, data.n_genes, self.is_train)
+            self.genes = genes or select_genes(adata, data.panel, data.n_genes, self.is_train)
             self.scale = find_scale(data.scale, adata, self.is_train)
         self.encoder, own = encoder, is_own(encoder)
         if not own:
@@ -303,6 +306,11 @@ class Prepared:
         for spots in parts_of(section, self._sizes):
             yield *leave_out(section, frame, spots), np.searchsorted(section.train_spots, spots)
 
+    def learned_from(self) -> dict[str, int]:
+        """How many train spots of each related section are among those of ``section()``; empty where they are none."""
+        n_of, _ = np.histogram(self.section().train_spots, np.cumsum([0, *self._sizes]))
+        return {other.name: int(n) for other, n in zip(self.related, n_of[1:], strict=True) if n}
+
     def places(self, locations: Locations, features: np.ndarray | None = None) -> Places:
         """M new places.
 
@@ -344,8 +352,8 @@ class Prepared:
         return self.adata[:, self.genes].X.toarray()
 
     def protocol(self) -> dict:
-        """The protocol as metrics.json has it; ``related``, train spots by section, only where they are used."""
-        protocol = {
+        """The protocol as metrics.json has it."""
+        return {
             "split": self.config.data.split,
             "panel": self.config.data.panel,
             "scale": self.config.data.scale,
@@ -353,6 +361,3 @@ class Prepared:
             "n_train": int(self.is_train.sum()),
             "n_test": len(self.test_spots),
         }
-        seen = () if self.layout == ALONE else self.related
-        related = {other.name: int(other.is_train.sum()) for other in seen}
-        return protocol | ({"related": related} if related else {})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from spabit_jax.config import OWN_SPLITS, SPLITS, Config, is_own_split
+from spabit_jax.config import OWN_SPLITS, SPLITS, is_own_split
 from spabit_jax.errors import InputError
 
 N_BLOCKS = 16
@@ -104,12 +103,6 @@ def _of_csv(path: Path) -> pd.Series:
     if not table.index.is_unique:
         raise InputError(f"split {path}: {table.index[table.index.duplicated()][0]} occurs twice: give each spot once")
     return table
-
-
-def with_absolute_split(config: Config) -> Config:
-    """The configuration with a split's file named by its absolute path, so that it is found from any folder."""
-    split = config.data.split
-    return config.with_data(split=os.path.abspath(split)) if split.lower().endswith(".csv") else config
 
 
 def lattice_split(row, col, array_min, array_max, hexagonal: bool) -> np.ndarray:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from spabit_jax.datasets.catalogue import DataSet
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing, sha256, write_json
+from spabit_jax.files import check_folder, replacing, sha256, write_json
 from spabit_jax.readers.tables import reading
 
 _ARCHIVES = (".tar.gz", ".zip")
@@ -29,8 +29,7 @@ def fetch(dataset: DataSet, out: Path) -> None:
     Raises:
       InputError: a file that cannot be fetched, or is not what it was when its checksum was recorded.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out={out} is a file: give a folder")
+    check_folder(out)
     for url, place in dataset.files:
         _fetch_file(url, place, out)
         if place.endswith(_ARCHIVES):

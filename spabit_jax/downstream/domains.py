@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import kneighbors_graph
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from spabit_jax.downstream.expression import centred, kinds, scale_of, train_spots
 from spabit_jax.neighbours import smoothed, spot_pitch

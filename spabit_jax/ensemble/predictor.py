@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from feature_extraction import cache
 from spabit_jax.config import Config
 from spabit_jax.data.features import is_own, made_from, side_by_side
 from spabit_jax.data.locations import Locations, find_locations
-from spabit_jax.data.prepared import ALONE, Prepared
+from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
     FittedMember,
@@ -27,9 +28,9 @@ from spabit_jax.ensemble.members import (
     restore_members,
 )
 from spabit_jax.ensemble.related import held_out_sections, lay_out_related
-from spabit_jax.ensemble.run_folder import LOCK, kept_in, read_config, read_inputs, read_run, write_config
+from spabit_jax.ensemble.run_folder import LOCK, read_config, read_inputs, read_run, write_config
 from spabit_jax.errors import InputError
-from spabit_jax.files import locked, replacing
+from spabit_jax.files import check_folder, locked, replacing
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
 from spabit_jax.training.devices import check_backend
@@ -78,7 +79,7 @@ class Model:
         info, weights = self.prepared, ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
         return f"Model of {info.name}: {len(info.genes)} genes, {len(self.seeds)} seeds\nweights: {weights}"
 
-    def predict(self, at: str | Locations | None = None) -> AnnData:
+    def predict(self, at: str | os.PathLike | Locations | None = None) -> AnnData:
         """Predictions as an AnnData, as in predictions.h5ad.
 
         Args:
@@ -87,19 +88,21 @@ class Model:
         """
         if at is None:
             return self.predictions(self.predict_spots())
-        return self.predict_at(find_locations(self.prepared.adata, at) if isinstance(at, str) else at)
+        asked = isinstance(at, str | os.PathLike)
+        return self.predict_at(find_locations(self.prepared.adata, os.fspath(at)) if asked else at)
 
     def save(self, out: str | Path) -> None:
         """Writes the model into a run folder, from which ``load`` and ``experiments.predict`` take it.
 
         Raises:
-          InputError: the folder holds another run; or the model has related sections, which only a run keeps.
+          InputError: the folder is a file, or holds another run; or there are related sections, which only a run keeps.
         """
         out = Path(out)
+        check_folder(out)
         if self.prepared.related:
             raise InputError("a model with related sections is not saved from memory: use experiments.run --related")
         with locked(out / LOCK):
-            write_config(out, self.prepared, self.seeds, kept_in(out, self.prepared))
+            write_config(out, self.prepared, self.seeds)
             for member in self.fitted.values():
                 if hasattr(member, "save"):
                     member.save(out)
@@ -255,8 +258,9 @@ def provenance(prepared: Prepared) -> dict:
     n_train, n = int(prepared.is_train.sum()), len(prepared.is_train)
     which = f"{n_train} of {n} spots" if n_train < n else f"all {n} spots"
     which += f" (split {prepared.config.data.split})"
-    for other in prepared.related if prepared.layout != ALONE else ():
-        which += f", {int(other.is_train.sum())} of {other.name} (split {other.config.data.split})"
+    related, rules = prepared.learned_from(), {other.name: other.config.data.split for other in prepared.related}
+    for name, n in related.items():
+        which += f", {n} of {name} (split {rules[name]})"
     return {
         "method": prepared.config.name,
         "encoder": prepared.encoder,
@@ -266,5 +270,6 @@ def provenance(prepared: Prepared) -> dict:
         "patch_px": list(prepared.patch_px) if prepared.windows else [],
         "split_rule": prepared.config.data.split,
         "trained_on": which,
+        **({"related": related} if related else {}),
         "train_spots_see_themselves": prepared.config.faults.self_in_gene_token,
     }

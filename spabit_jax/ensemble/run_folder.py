@@ -16,7 +16,17 @@ from spabit_jax.config import CONFIGS, Config
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.members import MEMBERS
 from spabit_jax.errors import InputError
-from spabit_jax.files import check_format, check_whole, first_difference, is_whole, read_json, replacing, write_or_match
+from spabit_jax.files import (
+    FORMAT,
+    check_format,
+    check_matches,
+    check_whole,
+    first_difference,
+    is_whole,
+    read_json,
+    replacing,
+    write_json,
+)
 from spabit_jax.models import MODELS
 from spabit_jax.readers import read_section
 from spabit_jax.readers.tables import check_affine, reading
@@ -41,22 +51,28 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
-def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict) -> None:
+def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict | None = None) -> None:
     """Writes config.json before anything else goes into a run folder; InputError where it holds another run.
 
     Args:
-      origin: where the section comes from and how it is read: ``kept_in``, or what a command was given.
+      origin: where the section comes from and how it is read, what a command was given; None for a section from memory,
+        which is then kept in the folder.
     """
-    identity = prepared.identity(seeds)
+    identity, path = prepared.identity(seeds), out / "config.json"
+    if there := path.exists():
+        check_matches(path, identity, keys=tuple(identity))
+    if origin is None:
+        origin = _kept_in(out, prepared, again=not there)  # one from before a kill may be of another run
     also = {"config_class": type(prepared.config).__name__, "versions": {name: version(name) for name in PACKAGES}}
-    write_or_match(out / "config.json", {**origin, **identity, **also}, keys=tuple(identity))
+    if not there:
+        write_json(path, {"format": FORMAT, **origin, **identity, **also}, sealed=True)
 
 
-def kept_in(out: Path, prepared: Prepared) -> dict:
-    """A section from memory, written into the run folder, and what config.json says of it."""
+def _kept_in(out: Path, prepared: Prepared, again: bool) -> dict:
+    """A section from memory, written into the run folder where it is not there, and what config.json says of it."""
     info, adata = prepared.adata.uns["spabit"], prepared.adata
     path, image = out / "section.h5ad", str(info.get("image_path", ""))
-    if not is_whole(path):
+    if again or not is_whole(path):
         with replacing(path, sealed=True) as temporary:
             adata.write_h5ad(temporary)
     section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
@@ -105,6 +121,8 @@ def _kept(content: dict) -> Iterator[tuple[str, Any, type | UnionType]]:
     yield "inputs.most_known", inputs.get("most_known"), int | None
     for described in (inputs, *others):
         yield "inputs", described, dict
+        yield "inputs.genes", described.get("genes"), list
+        yield from (("inputs.genes", gene, str) for gene in described["genes"])
         yield "inputs.encoder", described.get("encoder"), str
         yield "inputs.patch_px", described.get("patch_px"), list | int | float
 
@@ -158,7 +176,9 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
     ]  # fmt: skip
     adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
     config = _of_its_time(config, before)
-    prepared = Prepared(adata, config, encoder, cache_dir, related)
+    # a panel's file may have moved, and a rule may have become another
+    genes = before["genes"] if set(before["genes"]) <= set(adata.var_names) else None
+    prepared = Prepared(adata, config, encoder, cache_dir, related, genes=genes)
     prepared.most_known = before.get("most_known")  # a folder from before there was one: all
     prepared.extract(weights)
     now = prepared.describe()

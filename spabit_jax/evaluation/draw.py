@@ -39,13 +39,18 @@ GREY = "0.45"
 _HOLE = 0.6  # of a ring, as a share of its width
 
 
+def of_gene(adata: AnnData, gene: str, layer: str | None = None) -> np.ndarray:
+    """(N,) values of a gene, in ``X`` or a layer; a column of ``obs`` may have its name."""
+    return np.asarray(adata.X if layer is None else adata.layers[layer])[:, adata.var_names.get_loc(gene)]
+
+
 def colour_limits(spots: AnnData, gene: str) -> tuple[float, float]:
     """The ends of a gene's colours in every map of a run: the 1% and 99% quantiles of what was measured and predicted.
 
     Args:
       spots: content of the run's predictions.h5ad.
     """
-    values = np.concatenate([spots.obs_vector(gene, layer="truth"), spots.obs_vector(gene)])
+    values = np.concatenate([of_gene(spots, gene, "truth"), of_gene(spots, gene)])
     values = values[np.isfinite(values)]
     low, high = np.maximum(np.quantile(values, [0.01, 0.99]), 0)
     high = high if high > low else values.max()  # of a gene that is rarely seen

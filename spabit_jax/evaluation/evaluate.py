@@ -15,6 +15,7 @@ from spabit_jax.evaluation import baselines, curves, metrics, plots
 from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, run_blocks, write_report
 from spabit_jax.files import inert, replacing, write_json
 from spabit_jax.predictions import measured_counts, scale_of
+from spabit_jax.scale import TOTAL
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
 SCORES = ("pcc", "mse", "mae")
@@ -38,11 +39,15 @@ def evaluate(
       baselines, ceiling, depth_only; ``attrs["coverage"]`` the share of measurements inside intervals of ``LEVELS``.
 
     Raises:
-      InputError: there is no test spot.
+      InputError: there is no test spot or no train spot, or they are predictions at other places than the spots.
     """
     test = np.flatnonzero((predictions.obs["split"] == "test").to_numpy())
     if not len(test):
         raise InputError("every spot is a train spot: there is no test spot to evaluate on")
+    if TOTAL not in predictions.obs:
+        raise InputError("predictions at new places cannot be evaluated: give those at the spots, of Model.predict()")
+    if not (predictions.obs["split"] == "train").any():
+        raise InputError("no spot is a train spot: there is nothing to compare the prediction with")
     truth, method = predictions.layers["truth"][test], predictions.uns["spabit"]["method"]
 
     def score(predicted: np.ndarray) -> pd.DataFrame:

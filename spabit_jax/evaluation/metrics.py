@@ -109,7 +109,7 @@ def noise_ceiling(
     """
     counts, totals = np.rint(counts).astype(np.int64), np.rint(totals).astype(np.int64)
     n_splits = n_splits or min(5, -(-50_000 // len(counts)))
-    others = totals - counts.sum(axis=1)  # of the genes beyond the panel
+    others = np.maximum(totals - counts.sum(axis=1), 0)  # of the genes beyond the panel; large counts come rounded
     halved = scale if scale.target is None else scale._replace(target=scale.target / 2)
     rng = np.random.default_rng(seed)
     r = np.zeros(counts.shape[1])

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from spabit_jax.data.genes import check_genes
+from spabit_jax.errors import InputError
 from spabit_jax.evaluation.draw import (
     BLUE,
     GREY,
@@ -29,6 +30,7 @@ from spabit_jax.evaluation.draw import (
     colour_limits,
     draw_places,
     map_grid,
+    of_gene,
     save,
     tidy,
 )
@@ -52,10 +54,12 @@ def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax: Axes | No
       The axes.
 
     Raises:
-      InputError: the gene is not among the predictions.
+      InputError: the gene is not among the predictions, or there is no such layer.
     """
     check_genes([gene], adata.var_names, NOT_PREDICTED)
-    values = np.asarray(adata.obs_vector(gene, layer=layer), float)
+    if layer is not None and layer not in adata.layers:
+        raise InputError(f"no layer {layer!r} among {', '.join(adata.layers)}: give one of them, or None")
+    values = np.asarray(of_gene(adata, gene, layer), float)
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -97,7 +101,7 @@ def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: Files) -> Non
     columns = [name for name, there in (("given", given), ("predicted", True), ("measured", compared)) if there]
     figure, axes = map_grid(adata, xy, len(genes), len(columns))
     for row, (label, gene) in zip(axes, genes.items(), strict=True):
-        truth, predicted = adata.obs_vector(gene, layer="truth"), adata.obs_vector(gene)
+        truth, predicted = of_gene(adata, gene, "truth"), of_gene(adata, gene)
         values = {"given": np.where(train, truth, np.nan), "predicted": predicted, "measured": truth}
         limits = colour_limits(adata, gene)
         for ax, column in zip(row, columns, strict=True):
@@ -138,10 +142,10 @@ def plot_location_maps(
     xy = np.concatenate([np.asarray(shown.obsm["spatial"], float) for shown in at.values()])
     figure, axes = map_grid(spots, xy, 2 * len(genes), len(at) + measured)
     for gene, expression_row, sd_row in zip(genes, axes[::2], axes[1::2], strict=True):
-        truth, sd = spots.obs_vector(gene, layer="truth"), spots.obs_vector(gene, layer="sd")
+        truth, sd = of_gene(spots, gene, "truth"), of_gene(spots, gene, "sd")
         limits, sd_limits = colour_limits(spots, gene), (0.0, float(np.quantile(sd, 0.99)) or 1.0)
-        predicted = {f"predicted{where}": (shown, shown.obs_vector(gene)) for where, shown in at.items()}
-        uncertain = {f"sd{where}": (shown, shown.obs_vector(gene, layer="sd")) for where, shown in at.items()}
+        predicted = {f"predicted{where}": (shown, of_gene(shown, gene)) for where, shown in at.items()}
+        uncertain = {f"sd{where}": (shown, of_gene(shown, gene, "sd")) for where, shown in at.items()}
         if measured:
             predicted = {"measured": (spots, truth)} | predicted
             sd_row[0].set_visible(False)

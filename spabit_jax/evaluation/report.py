@@ -173,7 +173,8 @@ def _how_compared(metrics: dict) -> str:
     given = "All methods were given the same measured spots"
     if related := metrics["protocol"].get("related"):
         more = " and ".join(f"{n} of {name}" for name, n in related.items())
-        given += f" (the model and learned kriging also {more})"
+        learned = " and learned kriging" if "kriging" in metrics["weights"] else ""
+        given += f" (the model{learned} also {more})"
     parts = "Rows with a weight are the parts of the prediction, each alone. " if len(metrics["weights"]) > 1 else ""
     return (
         f"{given}, and asked for the same others. PCC is the correlation of prediction and measurement, gene by gene, "
@@ -205,7 +206,7 @@ def _provenance(run: Path, metrics: dict, protocol: dict) -> str:
     image = f"image features by {metrics['encoder']} of windows of {windows} full-resolution pixels"
     image = "no image" if metrics["encoder"] == "none" else image
     n_seeds, networks = len(metrics["seeds"]), ""
-    if "spabit" in metrics["weights"]:
+    if n_seeds and "spabit" in metrics["weights"]:
         networks = f" {n_seeds} {'network' if n_seeds == 1 else 'networks averaged'},"
     text = (
         f"Method {metrics['method']},{networks} {image}; spots split by the rule {protocol['split']}, genes chosen by "

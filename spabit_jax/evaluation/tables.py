@@ -139,9 +139,10 @@ def rows_of_run(run: Path) -> tuple[list[dict], pd.DataFrame]:
     key |= {"method": method, "split": protocol["split"], "scale": protocol["scale"]}
     more = {name: protocol[name] for name in ("n_train", "n_test", "n_genes", "panel")}
     more["depth_only"] = content["depth_only"]
+    of_seeds = zip(*(content[metric]["per_seed"] for metric in metrics.METRICS), strict=True)
     rows = [
-        {**key, **more, "seed": seed, **{metric: content[metric]["per_seed"][i] for metric in metrics.METRICS}}
-        for i, seed in enumerate(content["seeds"])
+        {**key, **more, "seed": seed, **dict(zip(metrics.METRICS, of_seed, strict=True))}
+        for seed, of_seed in zip(content["seeds"], of_seeds, strict=False)  # one alone where no member has seeds
     ]
     seconds = round(sum(content["seconds"].values()), 3)
     rows.append({**key, **more, "seed": "ensemble", **content["ensemble"], "seconds": seconds})

@@ -158,7 +158,8 @@ def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
         if libraries:
             found.uns["spatial"] = {name: found.uns["spatial"][name]} if name in libraries else {}
         return found
-    if columns:
+    is_one = _mapping(adata.uns.get("spabit")).get("name") == name  # ``read_section`` has made it
+    if columns and not is_one:
         column, values = next(iter(columns.items()))
         names = sorted(set(values))
         raise InputError(

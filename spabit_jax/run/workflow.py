@@ -20,7 +20,7 @@ from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.related import lay_out_related
 from spabit_jax.ensemble.run_folder import LOCK, checked_seeds, read_made_by, write_config
 from spabit_jax.errors import InputError
-from spabit_jax.files import check_matches, is_whole, locked, replacing, write_json
+from spabit_jax.files import check_folder, check_matches, is_whole, locked, replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import STAGES, distributed
 from spabit_jax.training.devices import check_backend
@@ -35,22 +35,22 @@ class Workflow:
       out: its folder; made when there is something to write.
       prepared: the section.
       seeds: of the networks.
-      origin: what config.json says besides of how to do it again: section, command, preset, …
+      origin: what config.json says besides of how to do it again: section, command, preset, …; None for a section from
+        memory.
       figure_format: png, pdf or svg.
       weights: file of the encoder's weights, instead of its own.
     """
 
     def __init__(
-        self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict, figure_format: str = "png",
-        weights: str | None = None,
+        self, out: Path, prepared: Prepared, seeds: Sequence[int], origin: dict | None = None,
+        figure_format: str = "png", weights: str | None = None,
     ):  # fmt: skip
         self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, checked_seeds(seeds), origin
         self.weights = weights
         check_backend()
         find_model(prepared.config.model.name)  # before anything is written
         find_loss(prepared.config.train.loss)
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"--out={out} is a file: give a folder")
+        check_folder(self.out)
         self.figure_format = figure_format
         self.network = None  # fitted in this process
 
@@ -149,7 +149,8 @@ class Workflow:
             "method": prepared.config.name,
             "encoder": prepared.encoder,
             "patch_px": list(prepared.patch_px) if prepared.windows else [],
-            "protocol": prepared.protocol(),
+            # of the related sections, how many of their train spots were learned from
+            "protocol": prepared.protocol() | {k: v for k in ("related",) if (v := predictions.uns["spabit"].get(k))},
             "seeds": self.seeds,
         }
         spent = {

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pandas as pd
 from absl import logging
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from spabit_jax.errors import Diverged, InputError
 from spabit_jax.files import is_whole, seal

@@ -14,7 +14,7 @@ from spabit_jax.data.joined import APART, align, join, join_features, registered
 from spabit_jax.data.prepared import ALONE, MOST_KNOWN, Prepared
 from spabit_jax.data.section import Frame, Section
 from spabit_jax.datasets.simulate import simulate_section, write_section
-from spabit_jax.ensemble import related
+from spabit_jax.ensemble import predictor, related
 from spabit_jax.ensemble.related import lay_out_related
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import Context
@@ -143,7 +143,7 @@ def test_commands(sections, tmp_path):
     n_train, n, n_other = (found.obs["split"] == "train").sum(), found.n_obs, sections[1][0].n_obs
     said = f"{n_train} of {n} spots (split lattice), {n_other} of S2 (split none)"
     assert found.uns["spabit"]["trained_on"] == said
-    assert f"the model and learned kriging also {n_other} of S2" in (run / "report.html").read_text()
+    assert f"(the model also {n_other} of S2)" in (run / "report.html").read_text()
     test = (found.obs["split"] == "test").to_numpy()
     places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])
     places.to_csv(tmp_path / "places.csv", index=False)
@@ -238,6 +238,17 @@ def test_of_a_large_sister_some_spots_are_learned_from(sections, tiny_config, tm
     for most, members in ((own + 10**6, "pretrained"), (own, "pretrained"), (own + 5, "spabit"), (None, "pretrained")):
         joint.most_known, joint.config.model.members = most, members
         assert joint.joined()[2][n:].sum() == joint.related[0].is_train.sum()
+
+
+def test_what_is_said_of_related_sections_is_what_was_learned_from(sections, tiny_config, tmp_path):
+    tiny_config.model.members = "pretrained"
+    for layout, said in ((np.inf, {"S2": 5}), (ALONE, {})):
+        joint = prepared(sections, tiny_config, tmp_path)
+        joint.most_known = int(joint.is_train.sum()) + 5
+        joint.lay_out(layout)
+        assert joint.learned_from() == said
+        assert predictor.provenance(joint).get("related", {}) == said
+    assert joint.related[0].is_train.sum() > 5
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr
 
+from experiments.benchmark import predict_baseline
+from spabit_jax.data.prepared import ALONE, Prepared
 from spabit_jax.data.split import split_spots
 from spabit_jax.datasets.simulate import simulate_section, write_section
 from spabit_jax.evaluation.metrics import bootstrap_interval, noise_ceiling
@@ -142,6 +144,28 @@ def test_splits_and_the_references(simulated, tmp_path):
     assert (rows.loc[rows["method"] == "oracle", "coverage90"] == "").all()
     result = run(simulated, tmp_path / "more", "--methods=knn_mean", "--splits=random,block")
     assert "split random, encoder stain" in result.stdout and "split block, encoder stain" in result.stdout
+
+
+def test_the_split_is_that_of_the_configuration(simulated, tmp_path):
+    adata = read_section(simulated)
+    half = pd.Series(np.where(np.arange(adata.n_obs) % 2, "test", "train"), adata.obs_names, name="split")
+    half.to_csv(tmp_path / "half.csv", index_label="spot")
+    for split in ("random", str(tmp_path / "half.csv")):
+        result = run(simulated, tmp_path, "--methods=gene_mean", f"--config.data.split={split}")
+        assert result.returncode == 0, result.stderr
+        rows = pd.read_csv(tmp_path / "out" / "results.csv")
+        assert set(rows["split"]) == {split}
+    assert rows["n_train"].iloc[0] == -(-adata.n_obs // 2)
+
+
+def test_a_baseline_does_not_depend_on_how_a_model_has_laid_out_related_sections(simulated, tiny_config, tmp_path):
+    adata, sister = read_section(simulated, image="none"), read_section(simulated, image="none", name="sister")
+    given = tiny_config, "stain", str(tmp_path)
+    made = [Prepared(adata, *given, [Prepared(sister, *given)]) for _ in range(2)]
+    made[1].lay_out(ALONE)
+    found = [predict_baseline(prepared, "knn_mean_related")[0] for prepared in made]
+    np.testing.assert_array_equal(*found)
+    assert made[1].layout == ALONE
 
 
 @pytest.mark.slow

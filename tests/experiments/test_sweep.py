@@ -130,6 +130,10 @@ def test_results_of_a_run_folder_are_rows_of_the_benchmark(predictions, tmp_path
     assert set(table["method"]) == {"mine"}
     test = (predictions.obs["split"] == "test").to_numpy()
     np.testing.assert_allclose(table["ceiling"], noise_ceiling(counts[test], totals[test], scale), atol=1e-6)
+    for name in ("pcc", "pcc_defined", "n_constant_genes", "mse", "mae"):  # as of the default, which has no networks
+        metrics[name]["per_seed"] = [0.4]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert [(row["seed"], row["pcc"]) for row in rows_of_run(tmp_path)[0][:2]] == [(0, 0.4), ("ensemble", 0.7)]
 
 
 CONFIG = """
