@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,9 +53,7 @@ class Piece(NamedTuple):
 
 
 def main() -> None:
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give a folder for the tables")
-    config, out = cli.read_flagged_config(), Path(cli.FLAGS.out)
+    out, config = Path(cli.given("out")), cli.read_flagged_config()
     if config.name in (*baselines.BASELINES, "oracle", "reference_stopped"):
         raise InputError(f"config.name is {config.name!r}, which is a method's name already: give another")
     methods = asked_methods(cli.FLAGS.methods, config)
@@ -67,8 +65,8 @@ def main() -> None:
             cli.FLAGS.scales or [config.data.scale],
         )
     )
-    _known("--splits", [split for split in splits if not is_own_split(split)], TEST_SPLITS)
-    _known("--scales", scales, SCALES)
+    cli.check_known("splits", [split for split in splits if not is_own_split(split)], TEST_SPLITS)
+    cli.check_known("scales", scales, SCALES)
     for encoder in asked_encoders:
         encoders.check_name(encoder)
 
@@ -81,7 +79,7 @@ def main() -> None:
         if name in sections:
             raise InputError(f"two of --sections are named {name}: rename one")
         sections[name] = adata, cli.with_windows(config, patch_px)
-    _known("--related", [name for group in groups for name in group], sections)
+    cli.check_known("related", [name for group in groups for name in group], sections)
 
     with locked(out / ".lock"):
         rows, genes = [], []
@@ -105,11 +103,6 @@ def main() -> None:
         if not rows:
             raise InputError(f"nothing to do: {', '.join(methods)} need an image, and no section has one")
         write(out, pd.DataFrame(rows, columns=COLUMNS), pd.concat(genes), config.name)
-
-
-def _known(flag: str, asked: list[str], known: Iterable[str]) -> None:
-    if unknown := [name for name in asked if name not in known]:
-        raise InputError(f"unknown {unknown[0]!r} in {flag}: known are {', '.join(known)}")
 
 
 def pieces(sections: dict, groups: list, splits: list, scales: list, asked_encoders: list) -> Iterator[Piece]:
@@ -147,8 +140,7 @@ def asked_methods(asked: list[str], config: Config) -> list[str]:
     """The methods of ``--methods``, ``all`` written out, without repetition; InputError for one that is unknown."""
     everything = [*baselines.BASELINES, config.name]
     known = ["all", *everything, *ON_REQUEST, *(name + RELATED for name in everything)]
-    if unknown := [method for method in asked if method not in known]:
-        raise InputError(f"unknown method {unknown[0]!r} in --methods: known are {', '.join(dict.fromkeys(known))}")
+    cli.check_known("methods", asked, dict.fromkeys(known))
     methods = [m for method in asked for m in (everything if method == "all" else [method])]
     if not methods:
         raise InputError("--methods is empty: give all, or names separated by commas")

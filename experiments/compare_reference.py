@@ -49,15 +49,13 @@ FIXED = {
 
 
 def main() -> None:
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give a folder for the tables")
+    out = Path(cli.given("out"))
     config = cli.read_flagged_config()
     for name, value in FIXED.items():
         part, field = name.split(".")
         if getattr(getattr(config, part), field) != value:
             raise InputError(f"the oracle has {name} = {value}: leave config.{name} at that, or use experiments.ablate")
     published = read_reference_csv(Path(cli.FLAGS.reference_csv)) if cli.FLAGS.reference_csv else {}
-    out = Path(cli.FLAGS.out)
     rows, scores = [], {}
     for adata, patch_px in cli.read_flagged_sections():
         prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
@@ -72,7 +70,8 @@ def main() -> None:
         }
         rows += compare(prepared.name, scores[prepared.name], published)
         x, y = (np.mean([t["pcc"] for t in tables[side]], axis=0) for side in ("oracle", "port"))
-        plots.plot_pcc_scatter(x, y, "reference (PyTorch)", "port (JAX)", out / f"{prepared.name}_genes.png")
+        with plots.one_panel(4.6, out / f"{prepared.name}_genes.png") as ax:
+            plots.draw_pcc_scatter(ax, x, y, "reference (PyTorch)", "port (JAX)")
     table = pd.DataFrame(rows)
     with replacing(out / "comparison.csv") as temporary:
         table.to_csv(temporary, index=False)

@@ -15,13 +15,10 @@ from pathlib import Path
 from absl import flags
 
 from feature_extraction import command as cli
-from spabit_jax.errors import InputError
 
 
 def main() -> None:
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give the folder of the demo")
-    out = Path(cli.FLAGS.out)
+    out = Path(cli.given("out"))
     section = out / "section" / "simulated.h5ad"
     if not section.exists():
         from spabit_jax.datasets.simulate import simulate_section, write_section

@@ -26,10 +26,9 @@ def main() -> None:
     if not names:
         raise InputError(f"--dataset is missing: give one of {', '.join(DATASETS)}; or list")
     datasets = [find(name) for name in names]
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give the folder of the downloads")
+    out = Path(cli.given("out"))
     for dataset in datasets:
-        fetch(dataset, Path(cli.FLAGS.out))
+        fetch(dataset, out)
 
 
 def _line(dataset: DataSet) -> str:

@@ -14,17 +14,14 @@ from pathlib import Path
 from absl import flags
 
 from feature_extraction import command as cli
-from spabit_jax.errors import InputError
 from spabit_jax.files import locked
 
 
 def main() -> None:
-    if not cli.FLAGS.run or not cli.FLAGS.out:
-        raise InputError("--run and --out are needed: the folder of a run, and one for the results")
+    run, out = Path(cli.given("run")), Path(cli.given("out"))
     from spabit_jax.downstream.analyses import Analyses, read_run, write
     from spabit_jax.downstream.enrichment import read_gene_sets
 
-    run, out = Path(cli.FLAGS.run), Path(cli.FLAGS.out)
     predictions, metrics = read_run(run, cli.FLAGS.labels)
     sets = read_gene_sets(cli.FLAGS.gmt, predictions.var_names) if cli.FLAGS.gmt else {}
     with locked(out / ".lock"):

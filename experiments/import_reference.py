@@ -24,9 +24,7 @@ ENCODERS = {"": "uni", "resnet": "resnet50"}
 
 
 def main() -> None:
-    out, weights, processed = cli.FLAGS.out, cli.FLAGS.torch_weights, cli.FLAGS.processed
-    if out is None:
-        raise InputError("--out is missing: give the folder of the run")
+    out, weights, processed = cli.given("out"), cli.FLAGS.torch_weights, cli.FLAGS.processed
     if weights is None and processed is None:
         raise InputError("nothing to import: give --torch_weights=FILE, --processed=DIR or both")
     asked = cli.read_flagged_config()
@@ -79,7 +77,7 @@ class Processed:
             asked = cache.request(self.adata, encoder, width, transposed)
             if asked["image_file"] is None:
                 raise InputError(f"section {asked['section']} has no image: name that of {path} with --image=FILE")
-            npy, _ = cache.cache_paths(
+            npy = cache.cache_path(
                 cli.FLAGS.cache_dir, asked["section"], encoder, asked["patch_px"], asked["transposed_crop"]
             )
             check_new(npy)

@@ -23,7 +23,7 @@ N_GENES = 3  # shown, where none are named
 
 
 def main() -> None:
-    run, out, asked = Path(_given("run")), Path(_given("out")), _given("locations")
+    run, out, asked = Path(cli.given("run")), Path(cli.given("out")), cli.given("locations")
     check_out(out)
     from spabit_jax.data.genes import check_genes
 
@@ -41,12 +41,6 @@ def main() -> None:
         write(predictions, out)  # last: its presence says that all is there
     n, info = len(predictions), predictions.uns["spabit"]
     print(f"{n} locations, {predictions.n_vars} genes; trained on {info['trained_on']}; written: {out}, {figure}")
-
-
-def _given(flag: str) -> str:
-    if not cli.FLAGS[flag].value:
-        raise InputError(f"--{flag} is missing: --run, --locations and --out are needed")
-    return cli.FLAGS[flag].value
 
 
 def check_out(out: Path) -> None:

@@ -25,10 +25,8 @@ FIRST = """--section and --out are missing. Three commands to begin with (all fl
 def main() -> None:
     if len(sys.argv) == 1:
         raise InputError(FIRST)
-    if unknown := [stage for stage in cli.FLAGS.stages if stage not in STAGES]:
-        raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give the folder of the run")
+    cli.check_known("stages", cli.FLAGS.stages, STAGES)
+    out = Path(cli.given("out"))
     from spabit_jax.run import distributed
 
     distributed.join(cli.FLAGS.distributed)  # before anything asks JAX for devices
@@ -52,7 +50,7 @@ def main() -> None:
     from spabit_jax.run.workflow import Workflow  # brings JAX: bad input has been said by now
 
     about = (range(cli.FLAGS.num_seeds), origin(adata), cli.FLAGS.figure_format, cli.FLAGS.weights)
-    Workflow(Path(cli.FLAGS.out), prepared, *about).run(cli.FLAGS.stages)
+    Workflow(out, prepared, *about).run(cli.FLAGS.stages)
 
 
 def origin(adata) -> dict:
@@ -66,7 +64,6 @@ def origin(adata) -> dict:
     return {
         "section": section,
         "cache_dir": str(Path(cli.FLAGS.cache_dir).resolve()),
-        "preset": cli.preset_path(),
         "command": sys.argv[1:],
     }
 

@@ -26,9 +26,7 @@ def main() -> None:
     from spabit_jax.datasets import simulate, simulate_formats
 
     asked, seed = cli.FLAGS.format, cli.FLAGS.seed
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give the folder of the section")
-    out = Path(cli.FLAGS.out)
+    out = Path(cli.given("out"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out={out} is not empty: give another")
     side = max(2, round((cli.FLAGS.spots / ON_TISSUE) ** 0.5))

@@ -33,9 +33,7 @@ SECONDS_TO_END = 1.8  # of runs that are cancelled; submitit kills a worker afte
 
 
 def main() -> None:
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give a folder for the runs and the table")
-    out = Path(cli.FLAGS.out).resolve()
+    out = Path(cli.given("out")).resolve()
     jobs = plan(out)
     todo = [job for job in jobs if not job.is_done]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} done already")

@@ -18,15 +18,14 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import check_format, has_digest, read_json, sha256, size_and_time
 
 
-def cache_paths(
+def cache_path(
     cache_dir: str | os.PathLike, section: str, encoder: str, patch_px: float, transposed_crop: bool = False
-) -> tuple[Path, Path]:
-    """Paths of the ``.npy`` and of the ``.json``."""
+) -> Path:
+    """Path of the ``.npy``; the ``.json`` lies beside it."""
     parts = [_file_safe(section), _file_safe(encoder), f"{patch_px:.6g}px"]
     if transposed_crop:
         parts.append("transposed")
-    stem = ".".join(parts)
-    return Path(cache_dir, stem + ".npy"), Path(cache_dir, stem + ".json")
+    return Path(cache_dir, ".".join(parts) + ".npy")
 
 
 def request(adata, encoder: str, patch_px: float, transposed_crop: bool = False) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def is_cached(adata, encoder: str, patch_px: float, cache_dir, transposed_crop: 
       InputError: there is a cache of that name, but of something else.
     """
     asked = request(adata, encoder, patch_px, transposed_crop)
-    npy, _ = cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
+    npy = cache_path(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
     meta = read_meta(npy)
     if meta is None:
         return False
@@ -100,7 +99,7 @@ def read_cache(adata, encoder: str, patch_px: float, cache_dir, transposed_crop:
       InputError: no such cache; one of other spots, coordinates, image, encoder or patch; or a damaged one.
     """
     asked = request(adata, encoder, patch_px, transposed_crop)
-    npy, _ = cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
+    npy = cache_path(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
     meta = read_meta(npy)
     if meta is None:
         raise InputError(f"{npy}: no such feature cache: run python -m feature_extraction.extract --encoder={encoder}")

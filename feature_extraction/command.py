@@ -6,11 +6,10 @@ Imports neither jax nor torch, so that ``--help`` is fast and the PyTorch side c
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import INFO, Formatter
 from pathlib import Path
 
@@ -142,9 +141,20 @@ def read_flagged_section():
     Raises:
       InputError: no ``--section``, or it cannot be read.
     """
-    if not FLAGS.section:
-        raise InputError("--section is missing: give the section's folder or file")
-    return _read(FLAGS.section)
+    return _read(given("section"))
+
+
+def given(flag: str) -> str:
+    """The value of a flag; InputError where it is missing."""
+    if not FLAGS[flag].value:
+        raise InputError(f"--{flag} is missing: {FLAGS[flag].help}")
+    return FLAGS[flag].value
+
+
+def check_known(flag: str, asked: Iterable[str], known: Iterable[str]) -> None:
+    """InputError for the first of the values of a flag that is not among those known."""
+    if unknown := [name for name in asked if name not in known]:
+        raise InputError(f"unknown {unknown[0]!r} in --{flag}: known are {', '.join(known)}")
 
 
 def read_flagged_sections(shard: int = 0, n_shards: int = 1):
@@ -263,14 +273,6 @@ def run_preset(path: str) -> dict:
         raise InputError(f"{path}: {' '.join(str(error).split())}: {NO_CONFIG}") from error
 
 
-def preset_path() -> str:
-    """Absolute path of the file that ``--config`` names, or the preset's name."""
-    from ml_collections import config_flags
-
-    path, _, name = config_flags.get_config_filename(FLAGS["config"]).partition(f"{presets.__file__}:")
-    return name or str(Path(path).resolve())
-
-
 def read_flagged_config():
     """The validated ``spabit_jax.config.Config`` that ``--config`` and its overrides give; InputError if it is none."""
     from spabit_jax.config import Config
@@ -286,16 +288,8 @@ def read_flagged_config():
 
 
 def _fail_config(error: Exception) -> None:
-    from spabit_jax.config import Config
+    from spabit_jax.config import Config, leaves
 
     if isinstance(error, KeyError):
-        _fail(f"{error.args[0]}; known fields: {', '.join(_field_names(Config()))}")
+        _fail(f"{error.args[0]}; known fields: {', '.join(f'config.{name}' for name in leaves(Config()))}")
     _fail(f"{NO_CONFIG}: {' '.join(str(error).split())}")
-
-
-def _field_names(config, prefix: str = "config") -> list[str]:
-    names = []
-    for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), f"{prefix}.{field.name}"
-        names += _field_names(value, name) if dataclasses.is_dataclass(value) else [name]
-    return names

@@ -78,7 +78,7 @@ def extract_section(
     encoders.check_name(encoder)
     how.check()
     asked = cache.request(adata, encoder, patch_px, transposed_crop)
-    npy, _ = cache.cache_paths(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
+    npy = cache.cache_path(cache_dir, asked["section"], encoder, patch_px, transposed_crop)
     if asked["image_file"] is None:
         raise InputError(f"section {asked['section']} has no image: name one with --image=FILE")
     if how.weights and encoder in encoders.PLAIN:

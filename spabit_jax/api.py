@@ -25,7 +25,7 @@ from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.run_folder import checked_seeds
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import evaluate as evaluation
-from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter
+from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter, new_axes
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import keep_compiled
 from spabit_jax.readers import read_section
@@ -143,7 +143,7 @@ def plot_scores(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
       scores: of ``evaluate``.
       ax: axes to draw into; those of a new figure by default.
     """
-    ax = _new_axes() if ax is None else ax
+    ax = new_axes() if ax is None else ax
     draw_pcc_scatter(ax, *evaluation.beside_best_rival(scores))
     return ax
 
@@ -155,15 +155,9 @@ def plot_calibration(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
       scores: of ``evaluate``.
       ax: axes to draw into; those of a new figure by default.
     """
-    ax, covered = _new_axes() if ax is None else ax, scores.attrs["coverage"]
-    draw_calibration(ax, list(covered), list(covered.values()))
+    ax = new_axes() if ax is None else ax
+    draw_calibration(ax, scores.attrs["coverage"])
     return ax
-
-
-def _new_axes() -> Axes:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1]
 
 
 def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) -> None:

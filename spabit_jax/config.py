@@ -181,6 +181,12 @@ class Config:
     def __init_subclass__(cls):
         CONFIGS[cls.__name__] = cls
 
+    def __repr__(self) -> str:
+        """What differs from the default."""
+        default = leaves(type(self)())
+        changed = (f"{name}={value!r}" for name, value in leaves(self).items() if value != default[name])
+        return f"{type(self).__name__}({', '.join(changed)})"
+
     def validate(self) -> "Config":
         """Returns itself; raises InputError naming the first field whose value makes no sense."""
         default = type(self)()
@@ -194,7 +200,8 @@ class Config:
                 for of_part in dataclasses.fields(part):
                     _check_value(getattr(part, of_part.name), of_part, f"{of_self.name}.{of_part.name}")
         for name, holds, wanted in TOGETHER:
-            _check(holds(self), name, wanted, self)
+            if not holds(self):
+                _refuse(name, leaves(self)[name], wanted)
         return self
 
     def of_related(self) -> "Config":
@@ -232,6 +239,15 @@ class Config:
 
 
 CONFIGS["Config"] = Config
+
+
+def leaves(config, prefix: str = "") -> dict[str, Any]:
+    """The values of a configuration's fields by their names, as ``model.depth``."""
+    found = {}
+    for of_config in dataclasses.fields(config):
+        value, name = getattr(config, of_config.name), prefix + of_config.name
+        found |= leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
+    return found
 
 
 def n_weights(config: Config) -> int:
@@ -280,11 +296,6 @@ TOGETHER = (
 )
 
 
-def _get(config: Config, name: str):
-    part, leaf = name.split(".")
-    return getattr(getattr(config, part), leaf)
-
-
 def _check_value(value, field: dataclasses.Field, name: str) -> None:
     """Raises InputError for a value of another type than the field's, one too large for any, or against its rule."""
     kind = TYPES.get(field.type)
@@ -301,8 +312,3 @@ def _check_value(value, field: dataclasses.Field, name: str) -> None:
 
 def _refuse(name: str, value, wanted: str) -> None:
     raise InputError(f"config.{name} is {value!r:.80}: it must be {wanted}")
-
-
-def _check(holds: bool, name: str, wanted: str, config: Config) -> None:
-    if not holds:
-        _refuse(name, _get(config, name), wanted)

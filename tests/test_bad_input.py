@@ -212,8 +212,10 @@ def test_a_backend_that_is_not_there_is_one_line():
 
 
 def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
-    from spabit_jax.evaluation.plots import plot_pcc_scatter
+    from spabit_jax.evaluation.plots import draw_pcc_scatter, one_panel
 
-    plot_pcc_scatter(np.array([0.5]), np.array([np.nan]), "$\\frac{", "a$b$", tmp_path / "pcc.png")
-    plot_pcc_scatter(np.array([0.5]), np.array([0.6]), "$\\frac{", "a$b$", tmp_path / "pcc.png")
+    with one_panel(4.6, tmp_path / "pcc.png") as ax:
+        draw_pcc_scatter(ax, np.array([0.5]), np.array([np.nan]), "$\\frac{", "a$b$")
+    with one_panel(4.6, tmp_path / "pcc.png") as ax:
+        draw_pcc_scatter(ax, np.array([0.5]), np.array([0.6]), "$\\frac{", "a$b$")
     assert Path(tmp_path / "pcc.png").stat().st_size

@@ -19,7 +19,6 @@ from experiments import predict
 from feature_extraction import command, encoders
 from spabit_jax.config import Config
 from spabit_jax.ensemble import members
-from spabit_jax.run.workflow import save_predictions
 from spabit_jax.training import fit, losses
 from tests import commands
 
@@ -133,17 +132,6 @@ def test_a_member_of_ones_own_as_written(simulated, tables, tmp_path):
     assert alone["members"]["nearest"]["pcc"] == pytest.approx(baseline, abs=0.01)
 
 
-def run_and_predict(section, out, at):
-    """A run of a small section, and what ``experiments.predict`` makes of its folder."""
-    model = sj.fit(section, seeds=1)
-    model.save(out)
-    save_predictions(model, *(out / name for name in ("predictions.h5ad", "per_seed.npy", "members.npz")))
-    found, spots = predict.predict(out, at)
-    assert np.isfinite(found.X).all() and np.ptp(found.X, axis=0).max() > 0
-    np.testing.assert_array_equal(spots.X, model.predict().X)
-    return found
-
-
 def small(config):
     config.data.n_genes, config.data.windows = 12, "1d"
     return config
@@ -154,11 +142,6 @@ def test_an_encoder_of_ones_own_as_written(simulated, tables, tmp_path):
     section = sj.prepare(simulated, config, encoder="colours", cache_dir=tmp_path / "cache")
     features = section.windows[0].read()
     assert features.shape == (section.adata.n_obs, 6) and 0 < features.min() < features.max() <= 1
-    out = tmp_path / "run"
-    run_and_predict(section, out, "grid:2x")
-    encoders.OWN.clear()
-    with pytest.raises(sj.InputError, match="--encoder=colours is unknown; .*--config=FILE"):
-        sj.load(out)
 
 
 def test_features_of_ones_own_as_written(simulated, tmp_path, monkeypatch):
@@ -172,7 +155,11 @@ def test_features_of_ones_own_as_written(simulated, tmp_path, monkeypatch):
     section = sj.prepare(adata, small(Config()), features="mine.npz")
     (tmp_path / "new.csv").write_text("x,y\n" + "\n".join(f"{x},{y}" for x, y in new))
     monkeypatch.chdir(ROOT)
-    assert len(run_and_predict(section, tmp_path / "run", str(tmp_path / "new.csv"))) == 5
+    model = sj.fit(section, seeds=1)
+    model.save(tmp_path / "run")
+    found, spots = predict.predict(tmp_path / "run", str(tmp_path / "new.csv"))
+    assert len(found) == 5 and np.isfinite(found.X).all() and np.ptp(found.X, axis=0).max() > 0
+    np.testing.assert_array_equal(spots.X, model.predict().X)
     with pytest.raises(sj.InputError, match="no features at"):
         predict.predict(tmp_path / "run", "grid:2x")
     assert len(predict.predict(tmp_path / "run", "spots")[0]) == adata.n_obs
@@ -187,9 +174,6 @@ def test_a_split_of_ones_own_is_known_to_the_run(simulated, tmp_path, monkeypatc
     for split in ("obs:fold", "split.csv"):
         section = sj.prepare(adata, small(Config()).with_data(split=split), cache_dir=tmp_path / "cache")
         np.testing.assert_array_equal(section.is_train, fold == "train")
-    monkeypatch.chdir(ROOT)  # the file is found from any folder
-    found = run_and_predict(section, tmp_path / "run", "grid:2x")
-    assert (found.obs["split"] == "train").sum() == (fold == "train").sum()
 
 
 def test_a_loss_of_ones_own_as_written(simulated, tables, tmp_path):
@@ -197,21 +181,12 @@ def test_a_loss_of_ones_own_as_written(simulated, tables, tmp_path):
 
     from spabit_jax.data.components import Space
 
-    config = small(preset("counts.py", tmp_path))
+    preset("counts.py", tmp_path)
     loss, rng = losses.find_loss("negative_binomial"), np.random.default_rng(0)
     count, mean = rng.poisson(6, (4, 3)), rng.uniform(1, 9, (4, 3))
     genes = Space(np.zeros(3, np.float32), np.ones(3, np.float32))
     wanted = -nbinom.logpmf(count, 5, 5 / (5 + mean)).mean()
     assert float(loss(np.log2(mean + 1), np.log2(count + 1), genes)) == pytest.approx(wanted, rel=1e-4)
-    config.model.members, config.train.epochs, config.train.chunk_epochs = "spabit", 2, 2
-    config.model.width = config.model.mlp_width = 16
-    config.model.n_context, config.model.depth, config.gat.heads, config.gat.head_width = 4, 0, 2, 4
-    section = sj.prepare(simulated, config, cache_dir=tmp_path / "cache")
-    out = tmp_path / "run"
-    run_and_predict(section, out, "grid:2x")
-    del losses.LOSSES["negative_binomial"]
-    with pytest.raises(sj.InputError, match="the loss 'negative_binomial', which is not registered"):
-        sj.load(out)
 
 
 @pytest.mark.slow

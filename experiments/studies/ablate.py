@@ -21,8 +21,8 @@ from experiments.compare_reference import settings
 from feature_extraction import command as cli
 from spabit_jax.config import Config, Faults
 from spabit_jax.data.prepared import Prepared, transposed_crop
-from spabit_jax.errors import InputError
 from spabit_jax.evaluation import metrics
+from spabit_jax.evaluation.report import markdown_table
 from spabit_jax.files import replacing, write_or_match
 
 FAULTS = tuple(field.name for field in dataclasses.fields(Faults))
@@ -42,11 +42,9 @@ VARIANTS: dict[str, dict] = {
 
 
 def main() -> None:
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give a folder for the table")
-    if unknown := [name for name in cli.FLAGS.variants if name not in VARIANTS]:
-        raise InputError(f"unknown variant {unknown[0]!r} in --variants: known are {', '.join(VARIANTS)}")
-    base, out = cli.read_flagged_config(), Path(cli.FLAGS.out)
+    out = Path(cli.given("out"))
+    cli.check_known("variants", cli.FLAGS.variants, VARIANTS)
+    base = cli.read_flagged_config()
     base.model.n_context = N_CONTEXT
     path = out / "ablation.csv"
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
@@ -142,14 +140,13 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """The table as Markdown."""
-    head = "| Section | Epochs | Variant | Seeds | `pcc` | Change | `pcc_defined` | Constant genes | MSE |\n"
+    head = ["Section", "Epochs", "Variant", "Seeds", "`pcc`", "Change", "`pcc_defined`", "Constant genes", "MSE"]
     lines = [
-        f"| {r.section} | {r.gat_epochs} + {r.epochs} | {r.variant} | {r.seeds} | "
-        f"{metrics.format_mean_sd(r.pcc, r.pcc_sd)} | {r.change:+.3f} | {r.pcc_defined:.3f} | {r.constant:.0f} | "
-        f"{r.mse:.3f} |"
+        [r.section, f"{r.gat_epochs} + {r.epochs}", r.variant, str(r.seeds), metrics.format_mean_sd(r.pcc, r.pcc_sd),
+         f"{r.change:+.3f}", f"{r.pcc_defined:.3f}", f"{r.constant:.0f}", f"{r.mse:.3f}"]
         for r in table.itertuples()
-    ]
-    return head + "|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    ]  # fmt: skip
+    return markdown_table(head, lines)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.predictor import fit
 from spabit_jax.ensemble.ridge import ridge
 from spabit_jax.evaluation import metrics
+from spabit_jax.evaluation.report import markdown_table
 from spabit_jax.files import replacing
 
 
@@ -33,13 +34,12 @@ def main() -> None:
         row = {"Section": prepared.name, "learned from": " + ".join(other.name for other in related)}
         rows.append({**row, **scores(prepared, predict_ridge(prepared), "ridge"),
                      **scores(prepared, found.mean, config.name, found.sd)})  # fmt: skip
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[value if isinstance(value, str) else f"{value:.3f}" for value in row.values()] for row in rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [[value if isinstance(value, str) else f"{value:.3f}" for value in row.values()] for row in rows]
+    table = markdown_table(list(rows[0]), lines)
     print(table)
     if cli.FLAGS.out:
         with replacing(Path(cli.FLAGS.out) / "image_only.md") as temporary:
-            temporary.write_text(table + "\n")
+            temporary.write_text(table)
 
 
 def predict_ridge(prepared: Prepared) -> np.ndarray:

@@ -10,11 +10,11 @@ one is given.
 Both sides run in processes of their own, one after the other, ``REPEATS`` times, with ``SETTINGS`` where the
 environment has no others; ``seconds`` is the median, without the first run, which compiles. The oracle has the
 reference's own loop: for SpaBiT a DataLoader over single spots with four workers of its own.
-``default_fit`` compares the whole default model (compilation, seeds, companions, prediction) with 3000 + 1000 epochs of
-the oracle, extrapolated from ones that are timed on the same section. ``protocol``, on a GPU only, runs these epochs in
-the port, for one seed and for ten, and projects the published table of twelve sections. ``large`` gives rows of
-``default_fit`` and ``predict`` for sections of ``BINS`` bins as of Visium HD, with 300 genes, and 1024 float16 features
-on disk: one seed for a fixed number of steps and its companions, then every bin.
+``default_fit`` compares the whole default model (compilation, prediction at all spots; nothing is trained) with 3000 +
+1000 epochs of the oracle, extrapolated from ones that are timed on the same section. ``protocol``, on a GPU only, runs
+these epochs in the port, for one seed and for ten, and projects the published table of twelve sections. ``large`` gives
+rows of ``default_fit`` and ``predict`` for sections of ``BINS`` bins as of Visium HD, with 300 genes, and 1024 float16
+features on disk: what comes before the prediction, and every bin.
 
 ``flops_per_s`` and ``share_of_peak`` are of the port's forward and backward passes alone, without the optimiser, which
 is bound by memory: in one call, as in training, those of the run's epochs of the GAT, or of an epoch's full batches of
@@ -43,7 +43,6 @@ from absl import flags, logging
 from experiments.studies import speed_extract, speed_large, speed_sides
 from feature_extraction import command as cli
 from spabit_jax.config import DataConfig
-from spabit_jax.errors import InputError
 
 STAGES = ("gat_epoch", "spabit_epoch", "predict", "default_fit", "protocol", "large", "extract", "compile", "import")
 COLUMNS = (
@@ -70,10 +69,8 @@ STARTS = {
 
 def main() -> None:
     stages = cli.FLAGS.stages
-    if unknown := [stage for stage in stages if stage not in STAGES]:
-        raise InputError(f"unknown stage {unknown[0]!r} in --stages: known are {', '.join(STAGES)}")
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give the folder of the table")
+    cli.check_known("stages", stages, STAGES)
+    out = Path(cli.given("out"))
     import pandas as pd
 
     from spabit_jax.files import replacing
@@ -81,7 +78,6 @@ def main() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     os.environ.pop("JAX_COMPILATION_CACHE_DIR")  # what is timed is compiled
-    out = Path(cli.FLAGS.out)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(scratch)
@@ -159,10 +155,10 @@ class Bench:
         section = self._section()
         with Side("port") as port:
             arrays = port(speed_sides.of_section, section)
-            seconds = port(speed_sides.port_default_fit, section, cli.FLAGS.num_seeds)
+            seconds = port(speed_sides.port_default_fit, section)
             memory = port(speed_sides.peak_gib, "port", self.device)
         published = sum(self._published(arrays).values())
-        size = f"{len(arrays['xy'])} spots, {len(arrays['train'])} for training, {cli.FLAGS.num_seeds} seeds"
+        size = f"{len(arrays['xy'])} spots, {len(arrays['train'])} for training"
         return self._rows("default_fit", size, {"oracle": published, "port": seconds}, {"port": memory}, 1)
 
     def protocol(self) -> list[dict]:
@@ -299,18 +295,16 @@ def products(n: int, layers: list[tuple[int, int]], first: list[int]) -> float:
 
 def markdown(rows: list[dict]) -> str:
     """The table, as it stands in docs/SPEED.md."""
+    from spabit_jax.evaluation.report import markdown_table
+
     formats = {"seconds": ".3g", "per_unit": ".3g", "peak_gib": ".2f", "flops_per_s": ".3g", "share_of_peak": ".0%"}
     formats["ratio"] = ".2f"
-    lines = [" | ".join(COLUMNS), " | ".join(["---"] * len(COLUMNS))]
-    for row in rows:
-        cells = (("" if row.get(c) is None else format(row[c], formats.get(c, ""))) for c in COLUMNS)
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+    cells = [["" if row.get(c) is None else format(row[c], formats.get(c, "")) for c in COLUMNS] for row in rows]
+    return markdown_table(list(COLUMNS), cells)
 
 
 if __name__ == "__main__":
     cli.define_section_flags()
     flags.DEFINE_string("out", None, "Folder of the table.")
     flags.DEFINE_list("stages", list(STAGES), "Stages to run.")
-    flags.DEFINE_integer("num_seeds", 5, "Seeds of the default model.", lower_bound=1)
     cli.run(main)

@@ -302,14 +302,14 @@ def port_protocol(arrays: dict, epochs: dict[str, int], num_seeds: int) -> float
     return time.perf_counter() - start
 
 
-def port_default_fit(describe: dict, num_seeds: int) -> float:
-    """Seconds of training and prediction with the default preset, from read section and cached features."""
+def port_default_fit(describe: dict) -> float:
+    """Seconds of fit and prediction with the default preset, from read section and cached features."""
     from experiments.configs import default
     from spabit_jax.ensemble.predictor import fit
 
     prepared = _prepare(describe, default.get_config())
     start = time.perf_counter()
-    fit(prepared, range(num_seeds)).predict_spots()
+    fit(prepared, [0]).predict_spots()
     return time.perf_counter() - start
 
 

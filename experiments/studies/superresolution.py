@@ -52,9 +52,7 @@ class Task(NamedTuple):
 
 
 def main() -> None:
-    if not cli.FLAGS.out:
-        raise InputError("--out is missing: give a folder for the tables")
-    config, out = cli.read_flagged_config(), Path(cli.FLAGS.out)
+    out, config = Path(cli.given("out")), cli.read_flagged_config()
     config.data.split = "none"
     if not cli.FLAGS.every or not all(step.isdecimal() and int(step) > 1 for step in cli.FLAGS.every):
         raise InputError("--every needs whole numbers from 2 on, separated by commas, as in 2,4")

@@ -57,7 +57,7 @@ class Cached(NamedTuple):
     def made_from(self) -> dict:
         """Hashes of image and weights; InputError if the cache is missing or damaged."""
         self.read()
-        npy, _ = cache.cache_paths(
+        npy = cache.cache_path(
             self.cache_dir, self.adata.uns["spabit"]["name"], self.encoder, self.patch_px, self.transposed_crop
         )
         meta = cache.read_meta(npy)
@@ -261,7 +261,8 @@ def _h5(path: Path) -> Table:
 
 def _table(arrays: dict[str, np.ndarray], path: Path, corner_width) -> Table:
     """The arrays of ``.npz`` and ``.h5``; with a width the coordinates are those of upper left corners."""
-    values, barcodes, xy = (_first(arrays, names) for names in (VALUES, BARCODES, COORDINATES))
+    kinds = (VALUES, BARCODES, COORDINATES)
+    values, barcodes, xy = (next((arrays[n] for n in names if n in arrays), None) for names in kinds)
     if values is None:
         raise InputError(f"{path}: no array {' or '.join(VALUES)}")
     if barcodes is not None:
@@ -275,10 +276,6 @@ def _table(arrays: dict[str, np.ndarray], path: Path, corner_width) -> Table:
     if corner_width is None:
         return Table(values, barcodes, xy, None)
     return Table(values, barcodes, xy + float(corner_width) / 2, float(corner_width))
-
-
-def _first(arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray | None:
-    return next((arrays[name] for name in names if name in arrays), None)
 
 
 def _parquet(path: Path) -> Table:

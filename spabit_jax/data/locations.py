@@ -39,6 +39,10 @@ class Locations(NamedTuple):
     xy: Float[np.ndarray, "M 2"]  # full-resolution pixels
     array: Float[np.ndarray, "M 2"]  # (row, col), the section's array coordinates continued between its spots
 
+    def __repr__(self) -> str:
+        (left, top), (right, bottom) = self.xy.min(axis=0), self.xy.max(axis=0)
+        return f"{len(self.xy)} locations, x {left:g} to {right:g}, y {top:g} to {bottom:g} full-resolution pixels"
+
 
 def find_locations(adata: AnnData, asked: str) -> Locations:
     """The locations that ``--locations`` asks for: ``grid:Nx``, ``um:N``, a CSV file or GeoJSON.

@@ -12,13 +12,14 @@ from anndata import AnnData
 from spabit_jax.downstream import plots
 from spabit_jax.downstream.domains import agreement, find_domains
 from spabit_jax.downstream.enrichment import enrich, find_markers
-from spabit_jax.downstream.expression import kinds, known_labels, scale_of
+from spabit_jax.downstream.expression import kinds, known_labels
 from spabit_jax.downstream.report import downstream_blocks, markdown
 from spabit_jax.downstream.spatial import spatial_genes
 from spabit_jax.downstream.tumour import MIN_SPOTS, find_tumour
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import check_whole, read_json, replacing
+from spabit_jax.predictions import scale_of
 from spabit_jax.readers.tables import read_labels
 
 MAP = (True, "mixture")  # the clustering that is drawn, whatever the scores: mclust's model, with smoothing
@@ -105,7 +106,7 @@ class Analyses:
         self.spots["tumour_probability"] = maps["predicted"]
 
     def markers(self, sets: dict) -> None:
-        scale = scale_of(self.predictions)
+        scale = scale_of(self.predictions).name
         found = {
             kind: find_markers(values, self.predictions.var_names, self.groups[spots], scale)
             for kind, (spots, values) in kinds(self.predictions).items()

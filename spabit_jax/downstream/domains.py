@@ -13,8 +13,9 @@ from sklearn.neighbors import kneighbors_graph
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from spabit_jax.downstream.expression import centred, kinds, scale_of, train_spots
+from spabit_jax.downstream.expression import centred, kinds, train_spots
 from spabit_jax.neighbours import smoothed, spot_pitch
+from spabit_jax.predictions import scale_of
 
 N_COMPONENTS = 20
 N_NEIGHBOURS = 15  # in Leiden's graph, as scanpy has it
@@ -44,7 +45,7 @@ def find_domains(predictions: AnnData, labels: np.ndarray, n_domains: int, n_see
     with bar, threadpool_limits(1):  # matrices this small are slower on several threads
         for kind, (spots, values) in sources.items():
             for smoothing in (False, True):
-                shares = centred(values, scale_of(predictions))
+                shares = centred(values, scale_of(predictions).name)
                 components = principal_components(smooth(xy[spots], shares) if smoothing else shares)
                 for method, cluster in METHODS.items():
                     for seed in range(n_seeds):

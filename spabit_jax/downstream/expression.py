@@ -41,11 +41,6 @@ def kinds(predictions: AnnData) -> dict[str, Kind]:
     }
 
 
-def scale_of(predictions: AnnData) -> str:
-    """The scale of the run's expression: ``log2_count`` or ``log1p_normalised``."""
-    return predictions.uns.get("spabit", {}).get("scale", "log2_count")
-
-
 def centred(values: np.ndarray, scale: str = "log2_count") -> np.ndarray:
     """(n, G) expression without the library size.
 

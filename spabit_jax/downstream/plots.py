@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import roc_curve
 
-from spabit_jax.evaluation.draw import BLUE, GREY, ORANGE, PALETTE, TEXT, draw_places, map_grid, save, tidy
+from spabit_jax.evaluation.draw import BLUE, GREY, ORANGE, PALETTE, TEXT, colour_bar, draw_places, map_grid, save, tidy
 
 COLOURS = [*colormaps["tab10"].colors, *colormaps["Set3"].colors]
 
@@ -78,9 +78,7 @@ def plot_probability(
     for ax, (title, values) in zip(axes, maps.items(), strict=True):
         drawn = draw_places(ax, predictions, values, (0, 1))
         ax.set_title(title, loc="left", fontsize=TEXT)
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=14, pad=0.02)
-    bar.set_label("probability of tumour", fontsize=TEXT)
-    bar.ax.tick_params(labelsize=TEXT)
+    colour_bar(figure, drawn, axes, list(maps.values()), "probability of tumour")
     save(figure, path)
 
 

@@ -198,31 +198,28 @@ def make_members(config: Config, gene_tokens: tuple | None = None) -> dict[str, 
     return members
 
 
-def fit_members(
-    members: dict[str, Member], section: Section, seeds: Sequence[int], folder: Path | None = None
-) -> dict[str, FittedMember]:
+def fit_members(members: dict[str, Member], section: Section, seeds: Sequence[int]) -> dict[str, FittedMember]:
     """Each member fitted, one after the other: on a CPU two programs with batches of LAPACK calls may block."""
-    return {name: member.fit(section, seeds=seeds, folder=folder) for name, member in members.items()}
+    return {name: member.fit(section, seeds=seeds) for name, member in members.items()}
 
 
 def restore_members(
     members: dict[str, Member], section: Section, seeds: Sequence[int], folder: Path
 ) -> dict[str, FittedMember]:
-    """What ``fit_members`` left in the folder, or InputError; a member without ``restore`` is quick to fit again."""
+    """What was fitted in the folder, or InputError; a member without ``restore`` is quick to fit again."""
     how = {name: getattr(member, "restore", member.fit) for name, member in members.items()}
     return {name: restore(section, seeds=seeds, folder=folder) for name, restore in how.items()}
 
 
 def estimate_spots(
-    section: Section, fitted: dict[str, FittedMember], held_out: dict[str, HeldOut], n_spots: int | None = None
+    section: Section, fitted: dict[str, FittedMember], held_out: dict[str, HeldOut], n: int
 ) -> dict[str, Estimate]:
     """Each member's estimate at the spots of a section, of a train spot without its own expression.
 
     Args:
       held_out: what each member's ``held_out`` gave.
-      n_spots: the first so many rows are the section's own, the others those of related sections; all if None.
+      n: the first so many rows are the section's own, the others those of related sections.
     """
-    n = len(section.xy) if n_spots is None else n_spots
     test, estimates = np.flatnonzero(~section.is_train[:n]), {}
     for name, member in fitted.items():
         at_test = None

@@ -174,24 +174,20 @@ class Model:
         )
 
 
-def fit(
-    prepared: Prepared, seeds: Sequence[int], folder: Path | None = None, gene_tokens: tuple | None = None
-) -> Model:
+def fit(prepared: Prepared, seeds: Sequence[int]) -> Model:
     """Fits the members of the configuration; the image features must be in the cache.
 
     Args:
       prepared: the section.
       seeds: of the networks.
-      folder: of a run, whose earlier fits are gone on from; None keeps all in memory.
-      gene_tokens: of the reference's separate GAT; trained here if None and there is to be one.
     """
     lay_out_related(prepared)
-    section, config = prepared.section(), prepared.config
-    if gene_tokens is None and not config.gat.joint:
+    section, config, gene_tokens = prepared.section(), prepared.config, None
+    if not config.gat.joint:
         from spabit_jax.reference.separate_gat import gene_tokens as train_gat
 
         gene_tokens = train_gat(section, prepared.near(), config)[:2]
-    return Model(prepared, seeds, fit_members(make_members(config, gene_tokens), section, seeds, folder))
+    return Model(prepared, seeds, fit_members(make_members(config, gene_tokens), section, seeds))
 
 
 def restore(prepared: Prepared, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:

@@ -79,7 +79,7 @@ def _kept_in(out: Path, prepared: Prepared, again: bool) -> dict:
     section["reading"] = {"name": info["name"], "format": "h5ad", "image": image or "none"}
     section["reading"] |= {key: info[key] for key in ("turn", "image_scale") if key in info}
     cache_dir = prepared.windows[0].cache_dir if prepared.patch_px and prepared.windows else "cache"
-    return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "preset": "", "command": []}
+    return {"section": section, "cache_dir": str(Path(cache_dir).resolve()), "command": []}
 
 
 def read_run(run: Path) -> dict:

@@ -18,7 +18,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 from spabit_jax.data.components import ImageComponents, NoImage, expression_space, standardised
-from spabit_jax.ensemble.ridge import ALPHAS, NeighbourRegression, ridge
+from spabit_jax.ensemble.ridge import NeighbourRegression, ridge
 from spabit_jax.kriging.process import matern
 from spabit_jax.neighbours import nearest, spot_pitch, weighted_mean
 
@@ -138,9 +138,7 @@ class Ridge(CrossValidated):
     """Ridge regression on the image features of the spot."""
 
     def fit_mean(self, spots, expression):
-        from sklearn.linear_model import RidgeCV
-
-        self.model = RidgeCV(ALPHAS).fit(spots.image, expression)
+        self.model = ridge().fit(spots.image, expression)
         return self
 
     def predict_mean(self, spots):

@@ -73,7 +73,7 @@ def evaluate(
     summary["baselines"] = {name: _three(table) for name, table in rivals.items()}
     counts, totals = measured_counts(predictions)
     ceiling = metrics.noise_ceiling(counts[test], totals[test], scale_of(predictions))
-    summary["ceiling"] = _number(np.nanmean(ceiling)) if np.isfinite(ceiling).any() else None
+    summary["ceiling"] = metrics.number(np.nanmean(ceiling)) if np.isfinite(ceiling).any() else None
     train = np.flatnonzero((predictions.obs["split"] == "train").to_numpy())
     depth = metrics.depth_only(predictions.layers["truth"][train], totals[train], totals[test])
     summary["depth_only"] = _three(score(depth))["pcc"]
@@ -136,8 +136,10 @@ def write_evaluation(
             table = genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]]
             inert(table).to_csv(temporary, index=False)
         covered = genes.attrs["coverage"]
-        plots.plot_calibration(list(covered), list(covered.values()), figure("calibration"))
-        plots.plot_pcc_scatter(*beside_best_rival(genes), figure("pcc_scatter"))
+        with plots.one_panel(3.6, figure("calibration")) as ax:
+            plots.draw_calibration(ax, covered)
+        with plots.one_panel(4.6, figure("pcc_scatter")) as ax:
+            plots.draw_pcc_scatter(ax, *beside_best_rival(genes))
     content["seconds"] = seconds
     if shown := genes_to_show(predictions, genes):
         plots.plot_gene_maps(predictions, shown, figure("gene_maps"))
@@ -194,11 +196,7 @@ def summary(content: dict) -> str:
 
 def _three(table: pd.DataFrame) -> dict[str, float | None]:
     summarized = metrics.summarize(table)
-    return {name: _number(summarized[name]) for name in SCORES}
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return {name: metrics.number(summarized[name]) for name in SCORES}
 
 
 def _text(value: float | None) -> str:

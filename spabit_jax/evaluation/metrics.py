@@ -141,10 +141,10 @@ def depth_only(expression: np.ndarray, totals: np.ndarray, test_totals: np.ndarr
     return expression.mean(axis=0) + (at - x.mean())[:, None] * slope
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0, n: int = 2000) -> tuple[float, float]:
-    """95% percentile interval of the mean of (G,) values, by ``n`` resamples (Efron, 1979)."""
-    rng = np.random.default_rng(seed)
-    found = bootstrap((values,), np.mean, n_resamples=n, batch=200, method="percentile", rng=rng)
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95% percentile interval of the mean of (G,) values, by 2,000 resamples (Efron, 1979)."""
+    rng = np.random.default_rng(0)
+    found = bootstrap((values,), np.mean, n_resamples=2000, batch=200, method="percentile", rng=rng)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
@@ -163,11 +163,11 @@ def summarize_seeds(seeds: Sequence[Mapping[str, float]], ensemble: Mapping[str,
     for metric in METRICS:
         values = [seed[metric] for seed in seeds]
         summary[metric] = {
-            "mean": _number(np.mean(values)),
-            "sd": _number(np.std(values)),
-            "per_seed": [_number(value) for value in values],
+            "mean": number(np.mean(values)),
+            "sd": number(np.std(values)),
+            "per_seed": [number(value) for value in values],
         }
-    summary["ensemble"] = {metric: _number(ensemble[metric]) for metric in METRICS}
+    summary["ensemble"] = {metric: number(ensemble[metric]) for metric in METRICS}
     return summary
 
 
@@ -176,7 +176,8 @@ def format_mean_sd(mean: float | None, sd: float | None) -> str:
     return " ± ".join(f"{np.nan if value is None else value:.4f}" for value in (mean, sd))
 
 
-def _number(value: float) -> float | int | None:
+def number(value: float) -> float | int | None:
+    """The value as JSON has it; None where it is not finite."""
     if isinstance(value, int):
         return value
     return float(value) if np.isfinite(value) else None

@@ -6,7 +6,8 @@ through matplotlib's object-oriented interface: no display, no pyplot state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 
 import numpy as np
@@ -36,6 +37,7 @@ from spabit_jax.evaluation.draw import (
 )
 from spabit_jax.evaluation.metrics import gene_metrics
 from spabit_jax.evaluation.report import RIVALS
+from spabit_jax.predictions import scale_of
 from spabit_jax.scale import LABELS
 
 NOT_PREDICTED = "not among these predictions (--genes=+NAME adds it to a run's panel)"
@@ -60,10 +62,7 @@ def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax: Axes | No
     if layer is not None and layer not in adata.layers:
         raise InputError(f"no layer {layer!r} among {', '.join(adata.layers)}: give one of them, or None")
     values = np.asarray(of_gene(adata, gene, layer), float)
-    if ax is None:
-        import matplotlib.pyplot as plt
-
-        _, ax = plt.subplots(layout="constrained")
+    ax = new_axes() if ax is None else ax
     known = values[np.isfinite(values)]
     limits = (0.0, float(np.quantile(known, 0.99)) or 1.0) if layer == "sd" else colour_limits(adata, gene)
     drawn = draw_places(ax, adata, values, limits, "magma" if layer == "sd" else "viridis")
@@ -74,6 +73,13 @@ def plot_gene(adata: AnnData, gene: str, layer: str | None = None, ax: Axes | No
     ax.set(xticks=[], yticks=[], aspect="equal", title=f"{gene}, {layer or 'predicted'}")
     ax.figure.colorbar(drawn, ax=ax, shrink=0.8, label="sd of a measurement" if layer == "sd" else _label(adata))
     return ax
+
+
+def new_axes() -> Axes:
+    """Those of a figure that a notebook shows."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
 
 
 def plot_gene_maps(adata: AnnData, genes: Mapping[str, str], path: Files) -> None:
@@ -161,21 +167,25 @@ def plot_location_maps(
     save(figure, path)
 
 
-def plot_pcc_scatter(x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str, path: Files) -> None:
+@contextmanager
+def one_panel(inches: float, path: Files) -> Iterator[Axes]:
+    """Axes of a square figure, which is written once they are drawn into.
+
+    Args:
+      path: the file, or several.
+    """
+    figure = Figure(figsize=(inches, inches), layout="constrained")
+    yield figure.subplots()
+    save(figure, path)
+
+
+def draw_pcc_scatter(ax: Axes, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
     """Draws the accuracy of two methods gene by gene, with the diagonal and the means.
 
     Args:
       x, y: (G,) Pearson correlation per gene; genes that are NaN in either are left out.
       xlabel, ylabel: names of the methods.
-      path: the file to write, or several.
     """
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    draw_pcc_scatter(figure.subplots(), x, y, xlabel, ylabel)
-    save(figure, path)
-
-
-def draw_pcc_scatter(ax: Axes, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
-    """What ``plot_pcc_scatter`` writes, into axes."""
     x, y = np.asarray(x, float), np.asarray(y, float)
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
@@ -193,23 +203,10 @@ def draw_pcc_scatter(ax: Axes, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel
     tidy(ax)
 
 
-def plot_calibration(levels: Sequence[float], covered: Sequence[float], path: Files) -> None:
-    """Draws which share of the measurements lies inside the predicted intervals, against what the intervals say.
-
-    Args:
-      levels: of the intervals, between 0 and 1.
-      covered: share of measurements inside those of each level.
-      path: the file to write, or several.
-    """
-    figure = Figure(figsize=(3.6, 3.6), layout="constrained")
-    draw_calibration(figure.subplots(), levels, covered)
-    save(figure, path)
-
-
-def draw_calibration(ax: Axes, levels: Sequence[float], covered: Sequence[float]) -> None:
-    """What ``plot_calibration`` writes, into axes."""
+def draw_calibration(ax: Axes, covered: Mapping[float, float]) -> None:
+    """Draws which share of the measurements lies inside the predicted intervals, by what they say."""
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
-    ax.plot(levels, covered, color=ORANGE, marker="o", markersize=4)
+    ax.plot(list(covered), list(covered.values()), color=ORANGE, marker="o", markersize=4)
     ax.set(xlabel="level of the interval", ylabel="share of test measurements inside", aspect="equal")
     tidy(ax)
 
@@ -270,4 +267,4 @@ def _legend_of_split(adata: AnnData) -> list[Line2D]:
 
 
 def _label(adata: AnnData) -> str:
-    return LABELS[adata.uns.get("spabit", {}).get("scale", "log2_count")]
+    return LABELS[scale_of(adata).name]

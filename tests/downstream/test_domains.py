@@ -3,8 +3,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from spabit_jax.downstream.domains import METHODS, agreement, find_domains, principal_components, smooth
-from spabit_jax.downstream.expression import centred, kinds, known_labels, scale_of
+from spabit_jax.downstream.expression import centred, kinds, known_labels
 from spabit_jax.downstream.plots import matched, plot_domains
+from spabit_jax.predictions import scale_of
 
 
 @pytest.fixture
@@ -86,10 +87,10 @@ def test_domains_take_the_number_of_the_group_that_they_share_most_with():
 
 def test_library_size_is_taken_out_of_raw_counts_only(predictions):
     values = predictions.layers["truth"]
-    assert scale_of(predictions) == "log2_count"
+    assert scale_of(predictions).name == "log2_count"
     np.testing.assert_allclose(centred(values, "log2_count").mean(axis=1), 0, atol=1e-12)
     predictions.uns["spabit"] = {"scale": "log1p_normalised"}
-    assert centred(values, scale_of(predictions)) is values
+    assert centred(values, scale_of(predictions).name) is values
 
 
 @pytest.fixture

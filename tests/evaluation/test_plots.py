@@ -329,7 +329,8 @@ def test_squares_are_turned_as_the_grid_is_and_tile_it(predictions, figures):
 def test_scatter_counts_and_means(figures):
     x = np.array([0.1, 0.2, 0.3, 0.5, np.nan, -0.2])
     y = np.array([0.2, 0.1, 0.4, 0.7, 0.9, np.nan])
-    plots.plot_pcc_scatter(x, y, "6-NN mean", "model", "unused.png")
+    with plots.one_panel(4.6, "unused.png") as ax:
+        plots.draw_pcc_scatter(ax, x, y, "6-NN mean", "model")
     (ax,) = figures[0].axes
     assert ax.get_title() == "3 of 4 genes above the diagonal"
     assert ax.get_legend().get_texts()[0].get_text() == "mean 0.275 → 0.350"
@@ -399,10 +400,12 @@ def test_benchmark_sets_models_off_from_a_range_of_baselines(figures):
 def test_files_are_written(predictions, tmp_path):
     path = tmp_path / "figures" / "maps.png"
     plots.plot_gene_maps(predictions, {"best": "A"}, path)
-    plots.plot_pcc_scatter([0.1, 0.3], [0.2, np.nan], "a", "b", tmp_path / "scatter.png")
+    with plots.one_panel(4.6, tmp_path / "scatter.png") as ax:
+        plots.draw_pcc_scatter(ax, [0.1, 0.3], [0.2, np.nan], "a", "b")
     history = pd.DataFrame({"stage": ["gat"], "seed": [0], "epoch": [0], "train_loss": [1.0], "valid_loss": [np.nan]})
     curves.plot_history(history, tmp_path / "history.png")
-    plots.plot_calibration([0.1, 0.5, 0.9], [0.12, 0.5, 0.88], tmp_path / "calibration.png")
+    with plots.one_panel(3.6, tmp_path / "calibration.png") as ax:
+        plots.draw_calibration(ax, {0.1: 0.12, 0.5: 0.5, 0.9: 0.88})
     plots.plot_location_maps(predictions, ["A"], tmp_path / "locations.png")
     plots.plot_benchmark(pd.DataFrame({"ridge": [0.4], "mine": [0.5]}, ["A"]), ["mine"], tmp_path / "benchmark.png")
     names = ("scatter", "history", "calibration", "locations", "benchmark")

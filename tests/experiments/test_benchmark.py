@@ -268,6 +268,8 @@ def test_noise_ceiling_of_simulated_poisson_counts():
     assert np.isnan(noise_ceiling(np.zeros((20, 1)), np.zeros(20), LOG2)).all()
     again = [noise_ceiling(counts, totals, LOG2, seed=3) for _ in range(2)]
     np.testing.assert_array_equal(*again)
+    rounded = noise_ceiling(counts, totals - 1, LOG2)  # large counts come back from their logs not to the unit
+    np.testing.assert_array_equal(rounded, noise_ceiling(counts, totals, LOG2))
 
 
 def test_noise_ceiling_of_normalised_counts():

@@ -89,7 +89,7 @@ def test_labels_without_a_tumour_leave_it_out_and_name_them(predictions, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--out=x"], "--run and --out"),
+        (["--out=x"], "--run is missing"),
         (["--run=/nowhere", "--out=x"], "predictions.h5ad is missing"),
         (["--labels=/nowhere.csv"], "no such file"),
         (["--gmt=/nowhere.gmt"], "cannot be read as a GMT"),

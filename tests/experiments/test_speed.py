@@ -63,24 +63,16 @@ def test_command(tmp_path):
     assert result.returncode == 2 and "gat_epoch" in result.stderr
 
 
-@pytest.fixture
-def small_default(monkeypatch, tiny_config):
-    from experiments.configs import default
-
-    monkeypatch.setattr(default, "get_config", lambda: tiny_config)
-
-
-def test_large_sections_are_trained_and_predicted(small_default, monkeypatch, tmp_path):
-    monkeypatch.setattr(speed_large, "EPOCHS", 1)
+def test_large_sections_are_predicted(tmp_path):
     speed_large.simulate(400, str(tmp_path))
     assert np.load(tmp_path / "features.npy", mmap_mode="r").shape == (400, speed_large.N_FEATURES)
     seconds = speed_large.train_and_predict(str(tmp_path))
     assert set(seconds) == {"default_fit", "predict"} and min(seconds.values()) > 0
 
 
-def test_default_fit_of_the_table(small_default, tmp_path, simulated):
+def test_default_fit_of_the_table(tmp_path, simulated):
     section = {"path": str(simulated), "name": None, "encoder": "stain", "windows": "48px", "cache_dir": str(tmp_path)}
-    assert speed_sides.port_default_fit(section, 2) > 0
+    assert speed_sides.port_default_fit(section) > 0
     arrays = speed_sides.of_section(section)
     assert len(arrays["features"]) == len(arrays["expression"]) == len(arrays["xy"]) > len(arrays["train"])
 

@@ -35,9 +35,8 @@ def test_name_and_rows(section, cached, tmp_path):
 
 
 def test_encoder_name_is_file_safe(tmp_path):
-    npy, json_path = cache.cache_paths(tmp_path, "a/b", "timm:hf-hub:lab/net", 109.25, transposed_crop=True)
+    npy = cache.cache_path(tmp_path, "a/b", "timm:hf-hub:lab/net", 109.25, transposed_crop=True)
     assert npy.parent == tmp_path and npy.name == "a_b.timm_hf-hub_lab_net.109.25px.transposed.npy"
-    assert json_path.name == "a_b.timm_hf-hub_lab_net.109.25px.transposed.json"
 
 
 def test_rows_follow_the_barcodes(section, cached, tmp_path):
@@ -97,9 +96,9 @@ def test_refused_under_another_name(section, cached, tmp_path, key):
         section.uns["spabit"]["name"] = "S2"
     else:
         wanted[key] = {"encoder": "uni", "patch_px": 17, "transposed_crop": True}[key]
-    paths = cache.cache_paths(tmp_path / "cache", section.uns["spabit"]["name"], **wanted)
-    cached.rename(paths[0])
-    cached.with_suffix(".json").rename(paths[1])
+    npy = cache.cache_path(tmp_path / "cache", section.uns["spabit"]["name"], **wanted)
+    cached.rename(npy)
+    cached.with_suffix(".json").rename(npy.with_suffix(".json"))
     with pytest.raises(InputError, match=f"made with {key}"):
         read(section, tmp_path, **wanted)
 
