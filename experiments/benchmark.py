@@ -60,14 +60,14 @@ def main() -> None:
     asked_encoders, splits, scales = (
         list(dict.fromkeys(asked))
         for asked in (
-            cli.FLAGS.encoder.split(","),
+            [cli.asked_encoder()] if cli.FLAGS.features else cli.FLAGS.encoder.split(","),
             cli.FLAGS.splits or [config.data.split],
             cli.FLAGS.scales or [config.data.scale],
         )
     )
     cli.check_known("splits", [split for split in splits if not is_own_split(split)], TEST_SPLITS)
     cli.check_known("scales", scales, SCALES)
-    for encoder in asked_encoders:
+    for encoder in asked_encoders if not cli.FLAGS.features else ():
         encoders.check_name(encoder)
 
     groups = read_groups(cli.FLAGS.related)
@@ -171,7 +171,7 @@ def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarr
     is_baseline = method.removesuffix(RELATED) in baselines.BASELINES
     if not is_baseline:
         if method in ON_REQUEST and prepared.config.name != "reference":
-            encoder = cli.FLAGS.encoder.split(",")[0] if prepared.encoder == "none" else prepared.encoder
+            encoder = cli.asked_encoder().split(",")[0] if prepared.encoder == "none" else prepared.encoder
             prepared = Prepared(prepared.adata, reference_config(prepared.config), encoder, cli.FLAGS.cache_dir)
             prepared.extract()
         settings |= {"config": prepared.config.to_dict(), "num_seeds": cli.FLAGS.num_seeds}
@@ -199,7 +199,8 @@ def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarr
 def _piece(prepared: Prepared) -> str:
     """What files are named by."""
     data = prepared.config.data
-    return f"{prepared.name}.{Path(data.split).name.replace(':', '_')}.{data.scale}.{prepared.encoder}"
+    split, encoder = (Path(name).name.replace(":", "_") for name in (data.split, prepared.encoder))
+    return f"{prepared.name}.{split}.{data.scale}.{encoder}"
 
 
 def reference_config(config: Config) -> Config:
@@ -310,6 +311,7 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
+    cli.define_features_flag()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
     flags.DEFINE_list("methods", ["all"], f"Methods: all, or names; {', '.join(ON_REQUEST)} only when named.")

@@ -58,7 +58,7 @@ def main() -> None:
     published = read_reference_csv(Path(cli.FLAGS.reference_csv)) if cli.FLAGS.reference_csv else {}
     rows, scores = [], {}
     for adata, patch_px in cli.read_flagged_sections():
-        prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+        prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.asked_encoder(), cli.FLAGS.cache_dir)
         prepared.extract()
         write_or_match(out / prepared.name / "config.json", settings(prepared), keys=("inputs", "config"))
         predictions, seconds = _predictions(prepared, out / prepared.name)
@@ -191,6 +191,7 @@ def read_reference_csv(path: Path) -> dict[tuple[str, str], tuple[float, float]]
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
+    cli.define_features_flag()
     cli.define_config_flag("experiments/configs/reference.py")
     flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
     flags.DEFINE_integer("num_seeds", 5, "Seeds of each side.", lower_bound=1)

@@ -61,7 +61,7 @@ def read_geometries() -> list:
 
     config, found = cli.read_flagged_config(), []
     for adata, patch_px in cli.read_flagged_sections():
-        prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+        prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.asked_encoder(), cli.FLAGS.cache_dir)
         if adata.n_obs < LEAST_SPOTS:
             raise InputError(f"section {prepared.name} has {adata.n_obs} spots: tasks need {LEAST_SPOTS}")
         prepared.extract()
@@ -72,6 +72,7 @@ def read_geometries() -> list:
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
+    cli.define_features_flag()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "The .npz of weights to write; checkpoints and errors beside it.")
     flags.DEFINE_integer("tasks", 600, "Tasks: about a second each on two cores.", lower_bound=1)

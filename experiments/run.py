@@ -30,15 +30,10 @@ def main() -> None:
     from spabit_jax.run import distributed
 
     distributed.join(cli.FLAGS.distributed)  # before anything asks JAX for devices
-    from spabit_jax.data.features import encoder_name
     from spabit_jax.data.prepared import Prepared, for_section, read_alignments
 
     config = cli.with_windows(cli.read_flagged_config(), cli.FLAGS.patch_px)
-    encoder, cache_dir = cli.FLAGS.encoder, cli.FLAGS.cache_dir
-    if cli.FLAGS.features is not None:
-        if cli.FLAGS["encoder"].present:
-            raise InputError("give --encoder or --features, not both")
-        encoder = encoder_name(cli.FLAGS.features)
+    encoder, cache_dir = cli.asked_encoder(), cli.FLAGS.cache_dir
     adata = cli.read_flagged_section()
     of_related = for_section(config, adata).of_related()
     alignments = read_alignments(cli.FLAGS.related, cli.FLAGS.related_alignment)
@@ -70,10 +65,9 @@ def origin(adata) -> dict:
 
 if __name__ == "__main__":
     cli.define_section_flags()
+    cli.define_features_flag()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder of the run.")
-    files = "FILE.npy|.npz|.parquet|.h5, or obsm:KEY of an .h5ad"
-    flags.DEFINE_string("features", None, f"Image features of your own, instead of --encoder: {files}.")
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_list("related", [], "Other sections of the same tissue, from whose train spots is learned too.")
     matrix = "2 x 3 or 3 x 3 matrix from its full-resolution pixels to those of --section"

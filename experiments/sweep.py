@@ -61,7 +61,7 @@ def plan(out: Path) -> list[Job]:
     for path, (adata, patch_px) in zip(paths, cli.read_flagged_sections(), strict=True):
         for file, config in configs.items():
             config = cli.with_windows(config, patch_px)
-            prepared = Prepared(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+            prepared = Prepared(adata, config, cli.asked_encoder(), cli.FLAGS.cache_dir)
             name = f"{prepared.name}/{config.name}"
             if name in jobs:
                 raise InputError(f"two runs are {name}: rename a section, or config.name in one of --configs")
@@ -95,12 +95,15 @@ def read_configs() -> dict[str, object]:
 
 def command(section: str, patch_px: str | None, config: str, out: Path) -> tuple[str, ...]:
     """The command of one run, every path absolute."""
+    from spabit_jax.data.features import FILE, is_own
+
     given = {"section": section, "cache_dir": cli.FLAGS.cache_dir}
     given |= {} if config in cli.PRESETS else {"config": config}
     options = {name: Path(path).resolve() for name, path in given.items()}
     options |= {"config": config} if config in cli.PRESETS else {}
     options |= {name: value for name, value in cli.how_to_read().items() if value is not False}
-    options |= {"encoder": cli.FLAGS.encoder, "out": out}
+    encoder = cli.asked_encoder()
+    options |= {"features" if is_own(encoder) else "encoder": encoder.removeprefix(FILE), "out": out}
     options |= {"patch_px": patch_px, "patch_um": cli.FLAGS.patch_um, "num_seeds": cli.FLAGS.num_seeds}
     flagged = (f"--{name}={value}" for name, value in options.items() if value is not None)
     return (sys.executable, "-m", "experiments.run", *flagged)
@@ -192,6 +195,7 @@ def collect(out: Path, jobs: list[Job]) -> None:
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
+    cli.define_features_flag()
     flags.DEFINE_string("out", None, "Folder for the runs and the table.")
     names = ", ".join(cli.PRESETS)
     flags.DEFINE_list("configs", ["default"], f"Presets ({names}), or files with a get_config().")

@@ -132,6 +132,23 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_string("cache_dir", "cache", "Folder of the image features.")
 
 
+def define_features_flag() -> None:
+    """Defines ``--features``, for ``asked_encoder``."""
+    files = "FILE.npy|.npz|.parquet|.h5, or obsm:KEY of an .h5ad"
+    flags.DEFINE_string("features", None, f"Image features of your own, instead of --encoder: {files}.")
+
+
+def asked_encoder() -> str:
+    """``--encoder``, or the name that stands for ``--features``; InputError where both are given."""
+    if FLAGS.features is None:
+        return FLAGS.encoder
+    from spabit_jax.data.features import encoder_name
+
+    if FLAGS["encoder"].present:
+        raise InputError("give --encoder or --features, not both")
+    return encoder_name(FLAGS.features)
+
+
 def read_flagged_section():
     """Reads the section that the flags describe.
 

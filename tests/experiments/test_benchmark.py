@@ -158,6 +158,22 @@ def test_the_split_is_that_of_the_configuration(simulated, tmp_path):
     assert rows["n_train"].iloc[0] == -(-adata.n_obs // 2)
 
 
+def test_image_features_of_ones_own(simulated, tmp_path):
+    adata = read_section(simulated)
+    adata.obsm["mine"] = total_counts(adata)[:, None] ** [[1.0, 2.0]]  # what no image shows
+    adata.write_h5ad(tmp_path / "mine.h5ad")
+    np.save(tmp_path / "mine.npy", adata.obsm["mine"])
+    pcc = {}
+    for features in ("obsm:mine", str(tmp_path / "mine.npy")):
+        flags = ["--methods=ridge", f"--features={features}", "--config.data.scale=log2_count"]
+        result = run(tmp_path / "mine.h5ad", tmp_path, *flags)
+        assert result.returncode == 0, result.stderr
+        pcc[features] = pd.read_csv(tmp_path / "out" / "results.csv")["pcc"].iloc[0]
+    assert len(set(pcc.values())) == 1 and pcc["obsm:mine"] > 0.1
+    result = run(tmp_path / "mine.h5ad", tmp_path, "--features=obsm:mine", "--encoder=stain")
+    assert result.returncode == 2 and "give --encoder or --features, not both" in result.stderr
+
+
 def test_a_baseline_does_not_depend_on_how_a_model_has_laid_out_related_sections(simulated, tiny_config, tmp_path):
     adata, sister = read_section(simulated, image="none"), read_section(simulated, image="none", name="sister")
     given = tiny_config, "stain", str(tmp_path)
