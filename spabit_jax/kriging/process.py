@@ -131,6 +131,7 @@ def log_likelihood(of_scores, scores):
     return _log_likelihood_forward(of_scores, scores)[0]
 
 
+@jax.jit  # traced and lowered once for all components
 def _log_likelihood_forward(of_scores, scores):
     factor = jnp.linalg.cholesky(of_scores)
     inverse = _inverse_in_halves(factor)
@@ -140,6 +141,7 @@ def _log_likelihood_forward(of_scores, scores):
     return -0.5 * white @ white - jnp.sum(jnp.log(jnp.diagonal(factor))), (inverse, white)
 
 
+@jax.jit
 def _log_likelihood_backward(residuals, gradient):
     (upper, lower, last), white = residuals
     first, second = jnp.split(white, [len(upper)])
