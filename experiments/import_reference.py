@@ -28,7 +28,7 @@ def main() -> None:
     if weights is None and processed is None:
         raise InputError("nothing to import: give --torch_weights=FILE, --processed=DIR or both")
     asked = cli.read_flagged_config()
-    config, needed = asked, ["--num_seeds=1"]
+    config, same_flags = asked, ["--num_seeds=1"]
     found = None if processed is None else Processed(Path(processed), Path(out), config)  # before anything is written
     if weights is not None:
         from spabit_jax.reference.checkpoint import import_weights
@@ -36,12 +36,12 @@ def main() -> None:
         config = import_weights(Path(weights), Path(out), config)
     if found is not None:
         found.write()
-        needed += found.flags
+        same_flags += found.flags
     flag = cli.FLAGS["config"]
     fields = config_flags.get_override_values(flag) | _differences(asked.to_dict(), config.to_dict())
-    needed += [f"--config.{name}={value}" for name, value in fields.items()]
+    same_flags += [f"--config.{name}={value}" for name, value in fields.items()]
     command = f"python -m experiments.run --config={config_flags.get_config_filename(flag)} --out={out}"
-    print(f"predict with the flags of the section and: {command} --stages=gat,predict,evaluate {' '.join(needed)}")
+    print(f"predict with the flags of the section and: {command} --stages=gat,predict,evaluate {' '.join(same_flags)}")
 
 
 class Processed:

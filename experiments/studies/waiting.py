@@ -24,7 +24,7 @@ FLAGS = flags.FLAGS
 STAGES = ("features", "train", "predict")
 
 
-def once(code: Path, section: Path, cache: Path, out: Path) -> dict[str, float]:
+def time_run(code: Path, section: Path, cache: Path, out: Path) -> dict[str, float]:
     """Seconds of each stage of ``experiments.run``, of start-up and evaluation (``other``), and of the whole."""
     kept = out.with_suffix(".seconds.json")
     if not kept.exists():
@@ -52,7 +52,7 @@ def main() -> None:
                     for side, code in (("now", here), ("before", before)):
                         of_section = out / side / section.name.partition(".")[0]
                         of_section.mkdir(parents=True, exist_ok=True)
-                        of_sides[side] = once(code, section.resolve(), of_section / "cache", of_section / which)
+                        of_sides[side] = time_run(code, section.resolve(), of_section / "cache", of_section / which)
                     for side, seconds in of_sides.items():
                         cells = [f"{seconds[stage]:.1f}" for stage in (*STAGES, "other", "whole")]
                         ratio = of_sides["before"]["whole"] / seconds["whole"]

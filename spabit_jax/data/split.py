@@ -69,13 +69,13 @@ def own_split(adata: AnnData, split: str) -> np.ndarray:
     Raises:
       InputError: no such column or file, another word, a spot that it does not name, or all the same.
     """
-    said = _of_obs(adata, split.removeprefix("obs:")) if split.startswith("obs:") else _of_csv(Path(split))
-    said = said.reindex(adata.obs_names)
-    words = said.astype(object).map(lambda value: str(value).strip().lower().removesuffix(".0"))
+    of_spots = _of_obs(adata, split.removeprefix("obs:")) if split.startswith("obs:") else _of_csv(Path(split))
+    of_spots = of_spots.reindex(adata.obs_names)
+    words = of_spots.astype(object).map(lambda value: str(value).strip().lower().removesuffix(".0"))
     where = f"split {split}, section {adata.uns['spabit']['name']}"
     if len(wrong := words[~words.isin(TRAIN + TEST)]):
-        word = "nothing" if pd.isna(said[wrong.index[0]]) else repr(str(said[wrong.index[0]]))
-        raise InputError(f"{where}: spot {wrong.index[0]} is {word}: give train or test for each of {len(said)} spots")
+        word = "nothing" if pd.isna(of_spots[wrong.index[0]]) else repr(str(of_spots[wrong.index[0]]))
+        raise InputError(f"{where}: spot {wrong.index[0]} is {word}: give train or test for each of {len(of_spots)} spots")
     is_train = words.isin(TRAIN).to_numpy()
     if not is_train.any():
         raise InputError(f"{where}: no spot is train: give some")

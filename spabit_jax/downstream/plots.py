@@ -21,20 +21,20 @@ from spabit_jax.evaluation.draw import BLUE, GREY, ORANGE, PALETTE, TEXT, colour
 COLOURS = [*colormaps["tab10"].colors, *colormaps["Set3"].colors]
 
 
-def matched(domains: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Numbers (N,) domains so that each has the number of the group of ``reference`` that it shares most spots with.
+def matched(domains: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Numbers (N,) domains so that each has the number of the group that it shares most spots with.
 
     Args:
       domains: (N,) integers, -1 for none.
-      reference: (N,) integers, -1 for none.
+      groups: (N,) integers, -1 for none.
 
     Returns:
       (N,) integers; where there are more domains than groups, the others go on counting; -1 stays.
     """
-    n_found, n_groups = domains.max() + 1, reference.max() + 1
-    both = (domains >= 0) & (reference >= 0)
+    n_found, n_groups = domains.max() + 1, groups.max() + 1
+    both = (domains >= 0) & (groups >= 0)
     shared = np.zeros((n_found, max(n_found, n_groups)))
-    np.add.at(shared, (domains[both], reference[both]), 1)
+    np.add.at(shared, (domains[both], groups[both]), 1)
     _, number = linear_sum_assignment(shared, maximize=True)
     return np.where(domains < 0, -1, number[domains])
 

@@ -26,8 +26,8 @@ def lay_out_related(prepared: Prepared) -> None:
     errors = {layout: _error(prepared, layout) for layout in (ALONE, APART, *DISTANCES)}
     best = min(errors, key=errors.get)
     prepared.lay_out(best)
-    said = ", ".join(f"{_name(layout)} {error:.4f}" for layout, error in errors.items())
-    logging.info("%s: related sections are %s (error at held-out train spots: %s)", prepared.name, _name(best), said)
+    tried = ", ".join(f"{_name(layout)} {error:.4f}" for layout, error in errors.items())
+    logging.info("%s: related sections are %s (error at held-out train spots: %s)", prepared.name, _name(best), tried)
 
 
 def held_out_sections(prepared: Prepared, members: dict[str, Member], seeds: Sequence[int]) -> dict[str, HeldOut]:

@@ -147,5 +147,5 @@ def _read_positions(path: Path, names: pd.Index) -> pd.DataFrame:
 def _named_alike(xy: np.ndarray, own: pd.Index, names: pd.Index) -> pd.Index:
     """The names that say these coordinates, to two digits; a place that none says keeps its own name."""
     places = places_in(names)
-    said = {} if places is None else {tuple(place): name for place, name in zip(places.round(2), names, strict=True)}
-    return pd.Index([said.get(tuple(place), name) for place, name in zip(xy.round(2), own, strict=True)])
+    name_at = {} if places is None else {tuple(place): name for place, name in zip(places.round(2), names, strict=True)}
+    return pd.Index([name_at.get(tuple(place), name) for place, name in zip(xy.round(2), own, strict=True)])
