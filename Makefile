@@ -19,16 +19,16 @@ env-light: .venv-light/.installed  # without PyTorch: no neural image encoders
 
 test: env
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest -n 2
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-quick: env
-	.venv/bin/python -m pytest -n 2 -m "not slow"
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-latest:  # with the newest releases within the ranges of pyproject.toml
 	rm -rf .venv-latest
 	$(PYTHON) -m venv .venv-latest
 	.venv-latest/bin/pip install --quiet --disable-pip-version-check -e '.[extract,transformers,analyses,sweeps,dev]'
-	.venv-latest/bin/python -m pytest -n 2
+	.venv-latest/bin/python -m pytest -n 2 --dist loadfile
 
 soak: env  # faults at random, at most MINUTES
 	.venv/bin/python -W ignore -m tests.soak $(or $(MINUTES),50)

@@ -75,7 +75,8 @@ def own_split(adata: AnnData, split: str) -> np.ndarray:
     where = f"split {split}, section {adata.uns['spabit']['name']}"
     if len(wrong := words[~words.isin(TRAIN + TEST)]):
         word = "nothing" if pd.isna(of_spots[wrong.index[0]]) else repr(str(of_spots[wrong.index[0]]))
-        raise InputError(f"{where}: spot {wrong.index[0]} is {word}: give train or test for each of {len(of_spots)} spots")
+        each = f"give train or test for each of {len(of_spots)} spots"
+        raise InputError(f"{where}: spot {wrong.index[0]} is {word}: {each}")
     is_train = words.isin(TRAIN).to_numpy()
     if not is_train.any():
         raise InputError(f"{where}: no spot is train: give some")
