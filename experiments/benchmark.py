@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import itertools
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,7 @@ from tqdm import tqdm
 from feature_extraction import command as cli
 from feature_extraction import encoders
 from spabit_jax.config import OWN_SPLITS, SPLITS, Config, is_own_split
+from spabit_jax.data.features import is_own
 from spabit_jax.data.prepared import APART, Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
@@ -65,6 +68,8 @@ def main() -> None:
             cli.FLAGS.scales or [config.data.scale],
         )
     )
+    if not cli.FLAGS.splits and config.data.split in ("none", "image_only"):
+        raise InputError(f"config.data.split is {config.data.split}, which leaves no test spot to compare on")
     cli.check_known("splits", [split for split in splits if not is_own_split(split)], TEST_SPLITS)
     cli.check_known("scales", scales, SCALES)
     for encoder in asked_encoders if not cli.FLAGS.features else ():
@@ -198,9 +203,13 @@ def compute(prepared: Prepared, method: str, folder: Path) -> dict[str, np.ndarr
 
 def _piece(prepared: Prepared) -> str:
     """What files are named by."""
-    data = prepared.config.data
-    split, encoder = (Path(name).name.replace(":", "_") for name in (data.split, prepared.encoder))
-    return f"{prepared.name}.{split}.{data.scale}.{encoder}"
+    data, encoder = prepared.config.data, prepared.encoder
+    split = _short(data.split) if is_own_split(data.split) else data.split
+    return f"{prepared.name}.{split}.{data.scale}.{_short(encoder) if is_own(encoder) else encoder}"
+
+
+def _short(name: str) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', Path(name).stem)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def reference_config(config: Config) -> Config:

@@ -184,7 +184,7 @@ class Config:
     def __repr__(self) -> str:
         """What differs from the default."""
         default = leaves(type(self)())
-        changed = (f"{name}={value!r}" for name, value in leaves(self).items() if value != default[name])
+        changed = (f"{name}={value!r}" for name, value in leaves(self).items() if value != default.get(name, ...))
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def validate(self) -> "Config":
@@ -213,15 +213,10 @@ class Config:
         """This configuration with other values of fields of ``data``."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, **changes))
 
-    def with_absolute_files(self) -> "Config":
-        """This configuration with the files of split and weights by absolute paths: they are found from any folder."""
-        split, weights, config = self.data.split, self.model.pretrained, self
-        if split.lower().endswith(".csv"):
-            config = config.with_data(split=os.path.abspath(split))
-        if weights:
-            model = dataclasses.replace(self.model, pretrained=os.path.abspath(weights))
-            config = dataclasses.replace(config, model=model)
-        return config
+    def with_absolute_split(self) -> "Config":
+        """This configuration with a split's file by its absolute path, so that it is found from any folder."""
+        split = self.data.split
+        return self.with_data(split=os.path.abspath(split)) if split.lower().endswith(".csv") else self
 
     def to_dict(self) -> dict:
         """The configuration as nested dicts of plain values."""

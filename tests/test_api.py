@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 import spabit_jax as sj
 from tests import commands
@@ -181,6 +182,13 @@ def test_a_fit_that_is_refused_leaves_nothing(quick, tmp_path):
     (tmp_path / "run" / "config.json").unlink()  # killed between the section and it
     sj.fit(prepare(), out=tmp_path / "run")
     assert sj.load(tmp_path / "run").prepared.adata.n_obs == adata.n_obs
+    sister = adata.copy()
+    sister.uns["spabit"] = adata.uns["spabit"] | {"name": "sister"}
+    model = sj.fit(sj.prepare(adata, prepare().config, related=[sister], cache_dir=tmp_path))
+    for keep in (model.save, lambda out: sj.fit(model.prepared, out=out)):
+        with pytest.raises(sj.InputError, match="related sections is not kept from memory"):
+            keep(tmp_path / "related")
+    assert not (tmp_path / "related").exists()
     (tmp_path / "file").touch()
     for write in (lambda out: sj.fit(prepare(), out=out), sj.load(tmp_path / "run").save):
         with pytest.raises(sj.InputError, match="file is a file: give a folder"):
@@ -202,6 +210,9 @@ def test_a_run_is_found_from_any_folder_with_what_it_was_made_from(quick, tmp_pa
     np.testing.assert_array_equal(again.predict().X, model.predict().X)
     (tmp_path / "places.csv").write_text("x,y\n100,100\n")
     gene = again.prepared.genes[0]
+    sparse_ones = again.predict()
+    sparse_ones.X = sparse.csr_matrix(sparse_ones.X)
+    assert sj.plot_gene(sparse_ones, gene).get_title() == f"{gene}, predicted"
     asked = ["--run=../run", "--locations=../places.csv", f"--genes={gene}", "--out=p.h5ad"]
     result = commands.run("experiments.predict", *asked, folder=tmp_path / "other")
     assert result.returncode == 0, result.stderr

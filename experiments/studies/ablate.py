@@ -47,7 +47,7 @@ def main() -> None:
     base = cli.read_flagged_config()
     base.model.n_context = N_CONTEXT
     path = out / "ablation.csv"
-    rows = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows = pd.read_csv(path, dtype={"section": str}).to_dict("records") if path.exists() else []
     for adata, patch_px in cli.read_flagged_sections():
         here = cli.with_windows(base, patch_px)
         prepared = Prepared(adata, here, cli.FLAGS.encoder, cli.FLAGS.cache_dir)

@@ -109,7 +109,7 @@ class Prepared:
         self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = (),
         alignment: np.ndarray | None = None, genes: list[str] | None = None,
     ):  # fmt: skip
-        config, self.measured = for_section(config.with_absolute_files(), adata), adata.n_vars > 0
+        config, self.measured = for_section(config.with_absolute_split(), adata), adata.n_vars > 0
         if not self.measured:
             adata = _with_genes(adata, related)
         self.adata, self.config, self.related, self.alignment = adata, config, list(related), alignment

@@ -99,8 +99,6 @@ class Model:
         """
         out = Path(out)
         check_folder(out)
-        if self.prepared.related:
-            raise InputError("a model with related sections is not saved from memory: use experiments.run --related")
         with locked(out / LOCK):
             write_config(out, self.prepared, self.seeds)
             for member in self.fitted.values():
@@ -266,6 +264,6 @@ def provenance(prepared: Prepared) -> dict:
         "patch_px": list(prepared.patch_px) if prepared.windows else [],
         "split_rule": prepared.config.data.split,
         "trained_on": which,
-        **({"related": related} if related else {}),
+        **({"related": related} if prepared.related else {}),
         "train_spots_see_themselves": prepared.config.faults.self_in_gene_token,
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from anndata import AnnData
 
 from spabit_jax.config import CONFIGS, Config
 from spabit_jax.data.prepared import Prepared
@@ -29,6 +30,7 @@ from spabit_jax.files import (
 )
 from spabit_jax.models import MODELS
 from spabit_jax.readers import read_section
+from spabit_jax.readers.h5ad import WHOLE
 from spabit_jax.readers.tables import check_affine, reading
 from spabit_jax.training.losses import LOSSES
 
@@ -59,6 +61,8 @@ def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: di
         which is then kept in the folder.
     """
     identity, path = prepared.identity(seeds), out / "config.json"
+    if origin is None and prepared.related:
+        raise InputError("a model with related sections is not kept from memory: use experiments.run --related")
     if there := path.exists():
         check_matches(path, identity, keys=tuple(identity))
     if origin is None:
@@ -73,8 +77,9 @@ def _kept_in(out: Path, prepared: Prepared, again: bool) -> dict:
     info, adata = prepared.adata.uns["spabit"], prepared.adata
     path, image = out / "section.h5ad", str(info.get("image_path", ""))
     if again or not is_whole(path):
+        uns = {**adata.uns, "spabit": info | {WHOLE: adata.n_obs}}
         with replacing(path, sealed=True) as temporary:
-            adata.write_h5ad(temporary)
+            AnnData(adata.X, obs=adata.obs, var=adata.var, uns=uns, obsm=dict(adata.obsm)).write_h5ad(temporary)
     section = {"name": info["name"], "format": info["format"], "image": image, "path": path.name}
     section["reading"] = {"name": info["name"], "format": "h5ad", "image": image or "none"}
     section["reading"] |= {key: info[key] for key in ("turn", "image_scale") if key in info}
@@ -169,16 +174,18 @@ def read_inputs(run: Path, content: dict, config: Config, weights: str | None = 
     if not Path(cache_dir).is_dir():  # of another machine; a folder that a file names is not made
         cache_dir = str(run / "cache")
     paths = section.get("related", [])
+
+    def prepare(adata, config: Config, was: dict, related=(), alignment=None) -> Prepared:
+        # a panel's file may have moved, and a rule may have become another
+        genes = was["genes"] if set(was["genes"]) <= set(adata.var_names) else None
+        return Prepared(adata, _of_its_time(config, was), encoder, cache_dir, related, alignment, genes)
+
     related = [
-        Prepared(read_section(path, **section["reading_related"]), _of_its_time(config.of_related(), was), encoder,
-                 cache_dir, alignment=_alignment(run, was))
+        prepare(read_section(path, **section["reading_related"]), config.of_related(), was, (), _alignment(run, was))
         for path, was in zip(paths, before.get("related", []), strict=True)
-    ]  # fmt: skip
+    ]
     adata = read_section(run / section["path"], **section["reading"])  # a path of its own stays as it is
-    config = _of_its_time(config, before)
-    # a panel's file may have moved, and a rule may have become another
-    genes = before["genes"] if set(before["genes"]) <= set(adata.var_names) else None
-    prepared = Prepared(adata, config, encoder, cache_dir, related, genes=genes)
+    prepared = prepare(adata, config, before, related)
     prepared.most_known = before.get("most_known")  # a folder from before there was one: all
     prepared.extract(weights)
     now = prepared.describe()

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path as Outline
 from matplotlib.text import Text
 from matplotlib.transforms import AffineDeltaTransform
+from scipy import sparse
 from scipy.spatial import KDTree
 
 from spabit_jax.files import replacing
@@ -41,7 +42,9 @@ _HOLE = 0.6  # of a ring, as a share of its width
 
 def of_gene(adata: AnnData, gene: str, layer: str | None = None) -> np.ndarray:
     """(N,) values of a gene, in ``X`` or a layer; a column of ``obs`` may have its name."""
-    return np.asarray(adata.X if layer is None else adata.layers[layer])[:, adata.var_names.get_loc(gene)]
+    column = adata[:, gene]
+    values = column.X if layer is None else column.layers[layer]
+    return np.asarray(values.toarray() if sparse.issparse(values) else values).ravel()
 
 
 def colour_limits(spots: AnnData, gene: str) -> tuple[float, float]:

@@ -30,6 +30,7 @@ LIBRARIES = ("library", "sample", "section", "slice", "slide", "orig.ident", "im
 _LIBRARY = re.compile(rf"({'|'.join(LIBRARIES)})[_. ]?(id|name)?", re.IGNORECASE)
 # Names of x and y in full-resolution pixels
 _XY = (("pxl_col_in_fullres", "pxl_row_in_fullres"), ("imagecol", "imagerow"))
+WHOLE = "n_spots"  # in uns["spabit"] of a section that a run keeps: of one section, whatever columns of obs say
 # What a section that read_section() made knows of the files that it was read from, and its .h5ad alone does not tell.
 OF_ITS_FILES = ("format", "lattice", "array_min", "array_max", "um_per_px", "spot_px")
 
@@ -158,7 +159,7 @@ def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
         if libraries:
             found.uns["spatial"] = {name: found.uns["spatial"][name]} if name in libraries else {}
         return found
-    is_one = _mapping(adata.uns.get("spabit")).get("name") == name  # ``read_section`` has made it
+    is_one = _mapping(adata.uns.get("spabit")).get(WHOLE) == adata.n_obs
     if columns and not is_one:
         column, values = next(iter(columns.items()))
         names = sorted(set(values))

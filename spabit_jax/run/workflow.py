@@ -143,14 +143,19 @@ class Workflow:
         per_seed = read_made_by(self.out / "predictions_per_seed.npy", "predict", np.load)
         members = dict(read_made_by(self.out / "members.npz", "predict", np.load))
         self.write_config()
-        prepared, seconds = self.prepared, self._seconds()
+        prepared, seconds, protocol = self.prepared, self._seconds(), self.prepared.protocol()
+        if prepared.related:  # how many of their train spots were learned from
+            learned_from = predictions.uns["spabit"].get("related")
+            if learned_from is None:  # predictions of before that was noted
+                lay_out_related(prepared)
+                learned_from = prepared.learned_from()
+            protocol["related"] = {name: int(n) for name, n in learned_from.items()}
         header = {
             "section": prepared.name,
             "method": prepared.config.name,
             "encoder": prepared.encoder,
             "patch_px": list(prepared.patch_px) if prepared.windows else [],
-            # of the related sections, how many of their train spots were learned from
-            "protocol": prepared.protocol() | {k: v for k in ("related",) if (v := predictions.uns["spabit"].get(k))},
+            "protocol": protocol,
             "seeds": self.seeds,
         }
         spent = {

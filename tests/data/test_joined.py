@@ -132,7 +132,9 @@ def test_align_leaves_one_section_as_it_is(section_data, tiny_config):
 def test_commands(sections, tmp_path):
     first, second = (write_section(*section, tmp_path) for section in sections)
     flags = [f"--related={second}", "--config.data.related_split=none", "--config.model.members=spabit,ridge"]
-    flags += ["--config.train.epochs=4", "--num_seeds=1"]
+    panel = tmp_path / "genes.txt"
+    panel.write_text("\n".join(sections[0][0].var_names[:9]))
+    flags += ["--config.train.epochs=4", "--num_seeds=1", f"--config.data.panel={panel}"]
     result = small_run.run(first, tmp_path, *flags)
     assert result.returncode == 0, result.stderr
     import anndata
@@ -147,6 +149,7 @@ def test_commands(sections, tmp_path):
     test = (found.obs["split"] == "test").to_numpy()
     places = pd.DataFrame(found.obsm["spatial"][test], columns=["x", "y"])
     places.to_csv(tmp_path / "places.csv", index=False)
+    panel.unlink()  # the run knows its genes
     predict = ["experiments.predict", f"--run={run}", f"--out={tmp_path / 'p.h5ad'}"]
     result = commands.run(*predict, f"--locations={tmp_path / 'places.csv'}")
     assert result.returncode == 0, result.stderr
