@@ -257,8 +257,8 @@ def define_config_flag(default: str = "default") -> None:
     # ml_collections wants the file before its overrides in sys.argv, and this function --config=NAME in one word; users
     # should not have to know
     words = iter(sys.argv[1:])
-    given = [f"{a}={next(words, '')}" if a in ("-config", "--config") else a for a in words]
-    rest = sorted(given, key=lambda a: not a.lstrip("-").startswith("config="))
+    typed = [f"{a}={next(words, '')}" if a in ("-config", "--config") else a for a in words]
+    rest = sorted(typed, key=lambda a: not a.lstrip("-").startswith("config="))
     sys.argv[1:] = [
         f"--config={_preset_file(a.partition('=')[2])}" if a.lstrip("-").startswith("config=") else a for a in rest
     ]

@@ -40,8 +40,7 @@ class Locations(NamedTuple):
     array: Float[np.ndarray, "M 2"]  # (row, col), the section's array coordinates continued between its spots
 
     def __repr__(self) -> str:
-        (left, top), (right, bottom) = self.xy.min(axis=0), self.xy.max(axis=0)
-        return f"{len(self.xy)} locations, x {left:g} to {right:g}, y {top:g} to {bottom:g} full-resolution pixels"
+        return f"{len(self.names)} locations"
 
 
 def find_locations(adata: AnnData, asked: str) -> Locations:

@@ -172,6 +172,7 @@ def one_panel(inches: float, path: Files) -> Iterator[Axes]:
     """Axes of a square figure, which is written once they are drawn into.
 
     Args:
+      inches: its width and height.
       path: the file, or several.
     """
     figure = Figure(figsize=(inches, inches), layout="constrained")

@@ -35,7 +35,7 @@ class Workflow:
       out: its folder; made when there is something to write.
       prepared: the section.
       seeds: of the networks.
-      origin: what config.json says besides of how to do it again: section, command, preset, …; None for a section from
+      origin: what config.json says besides of how to do it again: section, cache_dir, command; None for a section from
         memory.
       figure_format: png, pdf or svg.
       weights: file of the encoder's weights, instead of its own.
