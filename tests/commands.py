@@ -14,7 +14,7 @@ SECONDS = 300  # after which a command has failed
 FORKED = multiprocessing.get_context("forkserver")
 # not our own modules: what they do when they are imported belongs to the command
 FORKED.set_forkserver_preload(
-    ["anndata", "flax.nnx", "jraph", "matplotlib.figure", "optax", "scanpy", "sklearn.gaussian_process",
+    ["anndata", "flax.nnx", "jraph", "matplotlib.figure", "optax", "orbax.checkpoint", "scanpy",
      "sklearn.linear_model", "sklearn.neighbors"]
 )  # fmt: skip
 

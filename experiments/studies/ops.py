@@ -12,7 +12,6 @@ from unittest.mock import patch
 import jax
 import numpy as np
 from absl import app
-from flax import nnx
 
 from spabit_jax import presets
 from spabit_jax.config import Config
@@ -21,9 +20,8 @@ from spabit_jax.data.section import make_section
 from spabit_jax.data.split import split_spots
 from spabit_jax.datasets.simulate import simulate_section
 from spabit_jax.evaluation.report import markdown_table
-from spabit_jax.models.graph_attention import GATRegressor
 from spabit_jax.ops import layer_norm, neighbour_sum
-from spabit_jax.reference.separate_gat import initial_gat_state, make_gat_epoch
+from spabit_jax.reference.separate_gat import make_gat_epoch, new_gat
 from spabit_jax.training.fit import make_chunk, seed_keys
 from spabit_jax.training.network import Trainer
 
@@ -62,9 +60,9 @@ def reference_gat() -> float:
     config = presets.reference()
     section = make(config, 16)
     n_genes = section.expression.shape[1]
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(0))))
+    graphdef, new_state = new_gat(n_genes, config)
     chunk = make_chunk(make_gat_epoch(graphdef, config))
-    return epoch_seconds(chunk, initial_gat_state(n_genes, config, 0), (section.imputed, section.graph))
+    return epoch_seconds(chunk, new_state(0), (section.imputed, section.graph))
 
 
 def main(_):

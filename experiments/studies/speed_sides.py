@@ -173,24 +173,21 @@ def oracle_predict(device: str, arrays: dict, _):
 
 def port_gat(device: str, arrays: dict, epochs: int):
     import jax
-    from flax import nnx
 
     from experiments.configs import reference
     from spabit_jax.data.graphs import make_graph
-    from spabit_jax.models.graph_attention import GATRegressor
     from spabit_jax.reference import separate_gat as gat
     from spabit_jax.training.fit import make_chunk
 
     config, n_genes = reference.get_config(), arrays["expression"].shape[1]
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(0))))
+    graphdef, new_state = gat.new_gat(n_genes, config)
     data = jax.device_put((arrays["expression"], make_graph(*_edges(arrays), len(arrays["xy"]))))
-    state = gat.initial_gat_state(n_genes, config, 0)
-    parts = _trained(state, make_chunk(gat.make_gat_epoch(graphdef, config)), data, epochs)
+    parts = _trained(new_state(0), make_chunk(gat.make_gat_epoch(graphdef, config)), data, epochs)
 
     def loss(params, data, _, key):
         return gat.gat_loss(graphdef, params, data, key)
 
-    return parts | _gradients(loss, gat.initial_gat_state(n_genes, config, 0), data, np.arange(epochs)[:, None])
+    return parts | _gradients(loss, new_state(0), data, np.arange(epochs)[:, None])
 
 
 def port_spabit(device: str, arrays: dict, epochs: int):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,6 +31,13 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
         return layer_norm(x.reshape(-1, x.shape[-1]), self.scale[...], self.bias[...]).reshape(x.shape)
+
+
+def untrained(new_model: Callable[[nnx.Rngs], nnx.Module]):
+    """Static part of a model, and a compiled function of a key that makes its parameters: traced once for both."""
+    make = jax.jit(lambda key: nnx.split(new_model(nnx.Rngs(key)), nnx.Param, ...)[:2])
+    graphdef, _ = jax.eval_shape(make, jax.random.key(0))
+    return graphdef, lambda key: make(key)[1]
 
 
 def merged(graphdef, params, *, training: bool) -> nnx.Module:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 from anndata import AnnData
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import maximum_filter
 
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
@@ -18,13 +18,13 @@ from spabit_jax.readers.turns import TURNS, after, inverse, quarters, turned_xy
 _LOOK_PX = 400  # of the image that is looked at
 _LOOK_SPOTS = 20_000
 # By how much spots must cover the tissue better another way round, and how well. On the nine real sections with an
-# image that this was tried on, the right way had a coverage of 0.27 to 0.89 and no other was ahead of it.
+# image that this was tried on, the right way had a coverage of 0.27 to 0.88 and no other was ahead by more than 0.005.
 _MARGIN = 0.05
 _COVERED = 0.25
 _CHANCE = 0.1
 _EXCHANGED = "mirror+270"  # the turn that exchanges x and y
 _SURE = 0.5  # a coverage by which a scale is told
-# By how much it must be ahead of all ways round, and differ; on the same nine sections none was by more than 0.007.
+# By how much it must be ahead of all ways round, and differ; on the same nine sections none was by more than 0.02.
 _SCALE_MARGIN = 0.1
 _BLACK = 16  # no tissue is darker: what lies outside of the glass
 _COLOURLESS = 20  # of 255, between the channels of a background that is one: not of pale tissue
@@ -125,7 +125,8 @@ def check_image(adata: AnnData, swapped: bool) -> None:
     if slide.white not in (255, 65535):
         logging.info("%s: its values go up to %g: that is taken for white", slide.path, slide.white)
     tissue, xy = stained_mask(small), adata.obsm["spatial"] * scale * shrunk
-    ways = {turn: _fit(xy, tissue, turn) for turn in TURNS}
+    pitch = _pitch(xy)
+    ways = {turn: _fit(xy, tissue, turn, pitch) for turn in TURNS}
     as_is = ways["0"]
     best = max(ways, key=lambda way: (ways[way].inside > 0.5, ways[way].coverage, ways[way].inside, way == _EXCHANGED))
     turn = "" if best == "0" else _remedy(best, info.get("turn", "0"), swapped)
@@ -199,8 +200,8 @@ def _estimate(xy: np.ndarray, tissue: np.ndarray, scale: float, least: float = 0
     most = _fills(xy, tissue)
     if most is None:
         return ""
-    factors = np.geomspace(min(1, most) * 0.3, most, 61)
-    coverages = [_coverage(xy * factor, tissue) for factor in factors]
+    factors, pitch = np.geomspace(min(1, most) * 0.3, most, 61), _pitch(xy)
+    coverages = [_coverage(xy * factor, tissue, pitch * factor) for factor in factors]
     found = factors[int(np.argmax(coverages))] * scale
     if max(coverages) < max(least, _SURE) or abs(found - scale) < _SCALE_MARGIN * scale:
         return ""
@@ -244,35 +245,46 @@ def stained_mask(image: np.ndarray) -> np.ndarray:
     return dark > threshold_otsu(dark)
 
 
-def _fit(xy: np.ndarray, tissue: np.ndarray, turn: str) -> Fit:
+def _fit(xy: np.ndarray, tissue: np.ndarray, turn: str, pitch: float) -> Fit:
     """How spots lie on the picture once it is turned: they are turned back, and the picture stays.
 
     Args:
       xy: (N, 2) in pixels of the picture.
       tissue: (h, w) bool.
+      pitch: of the spots, in the same pixels.
     """
     height, width = tissue.shape
     size = (height, width) if quarters(turn) % 2 else (width, height)
     xy = turned_xy(xy, inverse(turn), size)
     inside = ((xy >= 0) & (xy <= [width, height])).all(axis=1)
     column, row = np.clip(xy, 0, [width - 1, height - 1]).astype(int).T
-    return Fit(float(inside.mean()), float((tissue[row, column] & inside).mean()), _coverage(xy, tissue))
+    return Fit(float(inside.mean()), float((tissue[row, column] & inside).mean()), _coverage(xy, tissue, pitch))
 
 
-def _coverage(xy: np.ndarray, tissue: np.ndarray) -> float:
+def _coverage(xy: np.ndarray, tissue: np.ndarray, pitch: float) -> float:
     height, width = tissue.shape
-    xy = xy[:: max(1, len(xy) // _LOOK_SPOTS)]
-    reach = max(1.0, spot_pitch(xy)) if len(xy) > 1 else 1.0
+    xy = _thinned(xy)
     left, top = np.maximum(0, np.ceil(-xy.min(axis=0))).astype(int)
     right, bottom = np.maximum([width, height], np.floor(xy.max(axis=0)).astype(int) + 1) + [left, top]
     if right * bottom > 25 * width * height:  # far outside
         return 0.0
-    canvas = np.zeros((bottom, right), bool)
+    canvas, spots = np.zeros((2, bottom, right), bool)
     canvas[top : top + height, left : left + width] = tissue
     column, row = (np.floor(xy).astype(int) + [left, top]).T
-    empty = np.ones(canvas.shape, bool)
-    empty[row, column] = False
-    near = distance_transform_edt(empty) <= reach
-    if near.all() or canvas.all() or not canvas.any():
-        return 0.0
-    return float(np.corrcoef(near.ravel(), canvas.ravel())[0, 1])
+    spots[row, column] = True
+    return _correlation(maximum_filter(spots, 2 * max(1, int(pitch)) + 1), canvas)
+
+
+def _correlation(near: np.ndarray, tissue: np.ndarray) -> float:
+    """Pearson's, of two masks, from their counts: twenty times as fast as of their values."""
+    n, a, b, both = (float(count) for count in (near.size, near.sum(), tissue.sum(), (near & tissue).sum()))
+    spread = a * (n - a) * b * (n - b)
+    return (n * both - a * b) / spread**0.5 if spread else 0.0
+
+
+def _thinned(xy: np.ndarray) -> np.ndarray:
+    return xy[:: max(1, len(xy) // _LOOK_SPOTS)]
+
+
+def _pitch(xy: np.ndarray) -> float:
+    return spot_pitch(_thinned(xy)) if len(xy) > 1 else 0.0

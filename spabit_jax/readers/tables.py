@@ -36,7 +36,7 @@ def reading(path: Path, what: str, remedy: str = "replace the file") -> Iterator
             yield
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # h5py, pandas, scanpy and zlib share no base class
+    except Exception as error:  # h5py, pandas and zlib share no base class
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: cannot be read as {what}, or is truncated ({reason}): {remedy}") from error
 

@@ -166,15 +166,14 @@ def _read_h5(path: Path) -> AnnData:
     with reading(path, "a 10x .h5 file"):
         check_heaps(path)
         with h5py.File(path, "r") as file:
-            genomes = list(file) if "matrix" not in file else []
-        if len(genomes) < 2:
-            adata = _read_matrix(path)
-            genomes = [*adata.var["genome"].unique()] if "genome" in adata.var else []
-        else:
-            parts = [_read_matrix(path, genome) for genome in genomes]
-            for genome, part in zip(genomes, parts, strict=True):
-                part.var_names = f"{genome}_" + part.var_names.astype(str)
-            adata = anndata.concat(parts, axis="var", join="outer", fill_value=0)
+            if "matrix" in file:
+                adata = _read_matrix(file["matrix"])
+                genomes = [*adata.var["genome"].unique()] if "genome" in adata.var else []
+            else:
+                genomes, parts = [*file], [_read_matrix(group) for group in file.values()]
+                for genome, part in zip(genomes, parts, strict=True):
+                    part.var_names = f"{genome}_" + part.var_names if len(genomes) > 1 else part.var_names
+                adata = anndata.concat(parts, axis="var", join="outer", fill_value=0)
     if len(genomes) > 1:
         logging.warning(
             "%s: holds genes of %d genomes (%s), which all are read; --config.data.panel=FILE names those of one",
@@ -183,12 +182,23 @@ def _read_h5(path: Path) -> AnnData:
     return adata
 
 
-def _read_matrix(path: Path, genome: str | None = None) -> AnnData:
-    """Genes of a 10x .h5 file; ValueError where its matrix points outside itself."""
-    import scanpy
+def _read_matrix(group: h5py.Group) -> AnnData:
+    """Genes as ``scanpy.read_10x_h5`` has them, whose import takes a second; what is no gene is left out.
 
-    adata = scanpy.read_10x_h5(path, genome=genome, gex_only=False)
-    adata.X.check_format(full_check=True)  # before genes are selected: compiled code follows its indices unchecked
+    ValueError where the matrix points outside itself: compiled code follows its indices unchecked.
+    """
+    features = group.get("features")  # since Cell Ranger 3
+    if features is None:
+        var = {"names": group["gene_names"].asstr()[:], "gene_ids": group["genes"].asstr()[:]}
+    else:
+        columns = {"names": "name", "gene_ids": "id", "feature_types": "feature_type", "genome": "genome"}
+        var = {key: features[name].asstr()[:] for key, name in columns.items() if name in features}
+    n_features, n_barcodes = group["shape"][:]
+    parts = (group[name][:] for name in ("data", "indices", "indptr"))
+    x = sparse.csr_matrix(tuple(parts), shape=(n_barcodes, n_features), dtype=np.float32)
+    x.check_format(full_check=True)
+    obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
+    adata = AnnData(x, obs=obs, var=pd.DataFrame(var).set_index("names").rename_axis(None))
     is_gene = adata.var.get("feature_types", "Gene Expression") == "Gene Expression"
     return adata if np.all(is_gene) else adata[:, is_gene].copy()
 

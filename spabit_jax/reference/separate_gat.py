@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from spabit_jax.config import Config
 from spabit_jax.data.section import Section
 from spabit_jax.models.graph_attention import GATRegressor
-from spabit_jax.models.layers import merged
+from spabit_jax.models.layers import merged, untrained
 from spabit_jax.neighbours import impute_from_train
 from spabit_jax.scale import UNLOG
 from spabit_jax.training.fit import FitState, fit, initial_state, make_chunk, seed_keys
@@ -78,16 +77,15 @@ def gene_tokens(section: Section, near: np.ndarray, config: Config, folder: Path
         k, scale = config.gat.n_neighbours, config.data.scale
         passes = [(s, impute_from_train(counts, near, s, k, scale)) for s in seen] + passes
 
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(0))))
+    graphdef, new_state = new_gat(n_genes, config)
     chunk = make_chunk(make_gat_epoch(graphdef, config))
     reconstruct = jax.jit(lambda params, x, graph: merged(graphdef, params, training=False)(x, graph))
     _, key, _ = seed_keys(seed)
     tokens, states = [], []
     for i, (_, x) in enumerate(passes):
-        state = initial_gat_state(n_genes, config, seed)
         name = "GAT" if len(passes) == 1 else f"GAT {i + 1}/{len(passes)}"
         state = fit(
-            state,
+            new_state(seed),
             chunk,
             (x, section.graph),
             key,
@@ -101,8 +99,12 @@ def gene_tokens(section: Section, near: np.ndarray, config: Config, folder: Path
     return np.stack(tokens), part, states
 
 
-def initial_gat_state(n_genes: int, config: Config, seed: int) -> FitState:
-    """A new GAT regressor's state."""
-    new_params = jax.jit(lambda key: nnx.state(GATRegressor(n_genes, config.gat, rngs=nnx.Rngs(key)), nnx.Param))
-    params = new_params(seed_keys(seed)[0])
-    return initial_state(params, gat_optimizer(config), config.gat.epochs, validated=False)
+def new_gat(n_genes: int, config: Config):
+    """Static part of the GAT regressor, and its state before the first epoch as a function of a seed."""
+    graphdef, new_params = untrained(lambda rngs: GATRegressor(n_genes, config.gat, rngs=rngs))
+
+    def new_state(seed: int) -> FitState:
+        params = new_params(seed_keys(seed)[0])
+        return initial_state(params, gat_optimizer(config), config.gat.epochs, validated=False)
+
+    return graphdef, new_state

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from spabit_jax.config import Config
 from spabit_jax.data.components import Space, expression_space
 from spabit_jax.data.section import Places, Section
 from spabit_jax.models import find_model
-from spabit_jax.models.layers import merged
+from spabit_jax.models.layers import merged, untrained
 from spabit_jax.models.spabit import Tokens
 from spabit_jax.training import devices
 from spabit_jax.training.fit import (
@@ -180,9 +179,10 @@ class Trainer:
         self.section = section
         self.train_spots = np.flatnonzero(section.is_train).astype(np.int32)
         self.data = jax.tree.map(jnp.asarray, TrainingData(section, self.space(0), gene_tokens, part, None, None))
-        graphdef, _ = nnx.split(nnx.eval_shape(partial(self.new_model, jax.random.key(0))))
+        n_scores, n_features = self.data.space.loadings.shape[0], section.image.shape[1]
+        new_model = partial(find_model(config.model.name), n_scores, n_features, config)
+        graphdef, self._new_params = untrained(lambda rngs: new_model(rngs=rngs))
         self.graphdef = graphdef
-        self._new_params = jax.jit(lambda key: nnx.state(self.new_model(key), nnx.Param))
         self._chunk = make_chunk(make_spabit_epoch(graphdef, config))
         self._loop = {"chunk_epochs": config.train.chunk_epochs, "patience": config.train.patience}
 
@@ -192,13 +192,6 @@ class Trainer:
             return data.space.decode(merged(graphdef, params, training=False)(tokens, valid))
 
         self._apply = devices.over_devices(apply)
-
-    def new_model(self, key: jax.Array):
-        """A new model of this configuration."""
-        section = self.section
-        model = find_model(self.config.model.name)
-        n_scores, n_features = self.data.space.loadings.shape[0], section.image.shape[1]
-        return model(n_scores, n_features, self.config, rngs=nnx.Rngs(key))
 
     def space(self, seed: int) -> Space:
         """Of a seed: made of the train spots that it is fitted to."""

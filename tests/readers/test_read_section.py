@@ -97,6 +97,26 @@ def test_mtx(visium, folder, columns):
     assert list(adata.var_names)[::4] == visium.genes[::4]
 
 
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")  # assemble() makes them so
+@pytest.mark.parametrize("version", [2, 3])
+def test_an_h5_file_is_read_as_scanpy_reads_it(visium, version):
+    import scanpy
+
+    from spabit_jax.readers.visium import read_10x
+
+    visium.write()
+    path = visium.folder / "filtered_feature_bc_matrix.h5"
+    if version == 2:
+        with h5py.File(path, "r+") as file:
+            file.move("matrix", "GRCh38")
+            file["GRCh38/genes"], file["GRCh38/gene_names"] = (file[f"GRCh38/features/{key}"] for key in ("id", "name"))
+            del file["GRCh38/features"]
+    found, expected = read_10x(path), scanpy.read_10x_h5(path)
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    pd.testing.assert_frame_equal(found.var, expected.var)
+
+
 def test_only_gene_expression_is_kept(visium):
     visium.write()
     types = ["Gene Expression", "Antibody Capture", *["Gene Expression"] * 3]
