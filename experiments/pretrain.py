@@ -25,7 +25,7 @@ LEAST_SPOTS = 60  # of a section, in a task
 
 def main() -> None:
     if not cli.FLAGS.out or Path(cli.FLAGS.out).suffix != ".npz":
-        raise InputError("--out is missing: give the .npz of weights to write")
+        raise InputError(f"--out={cli.FLAGS.out or ''}: give the .npz of weights to write, as --out=weights.npz")
     from spabit_jax.evaluation.curves import plot_pretraining
     from spabit_jax.kriging.bank import draw_bank, second_pass
     from spabit_jax.models.in_context import save_weights

@@ -54,7 +54,7 @@ def prepare(
     Args:
       section: of ``read_section``, an AnnData of your own, or a path.
       config: ``Config()`` by default.
-      encoder: of the image; needs PyTorch unless it is ``stain``.
+      encoder: of the image; neural ones need PyTorch.
       features: image features of your own instead: a file (``data.features.read_features`` says of what content), or
         ``obsm:KEY``.
       cache_dir: folder of image features.
@@ -98,7 +98,8 @@ def fit(section: Prepared, seeds: int | Sequence[int] = 5, out: str | os.PathLik
       out: run folder, in which an interrupted fit goes on where it was; None keeps all in memory.
 
     Raises:
-      InputError: ``out`` holds another run.
+      InputError: ``out`` holds another run, or ``section`` has related ones: a run folder with these is
+        ``experiments.run``'s.
     """
     seeds = checked_seeds(range(seeds) if isinstance(seeds, Integral) else list(seeds))
     check_backend()

@@ -191,7 +191,7 @@ class Bench:
         if cli.FLAGS.section:
             return {
                 "path": cli.FLAGS.section,
-                "name": cli.FLAGS.name,
+                "how": cli.how_to_read(),
                 "encoder": cli.FLAGS.encoder,
                 "windows": cli.asked_windows(cli.FLAGS.patch_px, DataConfig().windows),
                 "cache_dir": cli.FLAGS.cache_dir,
@@ -199,7 +199,7 @@ class Bench:
         from spabit_jax.datasets.simulate import simulate_section, write_section
 
         path = write_section(*simulate_section(0, n_rows=78, n_cols=64), Path(self.scratch))
-        return {"path": str(path), "name": None, "encoder": "stain", "windows": "48px", "cache_dir": self.scratch}
+        return {"path": str(path), "how": {}, "encoder": "stain", "windows": "48px", "cache_dir": self.scratch}
 
     def large(self) -> list[dict]:
         rows = []

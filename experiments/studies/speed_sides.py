@@ -92,7 +92,7 @@ def _prepare(describe: dict, config):
     from spabit_jax.data.prepared import Prepared
     from spabit_jax.readers import read_section
 
-    adata = read_section(describe["path"], name=describe["name"])
+    adata = read_section(describe["path"], **describe["how"])
     config.data.windows = describe["windows"]
     prepared = Prepared(adata, config, describe["encoder"], describe["cache_dir"])
     prepared.extract()

@@ -71,7 +71,7 @@ def test_large_sections_are_predicted(tmp_path):
 
 
 def test_default_fit_of_the_table(tmp_path, simulated):
-    section = {"path": str(simulated), "name": None, "encoder": "stain", "windows": "48px", "cache_dir": str(tmp_path)}
+    section = {"path": str(simulated), "how": {}, "encoder": "stain", "windows": "48px", "cache_dir": str(tmp_path)}
     assert speed_sides.port_default_fit(section) > 0
     arrays = speed_sides.of_section(section)
     assert len(arrays["features"]) == len(arrays["expression"]) == len(arrays["xy"]) > len(arrays["train"])
