@@ -68,9 +68,7 @@ def main() -> None:
             cli.FLAGS.scales or [config.data.scale],
         )
     )
-    if not cli.FLAGS.splits and config.data.split in ("none", "image_only"):
-        raise InputError(f"config.data.split is {config.data.split}, which leaves no test spot to compare on")
-    cli.check_known("splits", [split for split in splits if not is_own_split(split)], TEST_SPLITS)
+    cli.check_known("splits", [split for split in cli.FLAGS.splits or () if not is_own_split(split)], TEST_SPLITS)
     cli.check_known("scales", scales, SCALES)
     for encoder in asked_encoders if not cli.FLAGS.features else ():
         encoders.check_name(encoder)
@@ -128,6 +126,8 @@ def pieces(sections: dict, groups: list, splits: list, scales: list, asked_encod
                 config = config.with_data(split=split, scale=scale)
                 config = config.of_related() if of_related else config
                 prepared = Prepared(adata, config, encoder, cli.FLAGS.cache_dir, related)
+                if not of_related:
+                    prepared.check_test_spots()
                 prepared.extract()
                 return prepared
 

@@ -32,10 +32,10 @@ def main() -> None:
     from spabit_jax.training.pretraining import pretrain
 
     out, seed, n_tasks = Path(cli.FLAGS.out), cli.FLAGS.seed, cli.FLAGS.tasks
-    geometries = read_geometries() if cli.FLAGS.sections else []
+    geometries, inputs = read_geometries() if cli.FLAGS.sections else ([], [])
     folder = out.with_suffix(".checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"seed": seed, "tasks": n_tasks, "sections": cli.FLAGS.sections}
+    asked = {"seed": seed, "tasks": n_tasks, "sections": cli.FLAGS.sections, "inputs": inputs}
     write_or_match(folder / "pretraining.json", asked, list(asked))
     bank, rows, table = draw_bank(np.random.default_rng(seed)), [], out.with_suffix(".csv")
     if table.exists():
@@ -53,13 +53,13 @@ def main() -> None:
     print(f"mean squared errors on tasks kept aside: {last}\nwritten: {out}, {table}, {out.with_suffix('.png')}")
 
 
-def read_geometries() -> list:
-    """Places in pitches and image components of ``--sections``."""
+def read_geometries() -> tuple[list, list[dict]]:
+    """Places in pitches and image components of ``--sections``, and what they were made from."""
     from spabit_jax.data.prepared import Prepared
     from spabit_jax.evaluation.baselines import make_spots
     from spabit_jax.training.pretraining import Geometry
 
-    config, found = cli.read_flagged_config(), []
+    config, found, inputs = cli.read_flagged_config(), [], []
     for adata, patch_px in cli.read_flagged_sections():
         prepared = Prepared(adata, cli.with_windows(config, patch_px), cli.asked_encoder(), cli.FLAGS.cache_dir)
         if adata.n_obs < LEAST_SPOTS:
@@ -67,7 +67,8 @@ def read_geometries() -> list:
         prepared.extract()
         spots = make_spots(adata.obsm["spatial"], prepared.features())
         found.append(Geometry(spots.xy, spots.components))
-    return found
+        inputs.append(prepared.describe())
+    return found, inputs
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ What is expressed where, and what the image shows of it, is as in
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from absl import flags
 
 from feature_extraction import command as cli
 from spabit_jax.errors import InputError
+from spabit_jax.files import temporary_name
 
 FORMATS = ("h5ad", "visium", "visium_hd", "xenium")
 PITCH = {"h5ad": 45.0, "visium": 45.0, "visium_hd": 16.0, "xenium": 20.0}  # pixels
@@ -34,12 +36,15 @@ def main() -> None:
     adata, image = simulate.simulate_section(
         seed, n_rows=side, n_cols=side, lattice=lattice, pitch=PITCH[asked], name=out.name
     )
-    if asked == "h5ad":
-        path = simulate.write_section(adata, image, out)
-    elif asked == "xenium":
-        path = simulate_formats.write_xenium(adata, image, out, np.random.default_rng(seed))
-    else:
-        path = getattr(simulate_formats, f"write_{asked}")(adata, image, out)
+    with temporary_name(out) as folder:
+        if asked == "h5ad":
+            path = simulate.write_section(adata, image, folder)
+        elif asked == "xenium":
+            path = simulate_formats.write_xenium(adata, image, folder, np.random.default_rng(seed))
+        else:
+            path = getattr(simulate_formats, f"write_{asked}")(adata, image, folder)
+        os.replace(folder, out)
+    path = out / path.relative_to(folder)
     print(f"{adata.n_obs} spots, {adata.n_vars} genes, image {image.shape[1]} x {image.shape[0]} px: --section={path}")
 
 

@@ -53,7 +53,7 @@ def plan(out: Path) -> list[Job]:
       InputError: a section or configuration is bad, two have one name, or a folder holds another run.
     """
     from spabit_jax.data.prepared import Prepared
-    from spabit_jax.files import write_or_match
+    from spabit_jax.files import check_matches
 
     configs = read_configs()
     jobs = {}
@@ -65,10 +65,11 @@ def plan(out: Path) -> list[Job]:
             name = f"{prepared.name}/{config.name}"
             if name in jobs:
                 raise InputError(f"two runs are {name}: rename a section, or config.name in one of --configs")
+            prepared.check_test_spots()
             prepared.extract()
             if (out / name / "config.json").exists():
                 identity = prepared.identity(range(cli.FLAGS.num_seeds))
-                write_or_match(out / name / "config.json", identity, keys=tuple(identity))
+                check_matches(out / name / "config.json", identity, keys=tuple(identity))
             jobs[name] = Job(name, out / name, command(path, patch_px, file, out / name))
     return list(jobs.values())
 
@@ -85,9 +86,7 @@ def read_configs() -> dict[str, object]:
             raise InputError(f"{file} of --configs: {' '.join(str(error).split())}: {cli.NO_CONFIG}") from error
         if not isinstance(config, Config):
             raise InputError(f"{file} of --configs: {cli.NO_CONFIG}")
-        if config.validate().data.split == "none":
-            raise InputError(f"{file} of --configs: config.data.split is none, which leaves no test spot to compare on")
-        configs[file] = config
+        configs[file] = config.validate()
     if not configs:
         raise InputError("--configs is missing: give Python files with a get_config(), separated by commas")
     return configs

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from spabit_jax.files import locked
+from spabit_jax.files import is_whole, locked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +24,7 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        return (self.folder / "metrics.json").exists()
+        return is_whole(self.folder / "metrics.json")
 
     def __call__(self) -> int:
         # a worker that outlived an interrupted sweep may be at it

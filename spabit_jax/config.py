@@ -18,6 +18,7 @@ from spabit_jax.scale import SCALES
 CROSS_ATTENTIONS = ("both", "image_to_gene", "gene_to_image")
 SPLITS = ("lattice", "random", "block", "none", "image_only")
 OWN_SPLITS = "obs:COLUMN or FILE.csv"  # the user's, of which each spot says train or test
+NAMED_PANELS = ("informative", "hvg", "train_spots", "reference")
 IMAGE_TRANSFORMS = ("components", "reference")
 
 
@@ -67,6 +68,12 @@ def is_own_split(split: str) -> bool:
 def _that(default, rule: Rule):
     """A field with a rule, which stands with it."""
     return field(default=default, metadata={"rule": rule})
+
+
+def panel_rule(panel: str) -> str:
+    """The rule of a panel, without the genes that it names; that of the default where it is a file."""
+    rule = panel.partition("+")[0]
+    return rule if rule in NAMED_PANELS else NAMED_PANELS[0]
 
 
 @dataclass
@@ -205,18 +212,28 @@ class Config:
         return self
 
     def of_related(self) -> "Config":
-        """The configuration for related sections, whose split may be another one."""
-        same = "none" if self.data.split == "image_only" else self.data.split
-        return self.with_data(split=same if self.data.related_split == "same" else self.data.related_split)
+        """The configuration for related sections: their split may be another one, and they need not have all genes.
+
+        Where nothing is measured in the section itself, the panel is what the first of them has of what is asked for.
+        """
+        nothing_here, split = self.data.split == "image_only", self.data.related_split
+        if split == "same":
+            split = "none" if nothing_here else self.data.split
+        return self.with_data(split=split, panel=self.data.panel if nothing_here else panel_rule(self.data.panel))
 
     def with_data(self, **changes) -> "Config":
         """This configuration with other values of fields of ``data``."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, **changes))
 
-    def with_absolute_split(self) -> "Config":
-        """This configuration with a split's file by its absolute path, so that it is found from any folder."""
-        split = self.data.split
-        return self.with_data(split=os.path.abspath(split)) if split.lower().endswith(".csv") else self
+    def with_absolute_paths(self) -> "Config":
+        """This configuration with the files of a split and of weights found from any folder."""
+        config, split, weights = self, self.data.split, self.model.pretrained
+        if split.lower().endswith(".csv"):
+            config = config.with_data(split=os.path.abspath(split))
+        if weights:
+            model = dataclasses.replace(config.model, pretrained=os.path.abspath(weights))
+            config = dataclasses.replace(config, model=model)
+        return config
 
     def to_dict(self) -> dict:
         """The configuration as nested dicts of plain values."""

@@ -1,4 +1,4 @@
-"""Predictions as SpatialData. Needs the package ``spatialdata``, which this project does not install."""
+"""Predictions as SpatialData. Needs the package ``spatialdata``, of the extra of that name."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import pytest
 from scipy import sparse
 
 import spabit_jax as sj
+from spabit_jax.ensemble.pretrained import WEIGHTS
 from tests import commands
 
 matplotlib.use("Agg")
@@ -195,12 +196,29 @@ def test_a_fit_that_is_refused_leaves_nothing(quick, tmp_path):
             write(tmp_path / "file")
 
 
+def test_a_name_that_a_rival_has_is_refused(quick, tmp_path):
+    _, prepare = quick
+    section = prepare()
+    section.config = copy.deepcopy(section.config)
+    section.config.name = "kriging"
+    with pytest.raises(sj.InputError, match="config.name is 'kriging', which is a method's name"):
+        sj.fit(section, out=tmp_path / "run")
+    model = sj.fit(section)
+    with pytest.raises(sj.InputError, match="config.name is 'kriging'"):
+        sj.evaluate(model.predict(), model)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_is_found_from_any_folder_with_what_it_was_made_from(quick, tmp_path, monkeypatch):
     adata, prepare = quick
     monkeypatch.chdir(tmp_path)
     (tmp_path / "genes.txt").write_text("\n".join(adata.var_names[:5]))
     adata.obs["batch"].to_csv("split.csv")
-    model = sj.fit(prepare(panel="genes.txt", split="split.csv"), out="run")
+    (tmp_path / "weights.npz").write_bytes(WEIGHTS.read_bytes())
+    section = prepare(panel="genes.txt", split="split.csv")
+    config = copy.deepcopy(section.config)
+    config.model.pretrained = "weights.npz"
+    model = sj.fit(sj.prepare(adata, config, cache_dir="cache"), out="run")
     assert (model.prepared.is_train == prepare(split="obs:batch").is_train).all()
     (tmp_path / "genes.txt").unlink()
     (tmp_path / "other").mkdir()

@@ -58,6 +58,7 @@ def main() -> None:
                 continue  # of no effect on this format
             config = changed(here, VARIANTS[variant])
             prepared = Prepared(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+            prepared.check_test_spots()
             prepared.extract()
             key = {"section": prepared.name, "variant": variant}
             key |= {"gat_epochs": config.gat.epochs, "epochs": config.train.epochs}

@@ -94,9 +94,6 @@ def main() -> None:
 class Side:
     """A process in which one implementation runs."""
 
-    def __init__(self, name: str):
-        self.name = name
-
     def __enter__(self):
         self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         return self
@@ -113,7 +110,7 @@ class Bench:
 
     def __init__(self, scratch: str):
         self.scratch = scratch
-        with Side("port") as side:
+        with Side() as side:
             self.device, has_gpu = side(speed_sides.devices)
         self.oracle_device = self.device if has_gpu else "cpu"
         if self.oracle_device != self.device:
@@ -153,7 +150,7 @@ class Bench:
 
     def default_fit(self) -> list[dict]:
         section = self._section()
-        with Side("port") as port:
+        with Side() as port:
             arrays = port(speed_sides.of_section, section)
             seconds = port(speed_sides.port_default_fit, section)
             memory = port(speed_sides.peak_gib, "port", self.device)
@@ -167,7 +164,7 @@ class Bench:
             return []
         theirs, rows = self._published(self.arrays), []
         for num_seeds in (1, PUBLISHED_SEEDS):
-            with Side("port") as port:
+            with Side() as port:
                 ours = port(speed_sides.port_protocol, self.arrays, PUBLISHED_EPOCHS, num_seeds)
                 memory = {"port": port(speed_sides.peak_gib, "port", self.device)}
             seconds = {"oracle": theirs["gat_epoch"] + num_seeds * theirs["spabit_epoch"], "port": ours}
@@ -180,7 +177,7 @@ class Bench:
         """Seconds of the oracle's published epochs of both networks, extrapolated from a few epochs."""
         seconds = {}
         for stage, epochs in PUBLISHED_EPOCHS.items():
-            with Side("oracle") as oracle:
+            with Side() as oracle:
                 timed = EPOCHS[self.oracle_device][stage]
                 oracle(speed_sides.prepare, stage, "oracle", self.oracle_device, arrays, timed)
                 seconds[stage] = epochs * median(oracle(speed_sides.again) for _ in range(3)) / timed
@@ -205,9 +202,9 @@ class Bench:
         rows = []
         for n in BINS:
             with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-                with Side("simulator") as simulator:
+                with Side() as simulator:
                     simulator(speed_large.simulate, n, folder)
-                with Side("port") as port:
+                with Side() as port:
                     seconds = port(speed_large.train_and_predict, folder)
                     memory = {"port": port(speed_sides.peak_gib, "port", "cpu")}  # of the process
             for stage, spent in seconds.items():
@@ -221,7 +218,7 @@ class Bench:
             found, _ = self._both("extract", f"ViT-L, {n} patches", None, n, dtype == "bfloat16")
             rows += found if not rows else found[1:]
             rows[-1]["dtype"] = dtype
-        with Side("port") as port:
+        with Side() as port:
             seconds = port(speed_extract.stain, STAIN_SPOTS, self.scratch)
         size = f"stain, {STAIN_SPOTS} spots, 9300 x 9900 px"
         return rows + self._rows("extract", size, {"port": seconds}, {}, STAIN_SPOTS, "cpu")
@@ -230,7 +227,7 @@ class Bench:
         """First run less a later one, of an epoch."""
         rows = []
         for stage in PUBLISHED_EPOCHS:
-            with Side("port") as port:
+            with Side() as port:
                 first = port(speed_sides.prepare, stage, "port", self.device, self.arrays, 1)
                 seconds = first["whole"] - port(speed_sides.again)
             rows += self._rows("compile", stage, {"port": seconds}, {}, 1)
@@ -256,7 +253,7 @@ class Bench:
           arrays, n: given to both sides; n epochs, patches or spots are one run.
           port_args: given to the port alone.
         """
-        with Side("oracle") as oracle, Side("port") as port:
+        with Side() as oracle, Side() as port:
             oracle(speed_sides.prepare, stage, "oracle", self.oracle_device, arrays, n)
             names = port(speed_sides.prepare, stage, "port", self.device, arrays, n, *port_args)
             parts = {name: [] for name in names}

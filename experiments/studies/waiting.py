@@ -18,7 +18,7 @@ from absl import flags
 
 from feature_extraction import command as cli
 from spabit_jax.evaluation.report import markdown_table
-from spabit_jax.files import write_json
+from spabit_jax.files import write_json, write_or_match
 
 FLAGS = flags.FLAGS
 STAGES = ("features", "train", "predict")
@@ -38,10 +38,16 @@ def time_run(code: Path, section: Path, cache: Path, out: Path) -> dict[str, flo
     return json.loads(kept.read_text())
 
 
+def _commit(here: Path, name: str) -> str:
+    return subprocess.check_output(["git", "-C", here, "rev-parse", name], text=True).strip()
+
+
 def main() -> None:
     out = Path(FLAGS.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     here, rows = Path(__file__).resolve().parents[2], []
+    commits = {"now": _commit(here, "HEAD"), "before": _commit(here, FLAGS.before)}
+    write_or_match(out / "commits.json", commits, list(commits))  # times that are there are of these
     with tempfile.TemporaryDirectory() as name:
         before = Path(name) / "before"
         subprocess.run(["git", "-C", here, "worktree", "add", "--detach", before, FLAGS.before], check=True)

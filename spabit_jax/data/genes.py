@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,11 +13,11 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from spabit_jax.config import NAMED_PANELS
 from spabit_jax.errors import InputError
 from spabit_jax.neighbours import morans_i
 from spabit_jax.scale import find_scale, total_counts
 
-NAMED_PANELS = ("informative", "hvg", "train_spots", "reference")
 FEW = 3  # train spots: a gene that fewer have is in no named panel but the reference's
 CANDIDATES = 5  # times the panel's size: genes that most train spots have, among which those that vary are looked for
 LEAST_SHARE = 0.25  # of a panel, that a related section has measured
@@ -28,7 +29,9 @@ GENOME = r"^(GRCh|GRCm|hg|mm)\d+_+"  # before names and ids where there are seve
 NOT_BIOLOGY = re.compile(r"(MT-|MTRNR|RP[LS]\d|MRP[LS]\d)", re.IGNORECASE)  # mitochondrial and ribosomal genes
 
 
-def select_genes(adata: AnnData, panel: str, n_genes: int, is_train: np.ndarray) -> list[str]:
+def select_genes(
+    adata: AnnData, panel: str, n_genes: int, is_train: np.ndarray, chosen: list[str] | None = None
+) -> list[str]:
     """Names of the genes of a panel, in its order.
 
     Args:
@@ -39,12 +42,15 @@ def select_genes(adata: AnnData, panel: str, n_genes: int, is_train: np.ndarray)
         the end of any adds genes.
       n_genes: the panel's size; a file's panel is taken whole.
       is_train: (N,) bool.
+      chosen: what the rule has chosen already, where too little is known here.
 
     Raises:
       InputError: the panel is empty, its file is missing, or the section lacks a gene that is named.
     """
-    panel, _, added = panel.partition("+") if not Path(panel).is_file() else (panel, "", "")
-    if panel == "reference":
+    panel, _, added = panel.partition("+") if not os.path.isfile(panel) else (panel, "", "")
+    if chosen is not None and panel in NAMED_PANELS:
+        genes = chosen
+    elif panel == "reference":
         genes = reference_panel(adata.X, adata.var_names, n_genes)
     elif panel == "train_spots":
         genes = reference_panel(adata.X[is_train], adata.var_names, n_genes)
@@ -176,7 +182,7 @@ def _highly_variable(adata: AnnData, n_genes: int) -> list[str]:
 
 def _from_file(panel: str, adata: AnnData) -> list[str]:
     path = Path(panel)
-    if not path.is_file():
+    if not os.path.isfile(panel):  # as Path.is_file, but for names that are too long for a file
         raise InputError(f"unknown panel {panel!r}: give {', '.join(NAMED_PANELS)} or a text file of gene names")
     try:
         genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]

@@ -116,7 +116,7 @@ def micrometres(adata: AnnData, step: float) -> Locations:
     """A square grid along the image's axes with ``step`` µm between neighbours, inside the tissue.
 
     Raises:
-      InputError: the scale of the section is not known, or there are too many.
+      InputError: the scale of the section is not known, its spots lie on one line, or there are too many.
     """
     um_per_px = adata.uns["spabit"].get("um_per_px")
     if um_per_px is None:
@@ -124,6 +124,7 @@ def micrometres(adata: AnnData, step: float) -> Locations:
     if not 0 < step < np.inf:
         raise InputError(f"--locations=um:{step:g}: a distance above 0 is needed")
     width, known = step / um_per_px, np.asarray(adata.obsm["spatial"], np.float64)
+    _check_plane(known)
     reach = spot_pitch(known)
     first = np.floor((known.min(axis=0) - reach) / width).astype(int)
     last = np.ceil((known.max(axis=0) + reach) / width).astype(int)
@@ -234,14 +235,18 @@ def continued(known: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarr
     """
     known, values = np.asarray(known, np.float64), np.asarray(values, np.float64)
     centre = known.mean(axis=0)
-    steps, _, rank, _ = np.linalg.lstsq(known - centre, values - values.mean(axis=0), rcond=1e-9)
-    if rank < 2:
-        raise InputError("the spots lie on one line: there is no lattice to continue")
+    _check_plane(known)
+    steps = np.linalg.lstsq(known - centre, values - values.mean(axis=0), rcond=1e-9)[0]
     rest = values - values.mean(axis=0) - (known - centre) @ steps
     found = LinearNDInterpolator(known, rest)(at)
     outside = np.isnan(found[:, 0])
     found[outside] = NearestNDInterpolator(known, rest)(at[outside]) if outside.any() else 0
     return values.mean(axis=0) + (at - centre) @ steps + found
+
+
+def _check_plane(known: np.ndarray) -> None:
+    if np.linalg.matrix_rank(known - known.mean(axis=0), rtol=1e-9) < 2:
+        raise InputError("the spots lie on one line: there is no lattice to continue")
 
 
 def on_tissue(adata: AnnData, xy: np.ndarray) -> np.ndarray:

@@ -46,10 +46,10 @@ def read_alignments(related: Sequence, given: Sequence) -> list[np.ndarray | Non
     Raises:
       InputError: not as many as sections, or one that is no affine matrix.
     """
-    if given and len(given) != len(related):
+    if len(given) not in (0, len(related)):
         raise InputError(f"{len(given)} alignments for {len(related)} related sections: give one of each, or none")
     found = []
-    for alignment in given or [None] * len(related):
+    for alignment in given if len(given) else [None] * len(related):
         if alignment is None or isinstance(alignment, str) and alignment == "none":
             found.append(None)
         elif isinstance(alignment, str | os.PathLike):
@@ -109,7 +109,7 @@ class Prepared:
         self, adata: AnnData, config: Config, encoder: str, cache_dir: str, related: Sequence = (),
         alignment: np.ndarray | None = None, genes: list[str] | None = None,
     ):  # fmt: skip
-        config, self.measured = for_section(config.with_absolute_split(), adata), adata.n_vars > 0
+        config, self.measured = for_section(config.with_absolute_paths(), adata), adata.n_vars > 0
         if not self.measured:
             adata = _with_genes(adata, related)
         self.adata, self.config, self.related, self.alignment = adata, config, list(related), alignment
@@ -124,14 +124,14 @@ class Prepared:
                 f"section {self.name} has {self.is_train.sum()} train spots under the split {data.split!r}: "
                 f"at least {MIN_TRAIN_SPOTS} are needed, or related sections (--related) that have them"
             )
-        if few:  # next to nothing is known here: panel and scale are those of the first related section
+        chosen = None
+        if few:  # next to nothing is known here: the panel's rule and scale are those of the first related section
             self.is_train = np.zeros_like(self.is_train)
             measured = self.related[0]
             found = match_genes(adata, measured.adata.var.loc[measured.genes])
-            self.genes, self.scale = list(adata.var_names[found[found >= 0]]), measured.scale
-        else:
-            self.genes = genes or select_genes(adata, data.panel, data.n_genes, self.is_train)
-            self.scale = find_scale(data.scale, adata, self.is_train)
+            chosen = list(adata.var_names[found[found >= 0]])
+        self.genes = genes or select_genes(adata, data.panel, data.n_genes, self.is_train, chosen)
+        self.scale = measured.scale if few else find_scale(data.scale, adata, self.is_train)
         self.encoder, own = encoder, is_own(encoder)
         if not own:
             encoders.check_name(encoder)
@@ -205,6 +205,12 @@ class Prepared:
     def test_spots(self) -> np.ndarray:
         """(n,) indices."""
         return np.flatnonzero(~self.is_train)
+
+    def check_test_spots(self) -> None:
+        """InputError where the split leaves no measured spot to compare methods on."""
+        if not (self.measured and len(self.test_spots)):
+            split = self.config.data.split
+            raise InputError(f"section {self.name}: the split {split!r} leaves no test spot to compare on: give one")
 
     def extract(self, weights: str | None = None) -> None:
         """Image features into the cache, if they are not there."""

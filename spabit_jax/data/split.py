@@ -67,7 +67,7 @@ def own_split(adata: AnnData, split: str) -> np.ndarray:
       split: ``obs:COLUMN`` of an .h5ad, or a CSV file: a column of barcodes, then one of these words, with a header.
 
     Raises:
-      InputError: no such column or file, another word, a spot that it does not name, or all the same.
+      InputError: no such column or file, another word, a spot that it does not name, or no train spot.
     """
     of_spots = _of_obs(adata, split.removeprefix("obs:")) if split.startswith("obs:") else _of_csv(Path(split))
     of_spots = of_spots.reindex(adata.obs_names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import tarfile
 import zipfile
@@ -14,7 +13,7 @@ from tqdm.auto import tqdm
 
 from spabit_jax.datasets.catalogue import DataSet
 from spabit_jax.errors import InputError
-from spabit_jax.files import check_folder, replacing, sha256, write_json
+from spabit_jax.files import check_folder, read_json, replacing, sha256, write_json
 from spabit_jax.readers.tables import reading
 
 _ARCHIVES = (".tar.gz", ".zip")
@@ -126,10 +125,7 @@ def _unpack(place: str, out: Path) -> None:
 
 def _records(out: Path) -> dict[str, dict]:
     path = out / _RECORDS
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}): delete it") from error
+    return read_json(path, "delete it") if path.exists() else {}
 
 
 def _record(out: Path, place: str, record: dict) -> None:

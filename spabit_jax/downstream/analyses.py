@@ -30,7 +30,7 @@ def read_run(run: Path, labels: str | None = None) -> tuple[AnnData, dict]:
     """The predictions of a run, with the labels of a file if one is given, and its metrics.
 
     Raises:
-      InputError: not a finished run, no test spot, or labels that do not fit.
+      InputError: not a finished run, no train or no test spot, or labels that do not fit.
     """
     for name in ("predictions.h5ad", "metrics.json"):
         if not (run / name).exists():
@@ -41,8 +41,9 @@ def read_run(run: Path, labels: str | None = None) -> tuple[AnnData, dict]:
     metrics = read_json(run / "metrics.json", "run the stage evaluate again (--stages=evaluate)")
     if "weights" not in metrics:
         raise InputError(f"{run} was made by an older version: run experiments.run again, into another --out")
-    if not metrics["protocol"]["n_test"]:
-        raise InputError(f"{run} holds out no spot (split none), so that there is nothing to compare with")
+    if not (metrics["protocol"]["n_test"] and metrics["protocol"]["n_train"]):
+        none = "train" if metrics["protocol"]["n_test"] else "test"
+        raise InputError(f"{run} has no {none} spot, so that there is nothing to compare with: give another run")
     predictions = anndata.read_h5ad(run / "predictions.h5ad")
     if labels:
         if not Path(labels).is_file():

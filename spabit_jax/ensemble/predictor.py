@@ -88,8 +88,11 @@ class Model:
         """
         if at is None:
             return self.predictions(self.predict_spots())
-        asked = isinstance(at, str | os.PathLike)
-        return self.predict_at(find_locations(self.prepared.adata, os.fspath(at)) if asked else at)
+        if isinstance(at, Locations):
+            return self.predict_at(at)
+        predictions = self.predict_at(find_locations(self.prepared.adata, os.fspath(at)))
+        predictions.uns["spabit"]["locations"] = os.fspath(at)
+        return predictions
 
     def save(self, out: str | Path) -> None:
         """Writes the model into a run folder, from which ``load`` and ``experiments.predict`` take it.
@@ -215,12 +218,17 @@ def load(run: Path, weights: str | None = None) -> Model:
 
 def check_predicts_anywhere(config: Config) -> None:
     """Raises InputError for a model that predicts only the spots that it was trained with."""
-    if not config.gat.joint or config.faults.batch_attention:
-        name = "faults.batch_attention is on" if config.gat.joint else "gat.joint is off"
-        raise InputError(
-            f"config.{name}: such a model predicts the section's spots only: use --locations=spots, or the preset "
-            "default.py"
-        )
+    only_spots = {
+        "gat.joint is off": not config.gat.joint,
+        "faults.batch_attention is on": config.faults.batch_attention,
+        "faults.array_neighbours is on": config.faults.array_neighbours,  # a place has no array coordinates
+    }
+    for name, is_so in only_spots.items():
+        if is_so:
+            raise InputError(
+                f"config.{name}: such a model predicts the section's spots only: use --locations=spots, or the preset "
+                "default.py"
+            )
 
 
 def features_at(prepared: Prepared, locations: Locations, weights: str | None = None) -> np.ndarray | None:

@@ -51,7 +51,7 @@ class NeighbourRegression:
         self.tree, self.scores = KDTree(xy), self.space.encode(expression)
 
     def predict(self, xy, image, at_train: bool = False) -> np.ndarray:
-        """Expression at m places, (m, G); ``own`` where these are the train spots that it looks at."""
+        """Expression at m places, (m, G); ``at_train`` where these are the train spots that it looks at."""
         x = self._inputs(xy, image, at_train)
         mean = np.empty((len(x), len(self.space.mean)), self.space.mean.dtype)
         for rows in slices(len(x), CHUNK):

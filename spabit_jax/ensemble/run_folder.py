@@ -61,8 +61,8 @@ def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: di
         which is then kept in the folder.
     """
     identity, path = prepared.identity(seeds), out / "config.json"
-    if origin is None and prepared.related:
-        raise InputError("a model with related sections is not kept from memory: use experiments.run --related")
+    if origin is None:
+        check_no_related(prepared)
     if there := path.exists():
         check_matches(path, identity, keys=tuple(identity))
     if origin is None:
@@ -70,6 +70,12 @@ def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: di
     also = {"config_class": type(prepared.config).__name__, "versions": {name: version(name) for name in PACKAGES}}
     if not there:
         write_json(path, {"format": FORMAT, **origin, **identity, **also}, sealed=True)
+
+
+def check_no_related(prepared: Prepared) -> None:
+    """InputError for a section from memory that has related ones, which a run folder could not read again."""
+    if prepared.related:
+        raise InputError("a model with related sections is not kept from memory: use experiments.run --related")
 
 
 def _kept_in(out: Path, prepared: Prepared, again: bool) -> dict:

@@ -23,6 +23,7 @@ from matplotlib.transforms import AffineDeltaTransform
 from scipy import sparse
 from scipy.spatial import KDTree
 
+from spabit_jax.data.locations import thumbnail
 from spabit_jax.files import replacing
 from spabit_jax.neighbours import spot_pitch
 
@@ -110,15 +111,11 @@ def draw_places(
       spots: the run's predictions at the measured spots, which say how wide a spot is; if None, ``adata`` does.
       rings: (N,) bool, places that are drawn as rings.
     """
-    for library in adata.uns.get("spatial", {}).values():
-        for key in ("hires", "lowres"):
-            if key in library.get("images", {}):
-                image = library["images"][key]
-                scale = library["scalefactors"][f"tissue_{key}_scalef"]
-                extent = (0, image.shape[1] / scale, image.shape[0] / scale, 0)
-                step = max(1, max(image.shape) // DRAWN_PX)
-                ax.imshow(image[::step, ::step], extent=extent, alpha=0.4)
-                break
+    if found := thumbnail(adata):
+        image, scale = found
+        extent = (0, image.shape[1] / scale, image.shape[0] / scale, 0)
+        step = max(1, max(image.shape) // DRAWN_PX)
+        ax.imshow(image[::step, ::step], extent=extent, alpha=0.4)
     spots = adata if spots is None else spots
     xy, known = np.asarray(adata.obsm["spatial"], float), np.isfinite(values)
     outline = _outline(adata, spots, min(_pitch(xy[known]), _spot_px(spots)))

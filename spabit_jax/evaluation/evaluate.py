@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, curves, metrics, plots
-from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, run_blocks, write_report
+from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, check_method, run_blocks, write_report
 from spabit_jax.files import inert, replacing, write_json
 from spabit_jax.predictions import measured_counts, scale_of
 from spabit_jax.scale import TOTAL
@@ -39,7 +39,8 @@ def evaluate(
       baselines, ceiling, depth_only; ``attrs["coverage"]`` the share of measurements inside intervals of ``LEVELS``.
 
     Raises:
-      InputError: there is no test spot or no train spot, or they are predictions at other places than the spots.
+      InputError: there is no test spot or no train spot, or they are predictions at other places than the spots,
+        or the method has the name of a rival.
     """
     test = np.flatnonzero((predictions.obs["split"] == "test").to_numpy())
     if not len(test):
@@ -49,6 +50,7 @@ def evaluate(
     if not (predictions.obs["split"] == "train").any():
         raise InputError("no spot is a train spot: there is nothing to compare the prediction with")
     truth, method = predictions.layers["truth"][test], predictions.uns["spabit"]["method"]
+    check_method(method)
 
     def score(predicted: np.ndarray) -> pd.DataFrame:
         return metrics.gene_metrics(truth, predicted, predictions.var_names)

@@ -86,9 +86,7 @@ def coverage(truth: np.ndarray, mean: np.ndarray, sd: np.ndarray, level: float =
     return float(np.mean(np.abs(truth - mean) <= norm.ppf((1 + level) / 2) * sd))
 
 
-def noise_ceiling(
-    counts: np.ndarray, totals: np.ndarray, scale: Scale, seed: int = 0, n_splits: int | None = None
-) -> np.ndarray:
+def noise_ceiling(counts: np.ndarray, totals: np.ndarray, scale: Scale, seed: int = 0) -> np.ndarray:
     """The Pearson correlation with the measured expression that a perfect prediction of each gene would reach.
 
     Every count is split binomially into two halves, each put on the scale (normalised to half the target by a total
@@ -102,13 +100,12 @@ def noise_ceiling(
       totals: (N,) integers, of all genes.
       scale: of expression.
       seed: of the splits.
-      n_splits: how many; by default 5, and of sections with more than 10,000 spots fewer: each says the same of them.
 
     Returns:
       (G,); NaN where half a measurement does not vary.
     """
     counts, totals = np.rint(counts).astype(np.int64), np.rint(totals).astype(np.int64)
-    n_splits = n_splits or min(5, -(-50_000 // len(counts)))
+    n_splits = min(5, -(-50_000 // len(counts)))  # of many spots each says the same
     others = np.maximum(totals - counts.sum(axis=1), 0)  # of the genes beyond the panel; large counts come rounded
     halved = scale if scale.target is None else scale._replace(target=scale.target / 2)
     rng = np.random.default_rng(seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from spabit_jax.files import read_names, replacing
+from spabit_jax.errors import InputError
+from spabit_jax.files import read_json, read_names, replacing
 from spabit_jax.scale import LABELS
 
 STYLE = """
@@ -71,6 +71,11 @@ FIGURES = {  # file: heading and what to see
 LEVEL = 0.01  # share by which two methods must differ to be told apart
 NO_PART = 0.01  # weight below which a member is not in the numbers
 BOUNDS = {"noise ceiling": "ceiling", "depth only": "depth_only"}
+
+def check_method(name: str) -> None:
+    """InputError for a configuration's name that a rival has in its tables."""
+    if name in RIVALS:
+        raise InputError(f"config.name is {name!r}, which is a method's name already: give another")
 
 
 class Block(NamedTuple):
@@ -214,7 +219,7 @@ def _provenance(run: Path, metrics: dict, protocol: dict) -> str:
     )
     path = run / "config.json"
     if path.exists():
-        config = json.loads(path.read_text())
+        config = read_json(path, "run experiments.run again, into another --out")
         versions = ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
         text += f"\n\nCommand: python -m experiments.run {' '.join(config.get('command', []))}\n\nVersions: {versions}"
     return text

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 from pathlib import Path
 
 import anndata
@@ -14,7 +12,7 @@ from scipy import stats
 from spabit_jax.evaluation import metrics
 from spabit_jax.evaluation.baselines import BASELINES, NEED_IMAGE
 from spabit_jax.evaluation.report import markdown_table
-from spabit_jax.files import read_names
+from spabit_jax.files import read_json, read_names
 from spabit_jax.predictions import measured_counts, scale_of
 from spabit_jax.scale import LABELS
 
@@ -38,12 +36,12 @@ def markdown(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
     rows, genes = (table[table["seed"].isin(["", "ensemble"])] for table in (rows, genes))
     encoders = [encoder for encoder in rows["encoder"].unique() if encoder != "none"] or ["none"]
     parts = []
-    for split, scale in itertools.product(rows["split"].unique(), rows["scale"].unique()):
+    for (split, scale), of_split in rows.groupby(["split", "scale"], sort=False):
         for encoder in encoders:
-            r, g = (
-                t[(t["split"] == split) & (t["scale"] == scale) & t["encoder"].isin([encoder, "none"])]
-                for t in (rows, genes)
-            )
+            r = of_split[of_split["encoder"].isin([encoder, "none"])]
+            if r.empty:
+                continue
+            g = genes[(genes["split"] == split) & (genes["scale"] == scale) & genes["encoder"].isin([encoder, "none"])]
             n_genes = " to ".join(map(str, sorted({r["n_genes"].min(), r["n_genes"].max()})))
             title = f"{LABELS[scale]}, panel {r['panel'].iloc[0]} ({n_genes} genes), split {split}, encoder {encoder}"
             parts.append(f"## {title}\n\n{accuracy_table(r, g)}")
@@ -133,7 +131,7 @@ def _numbers(values) -> list[str]:
 
 def rows_of_run(run: Path) -> tuple[list[dict], pd.DataFrame]:
     """A run folder as rows of the benchmark's results.csv (each seed, the ensemble, members) and of its genes.csv."""
-    content = json.loads((run / "metrics.json").read_text())
+    content = read_json(run / "metrics.json", "delete it and run again")
     protocol, method = content["protocol"], content["method"]
     key = {name: content[name] for name in ("section", "encoder")}
     key |= {"method": method, "split": protocol["split"], "scale": protocol["scale"]}

@@ -36,7 +36,7 @@ def fit_bag(xy, image, expression, folds, n_components: int = N_COMPONENTS) -> l
     Args:
       xy: (n, 2) in units of the spot pitch.
       image: (n, D) image components; D is 0 without an image.
-      expression: (n, G) log2(count + 1).
+      expression: (n, G), on any scale.
       folds: indices into the n spots, which they part; each has spots outside it.
       n_components: of expression.
 

@@ -207,7 +207,7 @@ def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Fitted:
     Args:
       xy: (n, 2) in units of the spot pitch.
       image: (n, D) image components; D is 0 without an image.
-      expression: (n, G) log2(count + 1).
+      expression: (n, G), on any scale.
 
     Raises:
       Diverged: the parameters are not finite.

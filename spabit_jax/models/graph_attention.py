@@ -80,5 +80,5 @@ class GATRegressor(nnx.Module):
         self.head = MLP(config.out_width, config.mlp_width, n_genes, rngs=rngs)
 
     def __call__(self, x: Float[Array, "N G"], graph: GraphsTuple, *, key: jax.Array | None = None):
-        """(N, G) log2(count + 1) → its reconstruction, (N, G)."""
+        """(N, G) expression → its reconstruction, (N, G)."""
         return self.head(self.gat(x, graph, key=key))

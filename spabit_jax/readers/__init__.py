@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from anndata import AnnData
@@ -57,8 +58,7 @@ def read_section(
 
     Args:
       path: a folder (SpatialData: NAME.zarr), or its counts' .h5; for legacy ST the counts file ``NAME.tsv[.gz]``; a
-        .h5ad file; an image of which nothing else is known; or an AnnData in memory, with what a .h5ad file holds (of
-        the other arguments it takes ``name`` and those of images).
+        .h5ad file; an image of which nothing else is known; or an AnnData in memory, with what a .h5ad file holds.
       format: a key of ``FORMATS``, or ``auto`` to find out.
       image: image file instead of the one that is found, or ``none`` for no image. It is taken to be in
         full-resolution pixels, unless its name has ``tissue_hires_image`` or ``tissue_lowres_image``, or it is as large
@@ -98,28 +98,33 @@ def read_section(
 
     The image that is used is compared with the spots (``orientation.check_image``): the flag that mends it is named.
     """
-    if isinstance(path, AnnData):
-        return _in_memory(path, check_name("section" if name is None else name), image, turn, image_scale)
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if format != "auto" and format not in FORMATS:
-        raise InputError(f"unknown format {format!r}: known formats are auto, {', '.join(FORMATS)}")
     files = (image, positions, labels, alignment)
     image, positions, labels, alignment = files = [None if file is None else Path(file) for file in files]
     for file in files:
         is_zarr = file is not None and file == image and file.exists()  # OME-Zarr is a folder
         if file not in (None, NO_IMAGE) and not (file.is_file() or is_zarr):
             raise InputError(f"{file}: no such file")
-    path, prefix = around(path)
-    name = check_name((prefix or section_name(path)) if name is None else name)
-    format = _find_out(path) if format == "auto" else format
     options = {"bin_um": bin_um, "spot_um": spot_um, "alignment": alignment, "um_per_px": um_per_px}
     options = {option: value for option, value in options.items() if value is not None}
+    if isinstance(path, AnnData):
+        if format not in ("auto", "h5ad"):
+            raise InputError(f"format={format!r} of an AnnData: leave it out")
+        where, name, format = Path("the AnnData"), check_name("section" if name is None else name), "h5ad"
+        read = partial(h5ad.from_anndata, path, where)
+    else:
+        where = Path(path)
+        if not where.exists():
+            raise InputError(f"{where}: no such file or folder")
+        if format != "auto" and format not in FORMATS:
+            raise InputError(f"unknown format {format!r}: known formats are auto, {', '.join(FORMATS)}")
+        where, prefix = around(where)
+        name = check_name((prefix or section_name(where)) if name is None else name)
+        format = _find_out(where) if format == "auto" else format
+        read = partial(FORMATS[format].read, where)
     for option in options:
         if option not in getattr(FORMATS[format], "OPTIONS", ()):
-            raise InputError(f"{path}: --{option} is not for sections of the format {format}: leave it out")
-    adata = FORMATS[format].read(path, name=name, image=image, positions=positions, labels=labels, **options)
+            raise InputError(f"{where}: --{option} is not for sections of the format {format}: leave it out")
+    adata = read(name=name, image=image, positions=positions, labels=labels, **options)
     if swap_xy:
         adata.obsm["spatial"] = adata.obsm["spatial"][:, ::-1].copy()
     place_image(adata, turn, image_scale)
@@ -135,16 +140,6 @@ def check_name(name: str) -> str:
             f"{LONGEST_NAME} letters"
         )
     return name
-
-
-def _in_memory(adata: AnnData, name: str, image, turn: str | int | None, image_scale: float | None) -> AnnData:
-    image = None if image is None else Path(image)
-    if image not in (None, NO_IMAGE) and not image.exists():
-        raise InputError(f"{image}: no such file")
-    result = h5ad.from_anndata(adata, Path("the AnnData"), name, image, None, None)
-    place_image(result, turn, image_scale)
-    check_image(result, swapped=False)
-    return result
 
 
 def section_name(path: str | os.PathLike) -> str:

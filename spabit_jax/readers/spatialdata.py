@@ -1,6 +1,6 @@
 """SpatialData folders (.zarr), as spatialdata-io writes them of Visium, Visium HD, Xenium and others.
 
-Needs the package ``spatialdata``, which this project does not install.
+Needs the package ``spatialdata``, of the extra of that name.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.related import lay_out_related
-from spabit_jax.ensemble.run_folder import LOCK, checked_seeds, read_made_by, write_config
+from spabit_jax.ensemble.run_folder import LOCK, check_no_related, checked_seeds, read_made_by, write_config
 from spabit_jax.errors import InputError
+from spabit_jax.evaluation.report import check_method
 from spabit_jax.files import check_folder, check_matches, is_whole, locked, replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import STAGES, distributed
@@ -48,6 +49,9 @@ class Workflow:
         self.out, self.prepared, self.seeds, self.origin = Path(out), prepared, checked_seeds(seeds), origin
         self.weights = weights
         check_backend()
+        check_method(prepared.config.name)
+        if origin is None:
+            check_no_related(prepared)  # before hours of training
         find_model(prepared.config.model.name)  # before anything is written
         find_loss(prepared.config.train.loss)
         check_folder(self.out)

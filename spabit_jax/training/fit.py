@@ -140,7 +140,7 @@ def fit_seeds(
     Raises:
       Diverged: a loss is not finite; says in which epoch.
     """
-    states = [_going_on(state, folder) for state, folder in zip(states, folders, strict=True)]
+    states = [going_on(state, folder) for state, folder in zip(states, folders, strict=True)]
     n_epochs = len(states[0].losses)
     title = titles[0] if len(titles) == 1 else f"{titles[0]} to {titles[-1]}"
     hidden = None if jax.process_index() == 0 else True  # None: shown on a terminal
@@ -197,7 +197,8 @@ class Damaged(Exception):
     """A checkpoint is not what was written."""
 
 
-def _going_on(state: FitState, folder: Path | None) -> FitState:
+def going_on(state: FitState, folder: Path | None) -> FitState:
+    """The last state that was saved in the folder, or ``state`` where there is none, or a damaged one."""
     try:
         return latest(state, folder) or state
     except Damaged as error:

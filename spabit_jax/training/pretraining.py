@@ -23,7 +23,7 @@ from spabit_jax.kriging.bank import Bank, Inputs, covariance, draw_bank, pairs, 
 from spabit_jax.kriging.solved import Solved
 from spabit_jax.models.in_context import N_CONTEXT, N_IMAGE, Query, make_query, new_network
 from spabit_jax.models.layers import merged
-from spabit_jax.training.fit import initial_state, latest, save_state
+from spabit_jax.training.fit import going_on, initial_state, save_state
 
 RESPONSES, KINDS = 32, 8  # of a task; so many random processes among them
 BATCH, STEPS = 1024, 4  # scores a step, steps a task
@@ -187,7 +187,7 @@ def pretrain(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4))
     step = make_step(graphdef, optimizer)
     state = initial_state(params, optimizer, n_tasks, validated=False)
-    state = latest(jax.tree.map(np.asarray, state), folder) or state
+    state = going_on(state, folder)
     valid = [make_task(np.random.default_rng([seed, 1, i]), geometries) for i in range(N_VALID)]
     for i in tqdm(range(int(state.epoch), n_tasks), "tasks", initial=int(state.epoch), total=n_tasks, disable=None):
         rng = np.random.default_rng([seed, 0, i])

@@ -74,6 +74,8 @@ def test_genes_are_added_to_any_panel(counts, tmp_path):
         if "+" not in panel:
             assert select_genes(adata, f"{panel}+{added[0]}, {added[1]},{alone[0]}", 5, everywhere) == alone + added
     assert select_genes(adata, str(file), 5, everywhere) == ["G07"]
+    many = select_genes(adata, "informative+" + ",".join(names * 3), 5, everywhere)  # longer than a file's name
+    assert sorted(many) == sorted(names)
     with pytest.raises(InputError, match="g07 is not measured in section S, which has 41 genes; like it are G07"):
         select_genes(adata, "informative+g07", 5, everywhere)
 

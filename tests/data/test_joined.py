@@ -207,6 +207,7 @@ def test_a_sister_is_put_where_its_alignment_says(sections, tiny_config, tmp_pat
         ([0 * matrix], "not an affine matrix"),
         ([tmp_path / "bad.csv"], r"bad.csv: a matrix of shape \(2, 2\)"),
         ([None, matrix], "2 alignments for 1 related sections"),
+        (matrix, "2 alignments for 1 related sections"),  # its rows
     ]:
         with pytest.raises(InputError, match=message):
             sj.prepare(adata, tiny_config, related_alignment=given, **related_to)
@@ -227,6 +228,19 @@ def test_related_sections_are_laid_out_as_held_out_train_spots_say(sections, tin
     tiny_config.model.members, joint.layout = "spabit", None
     lay_out_related(joint)
     assert joint.layout is None  # a network that is trained on a section knows places on a plane only
+
+
+def test_a_related_section_need_not_have_what_is_asked_for(sections, tiny_config, tmp_path):
+    (adata, _), (sister, image) = sections
+    lacking = sister[:, sister.var_names != adata.var_names[3]].copy()
+    tiny_config.data.panel = f"informative+{adata.var_names[3]}"
+    tiny_config.data.n_genes = 13
+    paths = [write_section(*section, tmp_path) for section in (sections[0], (lacking, image))]
+    section = sj.prepare(paths[0], tiny_config, related=[paths[1]], cache_dir=tmp_path / "cache")
+    assert adata.var_names[3] in section.genes and len(section.genes) in (13, 14)
+    with pytest.raises(InputError, match=f"{adata.var_names[3]} is not measured in section S2"):
+        config = tiny_config.with_data(split="image_only")  # S2 says what there is
+        sj.prepare(paths[0], config, related=[paths[1]], cache_dir=tmp_path / "cache")
 
 
 def test_of_a_large_sister_some_spots_are_learned_from(sections, tiny_config, tmp_path):

@@ -144,6 +144,9 @@ def test_too_many_and_no_lattice():
     array[1] = array[0]
     with pytest.raises(InputError, match="no lattice"):
         grid(section(array, xy), 2)
+    for asked in ("grid:2x", "um:20"):
+        with pytest.raises(InputError, match="lie on one line"):
+            find_locations(section([[i, 0] for i in range(9)], [[5, 40 * i] for i in range(9)], um_per_px=1.0), asked)
 
 
 def he_image(shape=(300, 300), grey=255):

@@ -220,6 +220,8 @@ def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_pa
         (["--methods=knn_mean", "--related=tiny+more"], "--methods=all,demo_related"),
         (["--methods=knn_mean_related"], "--methods=all,demo_related"),
         (["--config.data.related_split=half"], "related_split"),
+        (["--config.data.split=none"], "leaves no test spot to compare on"),
+        (["--splits=obs:in_tissue"], "leaves no test spot to compare on"),
         (["--out="], "--out"),
         (["--sections="], "--sections"),
         (["--patch_px=1,2,3,4"], "--patch_px"),
@@ -269,6 +271,15 @@ def test_the_model_is_compared_with_the_best_baseline_of_each_section():
     assert low < 0.1 < high and a[4] == "0.062"  # the smallest p of five pairs: 2 / 2**5
     assert mean[2] == "+0.0250"
     assert "mine minus" not in markdown(rows[rows["method"] != "mine"], genes, "mine")
+
+
+def test_splits_and_scales_need_not_be_crossed():
+    parts = zip(tables(), (table.assign(split="random", scale="log1p_normalised") for table in tables()), strict=True)
+    text = markdown(*(pd.concat(part) for part in parts), "mine")
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## log2(count + 1), panel hvg (5 genes), split lattice, encoder stain",
+        "## log1p(normalised count), panel hvg (5 genes), split random, encoder stain",
+    ]
 
 
 def test_noise_ceiling_of_simulated_poisson_counts():

@@ -105,6 +105,15 @@ def test_bad_flags_give_one_line_and_status_2(run, tmp_path, flags, message):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("none", ["train", "test"])
+def test_a_run_without_train_or_test_spots_is_refused(run, tmp_path, none):
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["protocol"][f"n_{none}"] = 0
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    result = command(f"--run={run}", f"--out={tmp_path / 'x'}")
+    assert result.returncode == 2 and f"has no {none} spot" in result.stderr
+
+
 def test_a_label_file_given_later_is_used(run, tmp_path):
     import anndata
 

@@ -197,6 +197,7 @@ def test_a_model_that_a_preset_defines_is_found_once_the_user_gives_it(copied, t
         (lambda c: c["section"].pop("reading"), "does not say how its section is read"),
         (lambda c: c["config"]["model"].update(dept=2), "another version"),
         (lambda c: c["config"]["gat"].update(joint=False), "gat.joint is off"),
+        (lambda c: c["config"]["faults"].update(array_neighbours=True), "faults.array_neighbours is on"),
     ],
 )
 def test_runs_that_cannot_be_used_are_named(copied, edit, message):

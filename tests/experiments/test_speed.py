@@ -81,7 +81,7 @@ def test_the_published_table_is_projected(monkeypatch):
     bench = object.__new__(speed.Bench)
     bench.device, bench.oracle_device, bench.arrays = "gpu", "gpu", small()
     here = nullcontext(lambda function, *args: function(*args))  # instead of a process of its own
-    monkeypatch.setattr(speed, "Side", lambda name: here)
+    monkeypatch.setattr(speed, "Side", lambda: here)
     monkeypatch.setattr(speed_sides, "prepare", lambda *args: None)
     monkeypatch.setattr(speed_sides, "again", lambda: 2.0)  # 100 epochs of the GAT, 20 of SpaBiT
     monkeypatch.setattr(speed_sides, "peak_gib", lambda *args: 1.0)

@@ -199,3 +199,7 @@ def test_a_section_without_an_image(legacy_st):
     path = legacy_st.write()
     right = read_section(path).obsm["spatial"]
     np.testing.assert_array_equal(read_section(path, swap_xy=True).obsm["spatial"], right[:, ::-1])
+    np.testing.assert_array_equal(read_section(read_section(path), swap_xy=True).obsm["spatial"], right[:, ::-1])
+    for given, message in (({"bin_um": 8}, "--bin_um is not for"), ({"format": "st"}, "format='st' of an AnnData")):
+        with pytest.raises(InputError, match=message):
+            read_section(read_section(path), **given)
