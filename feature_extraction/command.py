@@ -53,8 +53,7 @@ def run(main: Callable[[], None]) -> None:
         try:
             if len(argv) > 1:
                 raise InputError(f"unexpected argument {argv[1]!r}: every option is a flag, --name=value")
-            if "cache_dir" in FLAGS:
-                keep_compiled(Path(FLAGS.cache_dir) / "compiled")
+            keep_compiled()
             main()
         except InputError as error:
             _fail(str(error))

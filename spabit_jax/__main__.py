@@ -15,6 +15,7 @@ from pathlib import Path
 
 import spabit_jax
 from feature_extraction.encoders import ENCODERS
+from spabit_jax.files import user_cache
 
 CORE = ("jax", "flax", "anndata", "scanpy")
 EXTRAS = {  # of pyproject.toml: packages, what they are needed for
@@ -29,7 +30,7 @@ SHOWN = 8  # sections of the cache that are named
 
 def main() -> None:
     cache_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "cache")
-    print("\n".join([*versions(), *devices(), machine(), *extras(), token(), weights(), cache(cache_dir)]))
+    print("\n".join([*versions(), *devices(), machine(), *extras(), token(), weights(), cache(cache_dir), kept()]))
 
 
 def versions() -> list[str]:
@@ -99,18 +100,20 @@ def weights() -> str:
 
 
 def cache(folder: Path) -> str:
-    """Image features and compiled programs, which the next run need not make again."""
+    """Image features, which the next run need not make again."""
     if not folder.is_dir():
         return f"cache folder {folder}: not there yet (--cache_dir, or: python -m spabit_jax FOLDER)"
     features = sorted(folder.glob("*.npy"))
     sections = list(dict.fromkeys(path.name.split(".")[0] for path in features if "_at_" not in path.name))
     named = ", ".join(sections[:SHOWN]) + (f" and {len(sections) - SHOWN} more" if len(sections) > SHOWN else "")
     of = f" of {named}" if sections else ""
-    compiled = [path for path in (folder / "compiled").rglob("*") if path.is_file()]
-    return (
-        f"cache folder {folder}: {len(features)} files of image features{of}, {_gb(_size(features))}; "
-        f"{len(compiled)} compiled programs, {_gb(_size(compiled))}"
-    )
+    return f"cache folder {folder}: {len(features)} files of image features{of}, {_gb(_size(features))}"
+
+
+def kept() -> str:
+    """Compiled programs, and images that were packed."""
+    files = [path for path in user_cache().rglob("*") if path.is_file()]
+    return f"compiled programs and unpacked images in {user_cache()}: {len(files)} files, {_gb(_size(files))}"
 
 
 def _size(files: list[Path]) -> int:

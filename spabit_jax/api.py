@@ -69,7 +69,7 @@ def prepare(
         raise InputError(f"config is {config!r:.60}: give a Config, or one of spabit_jax.presets, as presets.trained()")
     config = Config() if config is None else config.validate()
     encoder = encoder if features is None else encoder_name(features)
-    keep_compiled(Path(cache_dir) / "compiled")
+    keep_compiled()
     adata, alignments = _read(section), read_alignments(related, related_alignment)
     of_related = for_section(config, adata).of_related()
     others = [
@@ -112,6 +112,7 @@ def fit(section: Prepared, seeds: int | Sequence[int] = 5, out: str | os.PathLik
 
 def load(path: str | os.PathLike) -> Model:
     """The model of a run folder; InputError if it is not there, not finished, or its section has changed."""
+    keep_compiled()
     return predictor.load(Path(path))
 
 

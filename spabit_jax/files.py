@@ -279,13 +279,28 @@ def content_hash(adata) -> str:
     return digest.hexdigest()
 
 
-def keep_compiled(folder: Path) -> None:
-    """What JAX compiles is kept on disk for the next run; its own variables, where the user sets them, come first.
+def user_cache() -> Path:
+    """``$XDG_CACHE_HOME/spabit_jax`` (default ``~/.cache``): what may be deleted, of all the user's projects."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spabit_jax"
 
-    A folder for each machine: XLA runs programs that were compiled for another CPU, and they may crash.
+
+def keep_compiled() -> None:
+    """What JAX compiles is kept for the next run; its own settings, where the user has them, come first.
+
+    In a folder of the user's, as programs from there are run, and of the machine: XLA runs programs that were compiled
+    for another CPU, and they may crash.
     """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.absolute() / platform.node()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache() / "compiled" / platform.node()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if "jax" in sys.modules:  # it has looked at its variables
+        import jax
+        from jax.experimental.compilation_cache import compilation_cache
+
+        if jax.config.jax_compilation_cache_dir is None:
+            least = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+            jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+            compilation_cache.reset_cache()  # or where something was compiled before, nothing is kept
 
 
 NAMES = ("section", "method", "gene")  # columns of names, in tables that spreadsheets open

@@ -1,12 +1,36 @@
 import os
+import subprocess
+import sys
+
+import pytest
 
 from spabit_jax.files import keep_compiled
 
+NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+PROGRAM = """
+import jax, sys
+if "before" in sys.argv:
+    jax.jit(lambda x: x + 1)(2.0)
+from spabit_jax.files import keep_compiled
+keep_compiled()
+jax.jit(lambda x: x * 3 - 1)(2.0)
+"""
+
 
 def test_compiled_programs_are_kept_unless_the_user_says_otherwise(tmp_path, monkeypatch):
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    keep_compiled(tmp_path)
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
-    keep_compiled(tmp_path / "other")
-    assert "other" not in os.environ["JAX_COMPILATION_CACHE_DIR"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    keep_compiled()
+    assert os.environ[NAMES[0]].startswith(str(tmp_path / "spabit_jax" / "compiled"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    keep_compiled()
+    assert "other" not in os.environ[NAMES[0]]
+
+
+@pytest.mark.parametrize("when", ["first", "before"])
+def test_they_are_kept_where_jax_is_imported_already(tmp_path, when):
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), NAMES[1]: "0"}
+    subprocess.run([sys.executable, "-c", PROGRAM, when], env=environment, check=True)
+    assert list((tmp_path / "spabit_jax" / "compiled").rglob("*-cache"))

@@ -38,13 +38,14 @@ def test_a_token_is_found_and_not_shown(monkeypatch, tmp_path):
     assert "$HF_TOKEN" in doctor.token() and "secret" not in doctor.token()
 
 
-def test_what_is_in_the_cache(tmp_path):
+def test_what_is_in_the_cache(tmp_path, monkeypatch):
     assert "not there yet" in doctor.cache(tmp_path / "none")
-    for name in ("C2.stain.56px.npy", "C2.stain.56px.json", "C2_at_0a1b.stain.56px.npy", "compiled/host/program"):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("C2.stain.56px.npy", "C2.stain.56px.json", "C2_at_0a1b.stain.56px.npy", "spabit_jax/compiled/host/a"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(2**20))
-    text = doctor.cache(tmp_path)
-    assert "2 files of image features of C2, 2.0 MB" in text and "1 compiled programs, 1.0 MB" in text
+    assert "2 files of image features of C2, 2.0 MB" in doctor.cache(tmp_path)
+    assert f"in {tmp_path / 'spabit_jax'}: 1 files, 1.0 MB" in doctor.kept()
 
 
 def test_everything_is_said(capsys, monkeypatch, tmp_path):

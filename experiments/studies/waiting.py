@@ -7,6 +7,7 @@ the cache (image features, compiled programs). A section that was made already i
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ def time_run(code: Path, section: Path, cache: Path, out: Path) -> dict[str, flo
         shutil.rmtree(out, ignore_errors=True)
         flags_given = [f"--section={section}", f"--cache_dir={cache}", f"--out={out}"]
         began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "experiments.run", *flags_given], cwd=code, check=True)
+        environment = os.environ | {"XDG_CACHE_HOME": str(cache)}  # compiled programs
+        subprocess.run([sys.executable, "-m", "experiments.run", *flags_given], cwd=code, env=environment, check=True)
         whole = time.monotonic() - began
         stages = {stage: json.loads((out / "metrics.json").read_text())["seconds"][stage] for stage in STAGES}
         write_json(kept, stages | {"other": whole - sum(stages.values()), "whole": whole})

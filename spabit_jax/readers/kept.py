@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing
+from spabit_jax.files import replacing, user_cache
 from spabit_jax.readers.tables import reading
 
 
@@ -36,8 +35,7 @@ def unpacked(path: Path) -> Path:
 
 
 def _keep(name: str, write: Callable[[Path], object]) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(cache) / "spabit_jax" / "images" / name
+    path = user_cache() / "images" / name
     try:
         if not path.exists():
             with replacing(path) as temporary:
