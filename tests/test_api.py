@@ -5,6 +5,7 @@ import json
 import re
 
 import anndata
+import jax
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -53,6 +54,15 @@ def test_objects_say_in_a_few_lines_what_they_are(section, model):
     assert all(f"{name} {weight:.3f}" in repr(model) for name, weight in model.weights.items())
     assert list(model.history) == ["stage", "seed", "epoch", "train_loss", "valid_loss"]
     assert set(model.history["seed"]) == {3} and len(model.history) == 6
+
+
+def test_settings_of_jax_for_other_work_change_nothing(section, model):
+    others = jax.enable_x64(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict")
+    with others[0], others[1], others[2], jax.debug_nans(True):
+        predictions = sj.fit(section, seeds=[3]).predict()
+        scores = sj.evaluate(predictions)
+    np.testing.assert_array_equal(predictions.X, model.predict().X)
+    pd.testing.assert_frame_equal(scores, sj.evaluate(model.predict()))
 
 
 def test_a_model_from_memory_is_saved_and_loaded_whole(model, tmp_path):

@@ -33,7 +33,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.files import check_folder, locked, replacing
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.predictions import make_predictions
-from spabit_jax.training.devices import check_backend
+from spabit_jax.training.devices import check_backend, plain_jax
 from spabit_jax.training.fit import losses_table
 
 CHUNK = 4096  # locations predicted at a time
@@ -53,6 +53,7 @@ class Model:
         self.prepared, self.seeds, self.fitted = prepared, list(seeds), fitted
 
     @cached_property
+    @plain_jax()
     def held_out(self) -> dict[str, HeldOut]:
         """What each member says at the train spots, as if each had never been measured."""
         if not self.prepared.is_train.any():
@@ -111,6 +112,7 @@ class Model:
                 with replacing(out / "history.csv") as temporary:
                     self.history.to_csv(temporary, index=False)
 
+    @plain_jax()
     def predict_spots(self) -> Prediction:
         """At the section's own spots, of a train spot without its own measurement."""
         return self.blend.apply(
@@ -134,6 +136,7 @@ class Model:
             image=prepared.image_components(),
         )
 
+    @plain_jax()
     def predict_at(self, locations: Locations, weights: str | None = None) -> AnnData:
         """Expression at M locations, from all train spots; a location's does not depend on which others are asked for.
 
@@ -175,6 +178,7 @@ class Model:
         )
 
 
+@plain_jax()
 def fit(prepared: Prepared, seeds: Sequence[int]) -> Model:
     """Fits the members of the configuration; the image features must be in the cache.
 
@@ -191,6 +195,7 @@ def fit(prepared: Prepared, seeds: Sequence[int]) -> Model:
     return Model(prepared, seeds, fit_members(make_members(config, gene_tokens), section, seeds))
 
 
+@plain_jax()
 def restore(prepared: Prepared, seeds: Sequence[int], folder: Path, gene_tokens: tuple | None = None) -> Model:
     """What ``fit`` left in a folder; InputError if it is not there or not finished."""
     lay_out_related(prepared)

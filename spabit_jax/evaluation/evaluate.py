@@ -16,6 +16,7 @@ from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, check_method,
 from spabit_jax.files import inert, replacing, write_json
 from spabit_jax.predictions import measured_counts, scale_of
 from spabit_jax.scale import TOTAL
+from spabit_jax.training.devices import plain_jax
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # of the intervals whose coverage is measured
 SCORES = ("pcc", "mse", "mae")
@@ -84,6 +85,7 @@ def evaluate(
     return genes
 
 
+@plain_jax()
 def _rivals(predictions: AnnData, test: np.ndarray, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """(n, G) at the test spots, by what a user could do without this model; learned kriging may be a member's."""
     nothing, is_train = np.zeros((len(predictions), 0), np.float32), (predictions.obs["split"] == "train").to_numpy()

@@ -24,7 +24,7 @@ from spabit_jax.evaluation.report import check_method
 from spabit_jax.files import check_folder, check_matches, is_whole, locked, replacing, write_json
 from spabit_jax.models import find_model
 from spabit_jax.run import STAGES, distributed
-from spabit_jax.training.devices import check_backend
+from spabit_jax.training.devices import check_backend, plain_jax
 from spabit_jax.training.fit import losses_table
 from spabit_jax.training.losses import find_loss
 
@@ -58,6 +58,7 @@ class Workflow:
         self.figure_format = figure_format
         self.network = None  # fitted in this process
 
+    @plain_jax()
     def run(self, stages: Sequence[str] = STAGES) -> None:
         """Runs stages in their order; of several processes all train, and the first does the rest.
 

@@ -8,6 +8,8 @@ number of devices.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from operator import itemgetter
 
@@ -31,6 +33,20 @@ def check_backend() -> None:
     except (RuntimeError, AssertionError) as error:  # the latter where no package for the GPU is there
         asked, reason = os.environ.get("JAX_PLATFORMS", ""), " ".join(str(error).split())[:200] or "no such device"
         raise InputError(f"JAX_PLATFORMS={asked} cannot be had here ({reason}): unset it") from error
+
+
+@contextmanager
+def plain_jax() -> Iterator[None]:
+    """JAX as it is by itself, whatever the user has set in this process for work of another kind."""
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.transfer_guard("allow"),
+        jax.default_prng_impl("threefry2x32"),
+        jax.debug_nans(False),  # losses that are not there are NaN
+    ):
+        yield
 
 
 def seeds_at_once() -> bool:
