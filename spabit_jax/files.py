@@ -288,8 +288,11 @@ def keep_compiled() -> None:
     """What JAX compiles is kept for the next run; its own settings, where the user has them, come first.
 
     In a folder of the user's, as programs from there are run, and of the machine: XLA runs programs that were compiled
-    for another CPU, and they may crash.
+    for another CPU, and they may crash. Not where one CPU plays several devices: four on two cores wait for each other
+    forever in a program that was kept (jaxlib 0.10.2).
     """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache() / "compiled" / platform.node()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     if "jax" in sys.modules:  # it has looked at its variables

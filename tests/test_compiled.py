@@ -26,6 +26,10 @@ def test_compiled_programs_are_kept_unless_the_user_says_otherwise(tmp_path, mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     keep_compiled()
     assert "other" not in os.environ[NAMES[0]]
+    monkeypatch.delenv(NAMES[0])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    keep_compiled()
+    assert NAMES[0] not in os.environ
 
 
 @pytest.mark.parametrize("when", ["first", "before"])

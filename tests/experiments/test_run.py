@@ -18,6 +18,7 @@ from small_run import command, run
 
 from experiments import run as run_module
 from spabit_jax.errors import InputError
+from tests import commands
 
 
 def metrics(folder):
@@ -94,12 +95,10 @@ def test_what_the_numbers_mean_is_said(finished):
     assert info["scale"] == "log1p_normalised" and info["scale_target"] > 0
 
 
-@pytest.mark.slow
 def test_help_lists_every_flag():
     for module in ("run", "benchmark", "predict", "sweep", "simulate", "downstream", "download", "superresolution"):
-        command = [sys.executable, "-m", f"experiments.{module}"]
-        shown = subprocess.run([*command, "--help"], capture_output=True, text=True).stdout
-        unknown = subprocess.run([*command, "--no_such_flag"], capture_output=True, text=True).stderr
+        shown = commands.run(f"experiments.{module}", "--help").stdout
+        unknown = commands.run(f"experiments.{module}", "--no_such_flag").stderr
         flags = unknown.partition("known flags: ")[2].strip().split(", ")
         assert len(flags) > 1 and all(f"{flag}:" in shown.replace("[no]", "") for flag in flags), module
 
