@@ -280,8 +280,14 @@ def content_hash(adata) -> str:
 
 
 def user_cache() -> Path:
-    """``$XDG_CACHE_HOME/spabit_jax`` (default ``~/.cache``): what may be deleted, of all the user's projects."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spabit_jax"
+    """``$XDG_CACHE_HOME/spabit_jax`` (default ``~/.cache``): what may be deleted, of all the user's projects.
+
+    InputError where the user has no home folder, as in some containers.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spabit_jax"
+    except RuntimeError as error:
+        raise InputError("there is no home folder to keep files in: set XDG_CACHE_HOME to a folder") from error
 
 
 def keep_compiled() -> None:
@@ -293,7 +299,10 @@ def keep_compiled() -> None:
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache() / "compiled" / platform.node()))
+    try:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache() / "compiled" / platform.node()))
+    except InputError:
+        return  # it is compiled each time
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     if "jax" in sys.modules:  # it has looked at its variables
         import jax

@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from spabit_jax.files import keep_compiled
+from spabit_jax.errors import InputError
+from spabit_jax.files import keep_compiled, user_cache
 
 NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 PROGRAM = """
@@ -27,6 +29,12 @@ def test_compiled_programs_are_kept_unless_the_user_says_otherwise(tmp_path, mon
     keep_compiled()
     assert "other" not in os.environ[NAMES[0]]
     monkeypatch.delenv(NAMES[0])
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with monkeypatch.context() as homeless:
+        homeless.setattr("pathlib.Path.home", lambda: Path("~nobody_of_this_name").expanduser())
+        keep_compiled()
+        with pytest.raises(InputError, match="set XDG_CACHE_HOME"):
+            user_cache()
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
     keep_compiled()
     assert NAMES[0] not in os.environ
