@@ -24,7 +24,7 @@ N_GENES = 3  # shown, where none are named
 
 def main() -> None:
     run, out, asked = Path(cli.given("run")), Path(cli.given("out")), cli.given("locations")
-    check_out(out)
+    check_out(out, run)
     from spabit_jax.data.genes import check_genes
 
     if cli.FLAGS.config:
@@ -43,8 +43,10 @@ def main() -> None:
     print(f"{n} locations, {predictions.n_vars} genes; trained on {info['trained_on']}; written: {out}, {figure}")
 
 
-def check_out(out: Path) -> None:
-    """Raises InputError for a file of another kind, a .zarr that is there, or one that cannot be written."""
+def check_out(out: Path, run: Path) -> None:
+    """Raises InputError for a file of another kind, one of the run's own, a .zarr that is there, or a folder."""
+    if out.resolve() in [(run / name).resolve() for name in ("predictions.h5ad", "section.h5ad")]:
+        raise InputError(f"--out={out} is the run's own file: give another name")
     if out.suffix not in (".h5ad", ".zarr"):
         raise InputError(f"--out={out}: give a file NAME.h5ad, or NAME.zarr for SpatialData")
     if out.suffix == ".zarr":

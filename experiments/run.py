@@ -26,6 +26,8 @@ def main() -> None:
     if len(sys.argv) == 1:
         raise InputError(FIRST)
     cli.check_known("stages", cli.FLAGS.stages, STAGES)
+    if not cli.FLAGS.stages:
+        raise InputError(f"--stages is empty: give some of {', '.join(STAGES)}")
     out = Path(cli.given("out"))
     from spabit_jax.run import distributed
 

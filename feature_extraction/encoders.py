@@ -16,6 +16,7 @@ import numpy as np
 from feature_extraction import stain
 from feature_extraction.encoder_table import ENCODERS, PLAIN, Encoder
 from feature_extraction.hub import download, from_hub
+from spabit_jax.config import is_path_component
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256
 from spabit_jax.readers.image import SlideImage
@@ -56,8 +57,8 @@ def register_encoder(
     Raises:
       InputError: the name is one of the library's.
     """
-    if name in (*PLAIN, *ENCODERS) or ":" in name or "+" in name:
-        raise InputError(f"register_encoder({name!r}): the name is taken: give another one")
+    if name in (*PLAIN, *ENCODERS) or not is_path_component(name) or ":" in name or "+" in name:
+        raise InputError(f"register_encoder({name!r}): the name is taken, or is none for a file: give another one")
 
     def checked(patches: np.ndarray) -> np.ndarray:
         features = np.asarray(embed(patches), np.float32)

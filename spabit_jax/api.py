@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from numbers import Integral
@@ -28,8 +29,8 @@ from spabit_jax.evaluation import evaluate as evaluation
 from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter, new_axes
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.files import keep_compiled
-from spabit_jax.readers import read_section
-from spabit_jax.readers.assemble import check_raw
+from spabit_jax.readers import h5ad, read_section
+from spabit_jax.readers.assemble import NO_IMAGE
 from spabit_jax.run.workflow import Workflow
 from spabit_jax.training.devices import check_backend
 from spabit_jax.training.fit import register_callback
@@ -67,7 +68,7 @@ def prepare(
     """
     if not isinstance(config, Config | None):
         raise InputError(f"config is {config!r:.60}: give a Config, or one of spabit_jax.presets, as presets.trained()")
-    config = Config() if config is None else config.validate()
+    config = Config() if config is None else copy.deepcopy(config.validate())  # what the user changes is no longer ours
     encoder = encoder if features is None else encoder_name(features)
     keep_compiled()
     adata, alignments = _read(section), read_alignments(related, related_alignment)
@@ -83,10 +84,16 @@ def prepare(
 
 
 def _read(section) -> AnnData:
-    if isinstance(section, AnnData) and "spot_px" in section.uns.get("spabit", {}):
-        check_raw(section.X, Path("the AnnData"))  # it may have been normalised since it was read
+    """A section of our own, whatever the user does with his AnnData, which may have been changed since it was read."""
+    info = section.uns.get("spabit", {}) if isinstance(section, AnnData) else {}
+    if "spot_px" not in info:
+        return read_section(section)
+    section = section.copy()
+    if not section.n_vars:  # an image alone
         return section
-    return read_section(section)
+    section.uns["spabit"] = info | {h5ad.WHOLE: section.n_obs}
+    image = Path(info["image_path"]) if "image_path" in info else NO_IMAGE
+    return h5ad.from_anndata(section, Path("the AnnData"), info["name"], image, None, None)
 
 
 def fit(section: Prepared, seeds: int | Sequence[int] = 5, out: str | os.PathLike | None = None) -> Model:
@@ -101,6 +108,8 @@ def fit(section: Prepared, seeds: int | Sequence[int] = 5, out: str | os.PathLik
       InputError: ``out`` holds another run, or ``section`` has related ones: a run folder with these is
         ``experiments.run``'s.
     """
+    if not isinstance(section, Prepared):
+        raise InputError(f"fit() takes what sj.prepare gives, not a {type(section).__name__}")
     seeds = checked_seeds(range(seeds) if isinstance(seeds, Integral) else list(seeds))
     check_backend()
     if out is None:
@@ -126,16 +135,30 @@ def evaluate(predictions: AnnData, model: Model | None = None) -> pd.DataFrame:
 
     Args:
       predictions: of ``Model.predict()``, at the spots of a section with test spots.
-      model: adds each of its members alone.
+      model: adds each of its members alone; predictions may be of some of its spots and genes, in any order.
 
     Returns:
       Columns gene, method, seed, pcc, mse, mae.
+
+    Raises:
+      InputError: no test spots, or predictions of other spots or genes than the model's.
     """
     if model is None:
         return evaluation.evaluate(predictions)
-    prediction = model.predict_spots()
-    by_seed = zip(model.seeds, prediction.per_seed, strict=False)  # one alone where no member has seeds
-    return evaluation.evaluate(predictions, prediction.members, dict(by_seed))
+    prediction, asked = model.predict_spots(), []
+    for what, names, known in (
+        ("spot", predictions.obs_names, model.prepared.adata.obs_names),
+        ("gene", predictions.var_names, pd.Index(model.prepared.genes)),
+    ):
+        asked.append(known.get_indexer(names))
+        if (asked[-1] < 0).any():
+            raise InputError(f"{what} {names[asked[-1].argmin()]} of the predictions is none of the model's")
+    members, per_seed = (
+        {name: values[np.ix_(*asked)] for name, values in found}
+        # of seeds one alone where no member has any
+        for found in (prediction.members.items(), zip(model.seeds, prediction.per_seed, strict=False))
+    )
+    return evaluation.evaluate(predictions, members, per_seed)
 
 
 def plot_scores(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -168,6 +191,8 @@ def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) 
 
     from spabit_jax.evaluation.plots import plot_gene_maps
 
+    if "summary" not in scores.attrs:
+        raise InputError("these scores have lost their summary, as in a file: give those of sj.evaluate")
     info, split = predictions.uns["spabit"], predictions.obs["split"]
     protocol = {name: info[name] for name in ("panel", "scale")} | {"split": info["split_rule"]}
     protocol |= {"n_genes": predictions.n_vars, "n_train": int((split == "train").sum())}

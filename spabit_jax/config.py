@@ -204,6 +204,8 @@ class Config:
             elif not isinstance(part, type(wanted)):
                 raise InputError(f"config.{of_self.name} is {part!r:.80}: it must be a {type(wanted).__name__}")
             else:
+                if unknown := vars(part).keys() - {of_part.name for of_part in dataclasses.fields(part)}:
+                    raise InputError(f"config.{of_self.name} has no field {min(unknown)!r}: is it misspelt?")
                 for of_part in dataclasses.fields(part):
                     _check_value(getattr(part, of_part.name), of_part, f"{of_self.name}.{of_part.name}")
         for name, holds, wanted in TOGETHER:
@@ -237,7 +239,7 @@ class Config:
 
     def to_dict(self) -> dict:
         """The configuration as nested dicts of plain values."""
-        return dataclasses.asdict(self)
+        return _plain(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
@@ -306,6 +308,13 @@ TOGETHER = (
         "model.n_components=0: it needs train spots that the network has not seen, and components",
     ),
 )
+
+
+def _plain(value):
+    """NumPy's numbers, which JSON does not know, as Python's."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return value.item() if hasattr(value, "item") else value
 
 
 def _check_value(value, field: dataclasses.Field, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -48,12 +50,16 @@ def make_predictions(
     if totals is not None:
         obs[TOTAL] = totals
     out = AnnData(
-        X=mean.astype(np.float32), obs=obs, var=var.copy(), obsm={"spatial": xy}, layers={"truth": truth, "sd": sd}
+        X=mean.astype(np.float32),
+        obs=obs,
+        var=var.copy(),
+        obsm={"spatial": np.array(xy)},
+        layers={"truth": truth, "sd": sd},
     )
     if image is not None:
         out.obsm["image_components"] = image
     if "spatial" in of.uns:
-        out.uns["spatial"] = of.uns["spatial"]
+        out.uns["spatial"] = copy.deepcopy(of.uns["spatial"])
     out.uns["spabit"] = {**of.uns["spabit"], **info}
     return out
 

@@ -193,7 +193,7 @@ def test_a_fit_that_is_refused_leaves_nothing(quick, tmp_path):
     (tmp_path / "run" / "config.json").unlink()  # killed between the section and it
     sj.fit(prepare(), out=tmp_path / "run")
     assert sj.load(tmp_path / "run").prepared.adata.n_obs == adata.n_obs
-    sister = adata.copy()
+    sister = adata[1:].copy()
     sister.uns["spabit"] = adata.uns["spabit"] | {"name": "sister"}
     model = sj.fit(sj.prepare(adata, prepare().config, related=[sister], cache_dir=tmp_path))
     for keep in (model.save, lambda out: sj.fit(model.prepared, out=out)):
@@ -204,6 +204,60 @@ def test_a_fit_that_is_refused_leaves_nothing(quick, tmp_path):
     for write in (lambda out: sj.fit(prepare(), out=out), sj.load(tmp_path / "run").save):
         with pytest.raises(sj.InputError, match="file is a file: give a folder"):
             write(tmp_path / "file")
+
+
+def test_what_the_user_does_with_his_own_changes_nothing(quick, tmp_path):
+    adata, prepare = quick
+    mine, config = adata.copy(), sj.Config()
+    config.data.n_genes = 12
+    section = sj.prepare(mine, config, cache_dir=tmp_path)
+    config.data.split, config.model.members = "none", "ridge"
+    mine.X = mine.X.log1p()
+    mine.obsm["spatial"] *= 3
+    model, expected = sj.fit(section), sj.fit(prepare()).predict()
+    found = model.predict()
+    np.testing.assert_array_equal(found.X, expected.X)
+    np.testing.assert_array_equal(found.layers["truth"], expected.layers["truth"])
+    assert found.uns["spabit"]["split_rule"] == "lattice"
+    found.obsm["spatial"] *= 2
+    dense = sj.grid(section, 2)
+    again = model.predict(dense)
+    again.obsm["spatial"] *= 2
+    np.testing.assert_array_equal(model.predict().obsm["spatial"], adata.obsm["spatial"])
+    np.testing.assert_array_equal(sj.grid(prepare(), 2).xy, dense.xy)
+
+
+@pytest.mark.parametrize("change", ["genes", "csc", "dense", "counts"])
+def test_counts_however_they_lie_are_saved_and_loaded(quick, tmp_path, change):
+    adata, prepare = quick
+    mine = adata[:, sorted(adata.var_names)].copy() if change == "genes" else adata.copy()
+    if change == "counts":
+        mine.layers["counts"] = mine.X.copy()
+        mine.X = mine.X.log1p()
+    elif change != "genes":
+        mine.X = mine.X.tocsc() if change == "csc" else mine.X.toarray()
+    model = sj.fit(prepare(mine), out=tmp_path / "run")
+    np.testing.assert_array_equal(sj.load(tmp_path / "run").predict().X, model.predict().X)
+    assert sorted(model.prepared.genes) == sorted(prepare().genes)
+
+
+def test_scores_are_of_the_spots_and_genes_that_are_there(model):
+    predictions = model.predict()
+
+    def scores(of):
+        table = sj.evaluate(of, model)
+        return table[table["method"].str.startswith("demo")].set_index(["gene", "method", "seed"]).sort_index()
+
+    expected = scores(predictions)
+    assert expected.index.get_level_values("seed").nunique() == 2 and expected.index.is_unique
+    pd.testing.assert_frame_equal(scores(predictions[::-1, ::-1].copy()), expected, atol=1e-5)
+    few = scores(predictions[:, :3].copy())
+    pd.testing.assert_frame_equal(few, expected.loc[few.index], atol=1e-5)
+    next(iter(predictions.uns["spatial"].values()))["images"].clear()
+    assert next(iter(model.predict().uns["spatial"].values()))["images"]
+    predictions.obs_names = [f"x{name}" for name in predictions.obs_names]
+    with pytest.raises(sj.InputError, match="spot x.* is none of the model's"):
+        sj.evaluate(predictions, model)
 
 
 def test_a_name_that_a_rival_has_is_refused(quick, tmp_path):
@@ -259,6 +313,26 @@ def test_what_is_no_input_is_one_line(quick):
     model = sj.fit(prepare(), seeds=np.int64(1))
     with pytest.raises(sj.InputError, match="predictions at new places cannot be evaluated"):
         sj.evaluate(model.predict("grid:2x"))
+    with pytest.raises(sj.InputError, match="lost their summary"):
+        sj.report(model.predict(), pd.DataFrame(), "r.html")
+    np.testing.assert_array_equal(model.predict("spots").X, model.predict().X)
+    for at, message in ((3, "not a int"), (sj.grid(adata, 2)[:2], "not a tuple")):
+        with pytest.raises(sj.InputError, match=message):
+            model.predict(at)
+    places = sj.grid(adata, 2)
+    for field, value, message in (
+        ("xy", places.xy - 1e4, "spot pitches from the nearest"),
+        ("xy", places.xy * np.nan, "not a number"),
+        ("names", np.repeat("a", len(places.names)), "occurs twice"),
+        ("names", places.names[1:], r"\(M,\)"),
+        ("array", "text", "must be numbers"),
+    ):
+        with pytest.raises(sj.InputError, match=message):
+            model.predict(places._replace(**{field: value}))
+    for wrong in (adata, "path"):
+        with pytest.raises(sj.InputError, match="takes what sj.prepare gives"):
+            sj.fit(wrong)
+    assert len(sj.plot_gene(adata, adata.var_names[1]).collections)
     predictions = model.predict()
     with pytest.raises(sj.InputError, match="no layer 'nope' among truth, sd"):
         sj.plot_gene(predictions, predictions.var_names[0], layer="nope")

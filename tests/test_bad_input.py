@@ -116,6 +116,7 @@ def test_settings_of_all_kinds_are_taken_or_refused():
         ("train.batch_size", 10**20, "a whole number that is finite and at most"),
         ("train.learning_rate", float("nan"), "config.train.learning_rate is nan: it must be a number that is finite"),
         ("model.depth", "3", "config.model.depth is '3': it must be a whole number"),
+        ("data.n_gene", 3, "config.data has no field 'n_gene'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(name, value, message):
@@ -124,6 +125,12 @@ def test_a_setting_that_cannot_be_is_named(name, value, message):
     setattr(getattr(config, part), leaf, value)
     with pytest.raises(InputError, match=message):
         config.validate()
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = Config()
+    config.data.n_genes, config.train.learning_rate = np.int64(50), np.float64(0.1)
+    assert json.loads(json.dumps(config.validate().to_dict()))["data"]["n_genes"] == 50
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "", "x" * 300, "a\nb", 3])

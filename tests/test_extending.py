@@ -47,6 +47,25 @@ def tables():
         table.update(before)
 
 
+def test_names_that_cannot_be_registered_are_refused(tables):
+    for name in ("kriging", "a,b", "a/b", 5):
+        with pytest.raises(sj.InputError, match="register_member"):
+            sj.register_member(name, lambda config: None)
+    for name in ("stain", "a+b", "a/b", "timm:x"):
+        with pytest.raises(sj.InputError, match="register_encoder"):
+            sj.register_encoder(name, lambda patches: patches.mean((1, 2)), dim=3)
+
+
+def test_an_encoder_of_another_version_is_not_the_one_in_the_cache(tables, simulated, tmp_path):
+    def prepare(version):
+        sj.register_encoder("mean", lambda patches: patches.mean((1, 2)), dim=3, size=8, version=version)
+        return sj.prepare(simulated, encoder="mean", cache_dir=tmp_path)
+
+    assert prepare("1").describe()["weights_hash"] == prepare("1").describe()["weights_hash"] == "1"
+    with pytest.raises(sj.InputError, match="made by version 1 of mean, which is 2 now: delete it"):
+        prepare("2")
+
+
 # of networks that are trained: what takes time is to compile them
 FEW_WEIGHTS = [f"--config.{field}" for field in ("model.width=16", "model.mlp_width=16", "model.cross_heads=2",
                "model.n_context=4", "model.depth=0", "gat.heads=2", "gat.head_width=4")]  # fmt: skip

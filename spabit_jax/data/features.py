@@ -43,12 +43,27 @@ class Cached(NamedTuple):
     def extract(self, weights: str | None = None) -> None:
         """Computes them if they are not there, with the weights of a file or the encoder's own."""
         if cache.is_cached(*self):
+            if self.encoder in encoders.OWN:
+                self._check_version()
             return
         from feature_extraction.extract import extract_section
 
         *asked, transposed = self
         weights = None if self.encoder in encoders.PLAIN else weights
         extract_section(*asked, weights=weights, transposed_crop=transposed)
+
+    def _check_version(self) -> None:
+        """InputError where the cache is of another version of an encoder of the user's than the registered one."""
+        npy, have = self._npy(), self.made_from()["weights_hash"]
+        if have != (now := encoders.OWN[self.encoder]().weights_hash):
+            raise InputError(
+                f"{npy}: made by version {have} of {self.encoder}, which is {now} now: delete it and its .json, or use "
+                "another --cache_dir"
+            )
+
+    def _npy(self) -> Path:
+        name = self.adata.uns["spabit"]["name"]
+        return cache.cache_path(self.cache_dir, name, self.encoder, self.patch_px, self.transposed_crop)
 
     def read(self) -> np.ndarray:
         """(N, D)."""
@@ -57,10 +72,7 @@ class Cached(NamedTuple):
     def made_from(self) -> dict:
         """Hashes of image and weights; InputError if the cache is missing or damaged."""
         self.read()
-        npy = cache.cache_path(
-            self.cache_dir, self.adata.uns["spabit"]["name"], self.encoder, self.patch_px, self.transposed_crop
-        )
-        meta = cache.read_meta(npy)
+        meta = cache.read_meta(self._npy())
         turn = {} if meta.get("turn", "0") == "0" else {"turn": meta["turn"]}
         return {key: meta.get(key) for key in ("image_sha256", "weights_hash")} | turn
 

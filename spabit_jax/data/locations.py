@@ -155,20 +155,44 @@ def read_locations(adata: AnnData, path: Path) -> Locations:
     if not within.all():
         raise InputError(f"{path}: x or y of row {int(within.argmin()) + 1} is not a number, or beyond {FURTHEST_PX:g}")
     _check_number(len(xy), path)
+    _check_near(adata, xy, path)
     known = np.asarray(adata.obsm["spatial"], np.float64)
-    distance = KDTree(known).query(xy)[0] / spot_pitch(known)
-    far = int(distance.argmax())
-    if distance[far] > FURTHEST:
-        raise InputError(
-            f"{path}: ({xy[far, 0]:g}, {xy[far, 1]:g}) is {distance[far]:.1f} spot pitches from the nearest spot, more "
-            f"than {FURTHEST:g}: nothing is known there (x is the column, y the row, in full-resolution pixels)"
-        )
     located = _numbered(xy, continued(known, _array(adata), xy))
     if "name" not in table:
         return located
     if table["name"].isna().any() or table["name"].duplicated().any():
         raise InputError(f"{path}: a name is missing or occurs twice: give every location its own, or none")
     return located._replace(names=table["name"].to_numpy(str))
+
+
+def _check_near(adata: AnnData, xy: np.ndarray, where) -> None:
+    known = np.asarray(adata.obsm["spatial"], np.float64)
+    distance = KDTree(known).query(xy)[0] / spot_pitch(known)
+    far = int(distance.argmax())
+    if distance[far] > FURTHEST:
+        raise InputError(
+            f"{where}: ({xy[far, 0]:g}, {xy[far, 1]:g}) is {distance[far]:.1f} spot pitches from the nearest spot, "
+            f"more than {FURTHEST:g}: nothing is known there (x is the column, y the row, in full-resolution pixels)"
+        )
+
+
+def check_locations(adata: AnnData, locations: Locations) -> Locations:
+    """Locations of the user's own making, as arrays.
+
+    Raises:
+      InputError: there are none, not as many of each field, values that are no numbers, names that occur twice, or a
+        location further than ``FURTHEST`` pitches from all measured spots.
+    """
+    try:
+        names, xy, array = np.asarray(locations.names, str), *(np.asarray(a, np.float64) for a in locations[1:])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Locations: xy and array must be numbers ({error})") from error
+    if not len(names) or names.ndim != 1 or {xy.shape, array.shape} != {(len(names), 2)}:
+        raise InputError(f"Locations: names {names.shape}, xy {xy.shape}, array {array.shape}: (M,), (M, 2), (M, 2)")
+    if not (np.isfinite(xy).all() and np.isfinite(array).all()) or len(np.unique(names)) < len(names):
+        raise InputError("Locations: a value is not a number, or a name occurs twice: give every location its own")
+    _check_near(adata, xy, "Locations")
+    return Locations(names, xy, array)
 
 
 def read_cells(adata: AnnData, path: Path) -> Locations:

@@ -59,6 +59,10 @@ def read_alignments(related: Sequence, given: Sequence) -> list[np.ndarray | Non
     return found
 
 
+def _same_counts(a, b) -> bool:
+    return a.shape == b.shape and a.nnz == b.nnz and (a != b).nnz == 0
+
+
 def for_section(config: Config, adata: AnnData) -> Config:
     """The configuration for this section: of one without genes, an image alone, the split is ``image_only``."""
     return config if adata.n_vars else config.with_data(split="image_only")
@@ -167,10 +171,15 @@ class Prepared:
             raise InputError("--related needs gat.joint on and faults.array_neighbours off, as in default.py")
         names = [self.name, *(other.name for other in self.related)]
         if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-            raise InputError(f"two of --section and --related are named {twice[0]}: give each section once")
+            raise InputError(
+                f"two of --section and --related are named {twice[0]}: give each section once (--name, or name of "
+                "read_section, is another)"
+            )
         if self.related and self.encoder.startswith(FILE):
             raise InputError("--features=FILE is of one section: with --related give obsm:KEY, of each its own")
         for other in self.related:
+            if self.measured and _same_counts(self.adata.X, other.adata.X):  # its test spots would be known
+                raise InputError(f"section {other.name} has the counts of section {self.name}: give another")
             if is_own(self.encoder) and self.features().shape[1] != other.features().shape[1]:
                 raise InputError(f"{self.encoder} is of another width in section {other.name}: give the same features")
             if other.encoder != self.encoder:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from spabit_jax.config import Config
+from spabit_jax.config import Config, is_path_component
 from spabit_jax.data.section import Places, Section
 from spabit_jax.ensemble.interface import Estimate, FittedMember, HeldOut, Member, draw_folds
 from spabit_jax.ensemble.pretrained import Pretrained
@@ -176,10 +176,17 @@ MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and `
     "kriging": Kriging,
     "ridge": lambda config: Ridge(),
 }
+LIBRARYS = tuple(MEMBERS)
 
 
 def register_member(name: str, make: Callable[[Config], Member]) -> None:
-    """Makes a member known to ``config.model.members``: a class, or a function, of the configuration."""
+    """Makes a member known to ``config.model.members``: a class, or a function, of the configuration.
+
+    Raises:
+      InputError: the name is one of the library's, or cannot be one.
+    """
+    if name in LIBRARYS or not isinstance(name, str) or "," in name or not is_path_component(name):
+        raise InputError(f"register_member({name!r}): the name is taken, or is none: give another one")
     MEMBERS[name] = make
 
 

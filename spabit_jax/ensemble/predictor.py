@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from feature_extraction import cache
 from spabit_jax.config import Config
 from spabit_jax.data.features import is_own, made_from, side_by_side
-from spabit_jax.data.locations import Locations, find_locations
+from spabit_jax.data.locations import KINDS, Locations, check_locations, find_locations
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
@@ -87,10 +87,12 @@ class Model:
           at: None for the section's own spots, a train spot without its own measurement; ``grid:4x``, ``um:16`` or a
             CSV or GeoJSON file; or ``Locations``.
         """
-        if at is None:
+        if at is None or isinstance(at, str) and at == "spots":
             return self.predictions(self.predict_spots())
         if isinstance(at, Locations):
-            return self.predict_at(at)
+            return self.predict_at(check_locations(self.prepared.adata, at))
+        if not isinstance(at, str | os.PathLike):
+            raise InputError(f"predict() takes Locations, as of sj.grid, or {KINDS}, not a {type(at).__name__}")
         predictions = self.predict_at(find_locations(self.prepared.adata, os.fspath(at)))
         predictions.uns["spabit"]["locations"] = os.fspath(at)
         return predictions

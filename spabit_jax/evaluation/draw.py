@@ -54,7 +54,8 @@ def colour_limits(spots: AnnData, gene: str) -> tuple[float, float]:
     Args:
       spots: content of the run's predictions.h5ad.
     """
-    values = np.concatenate([of_gene(spots, gene, "truth"), of_gene(spots, gene)])
+    measured = [of_gene(spots, gene, "truth")] if "truth" in spots.layers else []
+    values = np.concatenate([*measured, of_gene(spots, gene)])
     values = values[np.isfinite(values)]
     low, high = np.maximum(np.quantile(values, [0.01, 0.99]), 0)
     high = high if high > low else values.max()  # of a gene that is rarely seen

@@ -44,6 +44,8 @@ def evaluate(
         or the method has the name of a rival.
     """
     test = np.flatnonzero((predictions.obs["split"] == "test").to_numpy())
+    if (predictions.obs["split"] == "new").all():
+        raise InputError("nothing is measured here: there is nothing to evaluate by")
     if not len(test):
         raise InputError("every spot is a train spot: there is no test spot to evaluate on")
     if TOTAL not in predictions.obs:

@@ -70,6 +70,7 @@ def from_anndata(
     adata: AnnData, path: Path, name: str, image: Path | None, positions: Path | None, labels: Path | None
 ) -> AnnData:
     """As ``read``, of what a file holds; ``path`` is for error messages."""
+    adata = adata.to_memory() if adata.isbacked else adata
     adata = one_library(adata, name, path)
     known = _known(adata, path) if positions is None else {}
     same_image = image is not None and str(image.resolve()) == known.get("image_path")

@@ -68,7 +68,7 @@ class Workflow:
         with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
             if (config := self.out / "config.json").exists():  # before minutes of image features
                 check_matches(config, settings := self.prepared.settings(self.seeds), keys=tuple(settings))
-            for stage, then in zip(todo, [*todo[1:], None], strict=True):
+            for stage, then in zip(todo, [*todo[1:], None], strict=False):
                 start = time.monotonic()
                 if stage == "train":
                     self.train_networks()

@@ -110,6 +110,10 @@ def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
     again = (joint.adata, tiny_config, "stain", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="two of --section and --related are named S1"):
         Prepared(*again, [Prepared(*again)])
+    copied = joint.adata.copy()
+    copied.uns["spabit"] = joint.adata.uns["spabit"] | {"name": "copied"}
+    with pytest.raises(InputError, match="section copied has the counts of section S1"):
+        Prepared(*again, [Prepared(copied, *again[1:])])
     bare = joint.related[0].adata.copy()
     del bare.uns["spabit"]["image_path"]
     with pytest.raises(InputError, match="S2 has no image"):

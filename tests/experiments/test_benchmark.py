@@ -177,6 +177,7 @@ def test_image_features_of_ones_own(simulated, tmp_path):
 def test_a_baseline_does_not_depend_on_how_a_model_has_laid_out_related_sections(simulated, tiny_config, tmp_path):
     adata, sister = read_section(simulated, image="none"), read_section(simulated, image="none", name="sister")
     given = tiny_config, "stain", str(tmp_path)
+    sister = sister[1:].copy()
     made = [Prepared(adata, *given, [Prepared(sister, *given)]) for _ in range(2)]
     made[1].lay_out(ALONE)
     found = [predict_baseline(prepared, "knn_mean_related")[0] for prepared in made]

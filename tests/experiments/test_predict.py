@@ -216,14 +216,14 @@ def test_bad_input_gives_one_line_and_status_2(finished, tmp_path):
 
 
 def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
-    for out, message in ((tmp_path / "a.csv", "NAME.h5ad"), (tmp_path / "a.h5ad", "is a folder")):
-        if out.suffix == ".h5ad":
-            out.mkdir()
+    (tmp_path / "a.h5ad").mkdir()
+    refused = {"a.csv": "NAME.h5ad", "a.h5ad": "is a folder", "run/section.h5ad": "the run's own file"}
+    for name, message in (refused | {"run/../run/predictions.h5ad": "the run's own file"}).items():
         with pytest.raises(InputError, match=message):
-            predict.check_out(out)
+            predict.check_out(tmp_path / name, tmp_path / "run")
     monkeypatch.setattr(predict, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install spatialdata"):
-        predict.check_out(tmp_path / "a.zarr")
+        predict.check_out(tmp_path / "a.zarr", tmp_path / "run")
 
 
 @pytest.mark.filterwarnings("default")  # spatialdata's own, and those of its dependencies
@@ -231,7 +231,7 @@ def test_spatialdata_holds_the_same(trained, tmp_path):
     spatialdata = pytest.importorskip("spatialdata")
     predictions = trained.predict_at(places(trained.prepared.adata.obsm["spatial"][:9] + 3))
     out = tmp_path / "dense.zarr"
-    predict.check_out(out)
+    predict.check_out(out, tmp_path)
     predict.write(predictions, out)
     found = spatialdata.read_zarr(out)
     np.testing.assert_array_equal(found["predictions"].X, predictions.X)
@@ -242,7 +242,7 @@ def test_spatialdata_holds_the_same(trained, tmp_path):
     with Image.open(trained.prepared.adata.uns["spabit"]["image_path"]) as image:
         assert extent["x"][1] == pytest.approx(image.width, rel=0.01)
     with pytest.raises(InputError, match="there already"):
-        predict.check_out(out)
+        predict.check_out(out, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["dense.zarr"]
 
 
