@@ -176,7 +176,7 @@ MEMBERS: dict[str, Callable[[Config], Member]] = {  # a new one is a class and `
     "kriging": Kriging,
     "ridge": lambda config: Ridge(),
 }
-LIBRARYS = tuple(MEMBERS)
+BUILT_IN = tuple(MEMBERS)
 
 
 def register_member(name: str, make: Callable[[Config], Member]) -> None:
@@ -185,7 +185,7 @@ def register_member(name: str, make: Callable[[Config], Member]) -> None:
     Raises:
       InputError: the name is one of the library's, or cannot be one.
     """
-    if name in LIBRARYS or not isinstance(name, str) or "," in name or not is_path_component(name):
+    if name in BUILT_IN or not isinstance(name, str) or "," in name or not is_path_component(name):
         raise InputError(f"register_member({name!r}): the name is taken, or is none: give another one")
     MEMBERS[name] = make
 
