@@ -154,7 +154,7 @@ def test_features_that_do_not_fit_are_one_line(adata, values, tmp_path, write, m
 def test_a_file_of_one_section_is_not_taken_for_another(adata, values, tmp_path):
     """Barcodes of two Visium sections are the same words."""
     np.save(tmp_path / "f.npy", values)
-    other = adata.copy()
+    other = adata[:, ::-1].copy()
     other.uns["spabit"] = adata.uns["spabit"] | {"name": "other"}
     config, of_file = Config().with_data(n_genes=8), encoder_name(tmp_path / "f.npy")
     with pytest.raises(InputError, match="is of one section"):
