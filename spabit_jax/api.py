@@ -88,7 +88,7 @@ def _read(section) -> AnnData:
     info = section.uns.get("spabit", {}) if isinstance(section, AnnData) else {}
     if "spot_px" not in info:
         return read_section(section)
-    section = section.copy()
+    section = section.to_memory(copy=True)
     if not section.n_vars:  # an image alone
         return section
     section.uns["spabit"] = info | {h5ad.WHOLE: section.n_obs}
@@ -145,20 +145,20 @@ def evaluate(predictions: AnnData, model: Model | None = None) -> pd.DataFrame:
     """
     if model is None:
         return evaluation.evaluate(predictions)
-    prediction, asked = model.predict_spots(), []
-    for what, names, known in (
-        ("spot", predictions.obs_names, model.prepared.adata.obs_names),
-        ("gene", predictions.var_names, pd.Index(model.prepared.genes)),
-    ):
-        asked.append(known.get_indexer(names))
-        if (asked[-1] < 0).any():
-            raise InputError(f"{what} {names[asked[-1].argmin()]} of the predictions is none of the model's")
-    members, per_seed = (
-        {name: values[np.ix_(*asked)] for name, values in found}
-        # of seeds one alone where no member has any
-        for found in (prediction.members.items(), zip(model.seeds, prediction.per_seed, strict=False))
-    )
-    return evaluation.evaluate(predictions, members, per_seed)
+    spots = _found("spot", predictions.obs_names, model.prepared.adata.obs_names)
+    part = np.ix_(spots, _found("gene", predictions.var_names, pd.Index(model.prepared.genes)))
+    prediction = model.predict_spots()
+    members = {name: mean[part] for name, mean in prediction.members.items()}
+    by_seed = zip(model.seeds, prediction.per_seed, strict=False)  # one alone where no member has seeds
+    return evaluation.evaluate(predictions, members, {seed: mean[part] for seed, mean in by_seed})
+
+
+def _found(what: str, names: pd.Index, known: pd.Index) -> np.ndarray:
+    """Where each name is among those known; InputError for one that is not."""
+    at = known.get_indexer(names)
+    if (at < 0).any():
+        raise InputError(f"{what} {names[at.argmin()]} of the predictions is none of the model's")
+    return at
 
 
 def plot_scores(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:

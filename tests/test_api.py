@@ -241,6 +241,13 @@ def test_counts_however_they_lie_are_saved_and_loaded(quick, tmp_path, change):
     assert sorted(model.prepared.genes) == sorted(prepare().genes)
 
 
+def test_a_section_in_a_file_that_is_left_there_is_one_in_memory(quick, tmp_path):
+    adata, prepare = quick
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = prepare(anndata.read_h5ad(tmp_path / "a.h5ad", backed="r"))
+    assert backed.describe()["counts_and_positions"] == prepare().describe()["counts_and_positions"]
+
+
 def test_scores_are_of_the_spots_and_genes_that_are_there(model):
     predictions = model.predict()
 
