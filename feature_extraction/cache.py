@@ -40,11 +40,12 @@ def request(adata, encoder: str, patch_px: float, transposed_crop: bool = False)
       transposed_crop: see ``feature_extraction.patches``.
     """
     section = adata.uns["spabit"]
-    path = section.get("image_path")
+    path, um_per_px = section.get("image_path"), section.get("um_per_px")
     return {
         "section": str(section["name"]),
         "encoder": encoder,
         "patch_px": float(patch_px),
+        "patch_um": None if um_per_px is None else float(patch_px * um_per_px),
         "transposed_crop": transposed_crop,
         "image_scale": float(section.get("image_scale", 1.0)),
         "turn": section.get("turn", "0"),
@@ -105,13 +106,13 @@ def read_cache(adata, encoder: str, patch_px: float, cache_dir, transposed_crop:
         raise InputError(f"{npy}: no such feature cache: run python -m feature_extraction.extract --encoder={encoder}")
     check(npy, meta, asked)
     if not is_undamaged(npy, meta):
-        raise InputError(f"{npy} is damaged, its bytes are not those that were written: {_remedy(npy)}")
+        raise InputError(f"{npy} is damaged, its bytes are not those that were written: {remedy(npy)}")
     try:
         features = np.load(npy, mmap_mode="r")
     except (ValueError, EOFError) as error:
-        raise InputError(f"{npy}: a damaged feature cache ({error}): {_remedy(npy)}") from error
+        raise InputError(f"{npy}: a damaged feature cache ({error}): {remedy(npy)}") from error
     if features.shape != (len(meta["barcodes"]), meta["dim"]):
-        raise InputError(f"{npy}: shape {features.shape} is not what its .json says: {_remedy(npy)}")
+        raise InputError(f"{npy}: shape {features.shape} is not what its .json says: {remedy(npy)}")
     if meta["barcodes"] == asked["barcodes"]:
         return features
     row = {barcode: i for i, barcode in enumerate(meta["barcodes"])}
@@ -123,30 +124,31 @@ def read_meta(npy: Path) -> dict[str, Any] | None:
     path = npy.with_suffix(".json")
     if not path.is_file() or not npy.is_file():
         return None
-    meta = read_json(path, _remedy(npy), "not the description of a feature cache")
+    meta = read_json(path, remedy(npy), "not the description of a feature cache")
     check_format(meta, path)
     if missing := {"encoder", "barcodes", "dim", "coordinates_sha256"} - set(meta):
-        raise InputError(f"{path}: lacks {', '.join(sorted(missing))}: {_remedy(npy)}")
+        raise InputError(f"{path}: lacks {', '.join(sorted(missing))}: {remedy(npy)}")
     return meta
 
 
 def check(npy: Path, meta: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises InputError, naming the first thing in which the cache ``meta`` is not what is ``asked``."""
-    for key in ("section", "encoder", "transposed_crop", "patch_px", "image_scale", "turn"):
+    in_um = ("patch_um",) if asked["encoder"] == "nuclei" else ()  # the others see pixels only
+    for key in ("section", "encoder", "transposed_crop", "patch_px", "image_scale", "turn", *in_um):
         have, want = meta.get(key, "0" if key == "turn" else None), asked[key]  # caches once knew of no turns
         same = np.isclose(have, want, rtol=1e-6) if isinstance(want, float) and have is not None else have == want
         if not same:
-            raise InputError(f"{npy}: made with {key} {have}, {want} is asked for: {_remedy(npy)}")
+            raise InputError(f"{npy}: made with {key} {have}, {want} is asked for: {remedy(npy)}")
     have, want = set(meta["barcodes"]), set(asked["barcodes"])
     if have != want:
         raise InputError(
             f"{npy}: made for other spots, {len(want - have)} of the {len(want)} asked for are not in it and "
-            f"{len(have - want)} of its {len(have)} are not asked for: {_remedy(npy)}"
+            f"{len(have - want)} of its {len(have)} are not asked for: {remedy(npy)}"
         )
     if meta["coordinates_sha256"] != asked["coordinates_sha256"]:
-        raise InputError(f"{npy}: made at other coordinates of the same spots: {_remedy(npy)}")
+        raise InputError(f"{npy}: made at other coordinates of the same spots: {remedy(npy)}")
     if asked["image_file"] is not None and not _same_image(meta, asked["image_file"]):
-        raise InputError(f"{npy}: made from another image than {asked['image_file']}: {_remedy(npy)}")
+        raise InputError(f"{npy}: made from another image than {asked['image_file']}: {remedy(npy)}")
 
 
 def _same_image(meta: dict[str, Any], path: str) -> bool:
@@ -162,5 +164,5 @@ def _file_safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
 
 
-def _remedy(npy: Path) -> str:
+def remedy(npy: Path) -> str:
     return f"delete {npy.name} and its .json, or use another --cache_dir"

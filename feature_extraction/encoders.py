@@ -136,8 +136,7 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
         if weights:
             raise InputError(f"--encoder={name} is registered with its weights: leave --weights out")
         return OWN[name]()
-    if weights and not Path(weights).is_file():
-        raise InputError(f"{weights}: no such weights file")
+    digest = weights_hash(weights) if weights else None
     need_torch(f"--encoder={name}", "use --encoder=stain")
 
     import torch
@@ -155,7 +154,15 @@ def load(name: str, weights: str | None = None, login: str | None = None, autoca
     mean, sd = encoder.normalisation
     computed_in = precision(name, autocast)
     transform = f"Lanczos to {encoder.size} px, / 255, mean {mean}, sd {sd}, {computed_in}"
-    return Embedder(dim, encoder.size, transform, sha256(path), computed_in, device, None, embed)
+    digest = digest or weights_hash(path)
+    return Embedder(dim, encoder.size, transform, digest, computed_in, device, None, embed)
+
+
+def weights_hash(path: str | Path) -> str:
+    """SHA-256 of a file of weights; InputError where there is none."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such weights file")
+    return sha256(path)
 
 
 def precision(name: str, autocast: bool) -> str:

@@ -121,7 +121,6 @@ def _extract(adata, asked, npy: Path, how: Computing) -> None:
         "dim": loaded.dim,
         "weights_hash": loaded.weights_hash,
         "transform": f"window of {patches.width} image px, white outside; {loaded.transform}",
-        "patch_um": None if um_per_px is None else patch_px * float(um_per_px),
         "pixel_order": "x,y",
         "dtype": how.dtype,
         "computed_in": loaded.precision,
@@ -158,14 +157,11 @@ def _is_done(npy: Path, asked: dict, how: Computing) -> bool:
     also = {"dtype": how.dtype}
     if how.autocast is not None and "computed_in" in meta:
         also["computed_in"] = encoders.precision(meta["encoder"], how.autocast)
-    if how.weights and Path(how.weights).is_file():
-        also["weights_hash"] = sha256(how.weights)
+    if how.weights:
+        also["weights_hash"] = encoders.weights_hash(how.weights)
     for key, want in also.items():
         if meta.get(key) != want:
-            raise InputError(
-                f"{npy}: made with {key} {meta.get(key)}, {want} is asked for: delete it and its .json, or use "
-                "another --cache_dir"
-            )
+            raise InputError(f"{npy}: made with {key} {meta.get(key)}, {want} is asked for: {cache.remedy(npy)}")
     return True
 
 

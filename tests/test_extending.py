@@ -62,7 +62,7 @@ def test_an_encoder_of_another_version_is_not_the_one_in_the_cache(tables, simul
         return sj.prepare(simulated, encoder="mean", cache_dir=tmp_path)
 
     assert prepare("1").describe()["weights_hash"] == prepare("1").describe()["weights_hash"] == "1"
-    with pytest.raises(sj.InputError, match="made by version 1 of mean, which is 2 now: delete it"):
+    with pytest.raises(sj.InputError, match="made by version 1 of mean, 2 is asked for: delete tiny.mean"):
         prepare("2")
 
 

@@ -202,5 +202,5 @@ def standardised(features: np.ndarray, by: np.ndarray | None = None) -> np.ndarr
 
 def _mean_and_sd(features) -> tuple[np.ndarray, np.ndarray]:
     features = np.asarray(features, np.float32)
-    sd = features.std(axis=0)
-    return features.mean(axis=0), np.where(sd > 0, sd, 1)
+    varies = np.ptp(features, axis=0) > 0  # the sd of a constant is rounding, not 0
+    return features.mean(axis=0), np.where(varies, features.std(axis=0), 1)

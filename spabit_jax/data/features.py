@@ -42,24 +42,26 @@ class Cached(NamedTuple):
 
     def extract(self, weights: str | None = None) -> None:
         """Computes them if they are not there, with the weights of a file or the encoder's own."""
+        weights = None if self.encoder in encoders.PLAIN else weights
         if cache.is_cached(*self):
-            if self.encoder in encoders.OWN:
-                self._check_version()
+            self._check_version(weights)
             return
         from feature_extraction.extract import extract_section
 
         *asked, transposed = self
-        weights = None if self.encoder in encoders.PLAIN else weights
         extract_section(*asked, weights=weights, transposed_crop=transposed)
 
-    def _check_version(self) -> None:
-        """InputError where the cache is of another version of an encoder of the user's than the registered one."""
-        npy, have = self._npy(), self.made_from()["weights_hash"]
-        if have != (now := encoders.OWN[self.encoder]().weights_hash):
-            raise InputError(
-                f"{npy}: made by version {have} of {self.encoder}, which is {now} now: delete it and its .json, or use "
-                "another --cache_dir"
-            )
+    def _check_version(self, weights: str | None) -> None:
+        """InputError where the cache is of other weights, or of another version of an encoder of the user's."""
+        if self.encoder in encoders.OWN:
+            now, what = encoders.OWN[self.encoder]().weights_hash, f"version %s of {self.encoder}"
+        elif weights:
+            now, what = encoders.weights_hash(weights), "weights of hash %s"
+        else:
+            return
+        if (have := self.made_from()["weights_hash"]) != now:
+            npy = self._npy()
+            raise InputError(f"{npy}: made by {what % have}, {now} is asked for: {cache.remedy(npy)}")
 
     def _npy(self) -> Path:
         name = self.adata.uns["spabit"]["name"]
@@ -241,9 +243,11 @@ def _checked(values: np.ndarray, where: str) -> np.ndarray:
         values = values[0]
     if values.ndim != 2 or not values.size or not np.issubdtype(values.dtype, np.number):
         raise InputError(f"{where}: features of shape {values.shape} and type {values.dtype}: (spots, width) is needed")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        raise InputError(f"{where}: a feature is not a finite number: mend the file")
-    return values.astype(np.float32)
+        raise InputError(f"{where}: a feature is not a finite number of float32: mend the file")
+    return values
 
 
 def _npy(path: Path) -> Table:

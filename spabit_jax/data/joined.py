@@ -14,6 +14,7 @@ import pandas as pd
 from absl import logging
 from anndata import AnnData
 from scipy import sparse
+from scipy.spatial import KDTree
 
 from spabit_jax.data.components import expression_space, standardised
 from spabit_jax.data.genes import match_genes
@@ -36,17 +37,23 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
       genes: the panel, names as in the first; a gene that another has not measured has no counts there.
 
     Returns:
-      AnnData (N, G): the spots of the first section, then those of the next.
+      AnnData (N, G): the spots of the first section, then those of the next; ``varm["measured"]`` (G, sections) bool.
     """
     pitch = spot_pitch(np.asarray(sections[0].obsm["spatial"], np.float64))
-    places, counts, right = [], [], 0.0
+    places, counts, measured, right = [], [], [], 0.0
     for i, adata in enumerate(sections):
         xy = np.asarray(adata.obsm["spatial"], np.float64)
         if i:
             xy = (xy - xy.min(axis=0)) * pitch / spot_pitch(xy) + [right + APART * pitch, 0]
         right = xy[:, 0].max()
         places.append(xy)
-        counts.append(_panel(adata, sections[0].var.reindex(genes)))
+        column = match_genes(adata, sections[0].var.reindex(genes))
+        measured.append(column >= 0)
+        here = sparse.csr_matrix(adata.X)[:, np.maximum(column, 0)]
+        counts.append(here @ sparse.diags(measured[-1].astype(np.float32), format="csr"))
+        if lacking := int((column < 0).sum()):
+            name = adata.uns["spabit"]["name"]
+            logging.warning("%d of %d genes are not measured in section %s", lacking, len(genes), name)
     names = [f"{i}:{name}" if i else name for i, adata in enumerate(sections) for name in adata.obs_names]
     array = np.concatenate([adata.obs[["array_row", "array_col"]].to_numpy(np.float64) for adata in sections])
     totals = np.concatenate([total_counts(adata) for adata in sections])
@@ -55,17 +62,9 @@ def join(sections: Sequence[AnnData], genes: list[str]) -> AnnData:
         obs=pd.DataFrame(array, names, ["array_row", "array_col"]).assign(**{TOTAL: totals}),
         var=pd.DataFrame(index=genes),
         obsm={"spatial": np.concatenate(places)},
+        varm={"measured": np.stack(measured, axis=1)},
         uns={"spabit": sections[0].uns["spabit"]},
     )
-
-
-def _panel(adata: AnnData, genes: pd.DataFrame) -> sparse.csr_matrix:
-    column = match_genes(adata, genes)
-    if (column < 0).any():
-        name = adata.uns["spabit"]["name"]
-        logging.warning("%d of %d genes are not measured in section %s", (column < 0).sum(), len(genes), name)
-    here = sparse.csr_matrix(adata.X)[:, np.maximum(column, 0)]
-    return here @ sparse.diags((column >= 0).astype(np.float32), format="csr")
 
 
 def join_features(features: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -75,23 +74,41 @@ def join_features(features: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.concatenate([standardised(part) for part in features])
 
 
-def align(section: Section, sizes: Sequence[int]) -> Section:
+def align(section: Section, sizes: Sequence[int], measured: np.ndarray | None = None) -> Section:
     """Moves the expression of each section's train spots so that every gene has the mean that it has in the first.
 
-    That is the first related section where the section itself has none.
+    That is the first related section where the section itself has none. A gene that a section lacks is as at the most
+    similar train spots of the first that has it (hot deck imputation; Andridge and Little, 2010): at its mean
+    everywhere it would seem to vary less than it does.
 
     Args:
       section: N spots.
       sizes: spots of each section, in order, the first ones of the N.
+      measured: (G, sections) bool; None: all.
     """
     if len(sizes) == 1:
         return section
     expression = section.expression.copy()
     parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    parts = [part for part in parts if section.is_train[part].any()]
-    means = [expression[part[section.is_train[part]]].mean(axis=0) for part in parts]
-    for part, mean in zip(parts[1:], means[1:], strict=True):
-        expression[part] += means[0] - mean
+    parts = [part[section.is_train[part]] for part in parts]
+    known = [i for i, part in enumerate(parts) if len(part)]
+    mean = expression[parts[known[0]]].mean(axis=0)
+    for i in known[1:]:
+        expression[parts[i]] += mean - expression[parts[i]].mean(axis=0)
+    if measured is None or measured.all():
+        return section._replace(expression=expression)
+    before = expression.copy()
+    for i in known:
+        lacking = ~measured[:, i]
+        for j in known:
+            shared, genes = measured[:, i] & measured[:, j], np.flatnonzero(lacking & measured[:, j])
+            if not (len(genes) and shared.any()):
+                continue
+            space = expression_space(before[parts[j]][:, shared], N_VALUES)
+            here, there = (space.encode(before[parts[k]][:, shared]) for k in (i, j))
+            found = before[parts[j]][KDTree(there).query(here)[1]][:, genes]
+            expression[np.ix_(parts[i], genes)] = found + mean[genes] - found.mean(axis=0)
+            lacking[genes] = False
     return section._replace(expression=expression)
 
 

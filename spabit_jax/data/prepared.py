@@ -265,8 +265,9 @@ class Prepared:
         """Own spots, then those of related sections, far from them; and how new places become arrays."""
         from spabit_jax.data.joined import align
 
-        section, frame = self._make(*self.joined())
-        return align(section, self._sizes), frame
+        adata, features, is_train = self.joined()
+        section, frame = self._make(adata, features, is_train)
+        return align(section, self._sizes, adata.varm.get("measured")), frame
 
     @property
     def _sizes(self) -> list[int]:

@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 import spabit_jax as sj
-from spabit_jax.data.components import NoImage
+from spabit_jax.data.components import NoImage, standardised
 from spabit_jax.data.joined import APART, align, join, join_features, registered
 from spabit_jax.data.prepared import ALONE, MOST_KNOWN, Prepared
 from spabit_jax.data.section import Frame, Section
@@ -63,6 +63,9 @@ def test_features_are_standardised_by_section():
     for part in np.split(join_features(parts), [20]):
         np.testing.assert_allclose([part.mean(), part.std()], [0, 1], atol=1e-6)
     assert join_features([None, None]) is None
+    constant = np.full((196, 1), 243 / 255, np.float32)
+    assert np.abs(standardised(constant)).max() < 1e-6
+    assert np.abs(standardised(constant - 1 / 255, constant)).max() < 0.01
 
 
 def test_sections_keep_to_themselves_and_to_their_train_spots(sections, tiny_config, tmp_path):
@@ -96,13 +99,25 @@ def test_sections_keep_to_themselves_and_to_their_train_spots(sections, tiny_con
         np.testing.assert_array_equal(before, now)
 
 
-def test_a_gene_that_a_related_section_lacks_is_at_its_mean(sections, tiny_config, tmp_path):
+def test_a_gene_that_a_related_section_lacks_is_as_at_similar_spots(sections, tiny_config, tmp_path):
     joint = prepared(sections, tiny_config, tmp_path)
-    n, gene = joint.adata.n_obs, joint.genes[4]
-    joint.related[0].adata = joint.related[0].adata[:, joint.related[0].adata.var_names != gene]
-    section = joint.section()
-    known, filled = (part[:, 4] for part in np.split(section.expression, [n]))
-    np.testing.assert_allclose(filled[section.is_train[n:]], known[section.is_train[:n]].mean(), rtol=1e-5)
+    whole, n = joint.section(), joint.adata.n_obs
+    measured = np.ones((len(joint.genes), 2), bool)
+    measured[4, 1] = False
+    section = align(whole, [n, len(whole.xy) - n], measured)
+    others = np.arange(len(joint.genes)) != 4
+    np.testing.assert_allclose(section.expression[:, others], whole.expression[:, others], rtol=1e-5)
+    np.testing.assert_array_equal(section.expression[:n], whole.expression[:n])
+    known, filled = section.expression[:n][section.is_train[:n], 4], section.expression[n:][section.is_train[n:], 4]
+    np.testing.assert_allclose(filled.mean(), known.mean(), rtol=1e-5)
+    apart = np.abs(filled[:, None, None] - filled[0] + known[:, None] - known)  # if the first is as at each of them
+    assert apart.min(axis=2).max(axis=0).min() < 1e-5
+    twice = whole._replace(expression=np.tile(whole.expression[:n], (2, 1)), is_train=np.tile(whole.is_train[:n], 2))
+    np.testing.assert_allclose(align(twice, [n, n], measured).expression, twice.expression, rtol=1e-5)
+
+    joint.related[0].adata = joint.related[0].adata[:, joint.related[0].adata.var_names != joint.genes[4]]
+    del joint._apart, joint._arrays
+    assert joint.section().expression[n:][section.is_train[n:], 4].std() > 0.5 * known.std()
 
 
 def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):

@@ -15,6 +15,7 @@ from feature_extraction import cache, encoders, extract
 from feature_extraction.extract import extract_section
 from feature_extraction.patches import Patches
 from feature_extraction.stain import stain_statistics
+from spabit_jax.data.features import Cached
 from spabit_jax.errors import InputError
 from spabit_jax.files import sha256
 from tests import commands
@@ -51,6 +52,18 @@ def test_network(section, image, tiny_weights, tmp_path):
     assert {"python", "torch", "timm", "numpy"} <= set(meta["versions"])
     half = extract_section(section, TINY, 16, tmp_path / "half", dtype="float16", **kwargs)
     np.testing.assert_array_equal(np.load(half), np.load(npy).astype(np.float16))
+
+
+def test_a_run_does_not_take_features_of_other_weights(section, tiny_weights, tmp_path):
+    extract_section(section, TINY, 16, tmp_path, weights=str(tiny_weights))
+    window, other = Cached(section, TINY, 16, tmp_path, False), tmp_path / "other.bin"
+    window.extract(str(tiny_weights))
+    window.extract()
+    with pytest.raises(InputError, match="no such weights file"):
+        window.extract(str(other))
+    other.write_bytes(b"others")
+    with pytest.raises(InputError, match=f"made by weights of hash {sha256(tiny_weights)}, {sha256(other)} is asked"):
+        window.extract(str(other))
 
 
 def test_workers_give_the_same(section, tiny_weights, tmp_path):

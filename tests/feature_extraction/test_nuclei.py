@@ -107,6 +107,9 @@ def test_one_threshold_for_the_image_and_its_pixels_in_the_cache(section, tmp_pa
     low, high = np.quantile(nuclei._haematoxylin(image, 0.5)[0], (0.05, 0.999))
     assert low < threshold < high
     assert f"{threshold:.6g}" in cache.read_meta(npy)["transform"]
+    section.uns["spabit"]["um_per_px"] = 0.4  # other sizes of the same nuclei
+    with pytest.raises(InputError, match="made with patch_um 40.0, 32.0 is asked for"):
+        cache.is_cached(section, "nuclei", 80, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
