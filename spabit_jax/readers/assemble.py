@@ -15,7 +15,7 @@ from spabit_jax.errors import InputError
 from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.image import open_image
 from spabit_jax.readers.lattice import measure
-from spabit_jax.readers.tables import read_labels
+from spabit_jax.readers.tables import read_labels, without_suffix
 
 THUMBNAIL_PX = 2000
 EXACT = 2**24  # up to which float32 has every whole number
@@ -80,8 +80,8 @@ def assemble(
     names = counts.obs_names
     spots = positions[positions["in_tissue"] == 1]
     row = names.get_indexer(spots.index)
-    if (row < 0).all():  # some tools drop the -1 at the ends of barcodes
-        row = _bare(names).get_indexer(_bare(spots.index))
+    if (row < 0).all():
+        row = without_suffix(names).get_indexer(without_suffix(spots.index))
     n_lost = int((row < 0).sum())
     n_both, n_unplaced = len(spots) - n_lost, len(names) - len(spots) + n_lost
     if n_both <= min(n_lost, n_unplaced):  # what two sections share by chance, or nothing
@@ -95,6 +95,7 @@ def assemble(
             "%s: dropped %d spots in tissue without counts, and the counts of %d spots that have no position in tissue",
             name, n_lost, n_unplaced,
         )  # fmt: skip
+    spots = spots.set_axis(np.where(row >= 0, names[row], spots.index))  # as the counts have them
     label = read_labels(labels, spots.index) if isinstance(labels, Path) else labels
     spots, row = spots[row >= 0], row[row >= 0]
 
@@ -135,11 +136,6 @@ def assemble(
         adata.uns["spatial"] = {name: {"images": previews, "scalefactors": scalefactors, "metadata": metadata}}
     adata.uns["spabit"] = section
     return adata
-
-
-def _bare(names: pd.Index) -> pd.Index:
-    """Barcodes without the -1 at their ends, where all have it."""
-    return names.str.removesuffix("-1") if len(names) and names.str.endswith("-1").all() else names
 
 
 def make_names_unique(counts: AnnData, path: Path) -> None:

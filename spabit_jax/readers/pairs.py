@@ -83,24 +83,45 @@ def _coordinates_of(path: Path, stem: str) -> Path | None:
 
 
 def _read_coordinates(path: Path) -> tuple[pd.Index | None, np.ndarray]:
-    """Names of the spots, None if there are none, and (N, 2) x and y."""
+    """Names of the spots, None if there are none, and (N, 2) x and y.
+
+    Raises:
+      InputError: unreadable, or its header does not say which columns are x and y.
+    """
+    names = None
     with reading(path, "a table of coordinates"):
         table = pd.read_csv(path, sep=None, engine="python", header=None, dtype=str)
         numbers = table.apply(to_numbers)
         if numbers.iloc[0].isna().all() or numbers.iloc[0, 1:].isna().all():  # a header
-            table.columns = table.iloc[0].fillna("")
-            table, numbers = table.iloc[1:], numbers.iloc[1:].set_axis(table.columns, axis=1)
-    columns = [next((c for c in numbers if re.fullmatch(form, str(c), re.IGNORECASE)), None) for form in (_X, _Y)]
-    if None in columns:
-        columns = [*numbers.columns[numbers.notna().any()]][-2:]
-    if len(columns) < 2 or len(set(columns)) < 2:
-        raise InputError(f"{path}: no columns x and y: coordinates of the spots are needed")
-    named = table.shape[1] > 2 and not set(table.columns[:1]) & set(columns)
-    return pd.Index(table.iloc[:, 0].astype(str)) if named else None, numbers[columns].to_numpy(np.float64)
+            names = [str(name) for name in table.iloc[0].fillna("")]
+            table, numbers = table.iloc[1:], numbers.iloc[1:]
+    of_numbers = np.flatnonzero(numbers.notna().any())
+    columns = _named_x_and_y(names) if names else None
+    if columns is None:
+        columns = of_numbers[of_numbers > 0] if len(of_numbers) > 2 else of_numbers  # the first names the spots
+        columns = columns if names else columns[-2:]
+    if len(columns) != 2 or not np.isin(columns, of_numbers).all():
+        raise InputError(f"{path}: which columns are x and y? Name them so: coordinates of the spots are needed")
+    named = table.shape[1] > 2 and 0 not in columns
+    return pd.Index(table.iloc[:, 0].astype(str)) if named else None, numbers.iloc[:, columns].to_numpy(np.float64)
 
 
-_X = r"x|x_?coord(inate)?s?|pxl_col_in_fullres|pixel_x|x_centroid|imagecol|x_?position"
-_Y = r"y|y_?coord(inate)?s?|pxl_row_in_fullres|pixel_y|y_centroid|imagerow|y_?position"
+_X_AND_Y = (  # what columns are called, the surest names first
+    ("x", "y"),
+    (r"pxl_col_in_fullres|imagecol", r"pxl_row_in_fullres|imagerow"),
+    (r"x_?(coord(inate)?s?|position)", r"y_?(coord(inate)?s?|position)"),
+    (r"(.+[_. ])?x([_. ].+)?", r"(.+[_. ])?y([_. ].+)?"),  # x_um, coord_x, x_centroid
+    (r"(array_?)?col(umn)?", r"(array_?)?row"),
+)
+
+
+def _named_x_and_y(names: list[str]) -> list[int] | None:
+    """Which columns are x and y by their names; None where none are, or several may be."""
+    for forms in _X_AND_Y:
+        found = [[i for i, name in enumerate(names) if re.fullmatch(form, name, re.IGNORECASE)] for form in forms]
+        if all(found):
+            return [of_axis[0] for of_axis in found] if max(map(len, found)) == 1 else None
+    return None
 
 
 def _spots_by_genes(counts: AnnData, names: pd.Index | None, n: int, path: Path, positions: Path) -> AnnData:

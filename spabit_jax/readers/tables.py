@@ -116,7 +116,7 @@ def read_positions_10x(path: Path) -> pd.DataFrame:
         else:
             line = _first_line(path)
             second = [*line.split(_separator(line)), ""][1].strip().strip('"')
-            header = None if second.replace(".", "", 1).isdigit() else 0
+            header = None if second.replace(".", "", 1).isdigit() or second.lower() in ("true", "false") else 0
             table = read_csv(path, sep=_separator(line), header=header)
     if set(POSITIONS_10X) <= set(table.columns):
         table = table[POSITIONS_10X]
@@ -217,11 +217,19 @@ def read_labels(path: Path, barcodes: pd.Index) -> pd.Series:
             x, y = (table[c].round().astype(int).astype(str) for c in "xy")
             labels = table["label"].set_axis(x + "x" + y)
         elif len(fields) == 2:
-            labels = pd.read_csv(path, sep=_separator(line), header=None, index_col=0, dtype=str)[1]
+            labels = pd.read_csv(path, sep=_separator(line), header=None, dtype=str).dropna(subset=0).set_index(0)[1]
         else:
             raise InputError(f"{path}: {len(fields)} columns: {forms}")
     if not labels.index.is_unique:
         raise InputError(f"{path}: spot {labels.index[labels.index.duplicated()][0]} has two labels: remove one")
-    if not labels.index.isin(barcodes).any():
+    wanted = barcodes
+    if not labels.index.isin(wanted).any():
+        labels, wanted = labels.set_axis(without_suffix(labels.index)), without_suffix(barcodes)
+    if not labels.index.isin(wanted).any():
         raise InputError(f"{path}: names none of the spots ({barcodes[0]}, …): {forms}")
-    return labels.reindex(barcodes)
+    return labels.reindex(wanted).set_axis(barcodes)
+
+
+def without_suffix(names: pd.Index) -> pd.Index:
+    """Barcodes without the -1 at their ends, which some tools drop, where all have it."""
+    return names.str.removesuffix("-1") if len(names) and names.str.endswith("-1").all() else names

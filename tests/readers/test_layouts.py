@@ -143,6 +143,35 @@ def test_pairs_of_csv(tmp_path, turned, named):
         read_section(tmp_path / "s_counts.csv")
 
 
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        ("barcode,x_um,y_um,n_counts", ["x", "y", "other"]),
+        ("barcode,coord_y,coord_x", ["y", "x"]),
+        ("cell,centroid_x,centroid_y,area", ["x", "y", "other"]),
+        ("barcode,row,col,cluster", ["y", "x", "other"]),
+        ("barcode,n_counts,imagerow,imagecol,array_x", ["other", "y", "x", "other"]),
+        ("barcode,lon,lat", ["x", "y"]),
+    ],
+)
+def test_columns_of_coordinates_by_their_names(tmp_path, header, columns):
+    known = {"x": np.arange(20) % 5 * 40 + 7, "y": np.arange(20) // 5 * 40 + 9, "other": 1000 - np.arange(20)}
+    table = pd.DataFrame(np.stack([known[name] for name in columns], axis=1), index=[f"b{i}" for i in range(20)])
+    table.to_csv(tmp_path / "s_coordinates.csv", header=header.split(",")[1:], index_label=header.split(",")[0])
+    pd.DataFrame(1, index=table.index, columns=list("ABC")).to_csv(tmp_path / "s_counts.csv")
+    adata = read_section(tmp_path / "s_counts.csv")
+    np.testing.assert_array_equal(adata.obsm["spatial"], np.stack([known["x"], known["y"]], axis=1))
+
+
+@pytest.mark.parametrize("header", ["barcode,one,two,n_counts", "barcode,x_um,y_um,x_px,y_px"])
+def test_coordinates_that_cannot_be_told_are_refused(tmp_path, header):
+    rows = "".join(f"b{i}" + f",{i}" * header.count(",") + "\n" for i in range(9))
+    (tmp_path / "s_coordinates.csv").write_text(f"{header}\n{rows}")
+    pd.DataFrame(1, index=[f"b{i}" for i in range(9)], columns=list("ABC")).to_csv(tmp_path / "s_counts.csv")
+    with pytest.raises(InputError, match="which columns are x and y"):
+        read_section(tmp_path / "s_counts.csv")
+
+
 def test_slide_seq_lies_on_no_lattice(tmp_path):
     rng = np.random.default_rng(0)
     beads = ["".join(letters) for letters in rng.choice(list("ACGT"), (50, 14))]

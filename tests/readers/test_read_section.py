@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from scipy import sparse
 
 from spabit_jax.errors import InputError
 from spabit_jax.readers import FORMATS, read_section, section_name
+from spabit_jax.readers.tables import read_labels
 
 
 def dense(adata):
@@ -62,6 +64,16 @@ def test_header_of_positions_is_found_by_looking(visium, file, header):
     (visium.folder / "spatial/tissue_positions_list.csv").unlink()
     visium.positions(file, header)
     assert_visium(read_section(visium.folder), visium)
+    path = visium.folder / file
+    words = {",1,": ",True,", ",0,": ",False,"}
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(re.sub(",[01],", lambda found: words[found[0]], line, count=1) for line in lines))
+    assert_visium(read_section(visium.folder), visium)
+
+
+def test_labels_of_barcodes_that_are_numbers(tmp_path):
+    (tmp_path / "labels.csv").write_text("01,a\n02,b\n")
+    assert list(read_labels(tmp_path / "labels.csv", pd.Index(["02", "01"]))) == ["b", "a"]
 
 
 def test_prefix_outs_and_name(visium, tmp_path):

@@ -102,8 +102,18 @@ def test_barcodes_that_have_lost_their_end(visium, of):
     else:
         visium.h5([barcode.removesuffix("-1") for barcode in visium.barcodes])
     visium.positions()
-    adata = read_section(visium.folder)
+    labels = visium.folder / "labels.csv"
+    labels.write_text("".join(f"{name},{i % 3}\n" for i, name in enumerate(bare)))
+    adata = read_section(visium.folder, labels=labels)
     np.testing.assert_array_equal(adata.X.toarray(), visium.truth)
+    assert adata.obs["label"].notna().all()
+    if of == "positions":  # what is known of the counts is kept
+        adata.obs["block"], adata.obsm["other"] = np.arange(adata.n_obs), np.arange(adata.n_obs)[:, None]
+        file = next(path for path in visium.folder.rglob("tissue_positions*"))
+        again = read_section(adata, positions=file)
+        assert list(again.obs_names) == list(adata.obs_names) and again.obs["label"].notna().all()
+        np.testing.assert_array_equal(again.obs["block"], adata.obs["block"])
+        np.testing.assert_array_equal(again.obsm["other"], adata.obsm["other"])
     visium.table["barcode"] = bare + "-2"  # of another sample
     visium.positions()
     assert "share no spot" in error(visium.folder)
