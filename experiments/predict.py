@@ -35,7 +35,7 @@ def main() -> None:
     from spabit_jax.evaluation import plots
     from spabit_jax.files import locked
 
-    figure = out.parent / "figures" / f"{out.stem}.png"
+    figure = figure_of(out)
     with locked(out.with_name(f".{out.name}.lock")):
         plots.plot_location_maps(predictions, genes, figure, spots if asked != "spots" else None)
         write(predictions, out)  # last: its presence says that all is there
@@ -45,8 +45,14 @@ def main() -> None:
 
 def check_out(out: Path, run: Path) -> None:
     """Raises InputError for a file of another kind, one of the run's own, a .zarr that is there, or a folder."""
-    if out.resolve() in [(run / name).resolve() for name in ("predictions.h5ad", "section.h5ad")]:
-        raise InputError(f"--out={out} is the run's own file: give another name")
+    from spabit_jax.evaluation.report import FIGURES
+    from spabit_jax.files import check_folder
+
+    written = out.resolve(), figure_of(out).resolve()
+    for name in ("predictions.h5ad", "section.h5ad", *(f"figures/{figure}" for figure in FIGURES)):
+        if (run / name).resolve() in written:
+            raise InputError(f"--out={out} would write over the run's own {name}: give another name")
+    check_folder(out.parent)
     if out.suffix not in (".h5ad", ".zarr"):
         raise InputError(f"--out={out}: give a file NAME.h5ad, or NAME.zarr for SpatialData")
     if out.suffix == ".zarr":
@@ -56,6 +62,11 @@ def check_out(out: Path, run: Path) -> None:
             raise InputError(f"--out={out} is there already: delete it, or give another name")
     elif out.is_dir():
         raise InputError(f"--out={out} is a folder: give a file NAME.h5ad")
+
+
+def figure_of(out: Path) -> Path:
+    """Where the maps beside a file of predictions go."""
+    return out.parent / "figures" / f"{out.stem}.png"
 
 
 def predict(run: Path, asked: str, weights: str | None = None):

@@ -31,6 +31,7 @@ _TEMPORARY: set[Path] = set()  # being written; what ends the process at once re
 def temporary_name(path: str | os.PathLike) -> Iterator[Path]:
     """A name for a file or folder that is to become ``path``, in the same folder; what is left there is removed."""
     path = Path(path)
+    check_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp.{path.name}")  # keeps the suffix: writers go by it
     _remove(temporary)  # of a process that was killed
@@ -122,9 +123,10 @@ def check_new(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """InputError where a folder that is to be written into is a file."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file: give a folder")
+    """InputError where a folder that is to be written into is a file, or would lie in one."""
+    there = next((part for part in (path, *path.parents) if part.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise InputError(f"{there} is a file: give a folder")
 
 
 def check_whole(path: str | os.PathLike, remedy: str) -> None:
@@ -171,6 +173,7 @@ def locked(path: str | os.PathLike) -> Iterator[IO[str]]:
     file system has no locks that is said, and nothing is locked. A process that inherits the open file holds it, too.
     """
     path = Path(path)
+    check_folder(path.parent)
     made = not path.parent.exists()
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)  # the one before removes what it made, where it is empty

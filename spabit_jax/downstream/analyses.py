@@ -23,7 +23,8 @@ from spabit_jax.predictions import scale_of
 from spabit_jax.readers.tables import read_labels
 
 MAP = (True, "mixture")  # the clustering that is drawn, whatever the scores: mclust's model, with smoothing
-FILES = {"domains", "tumour", "markers", "enrichment", "moran", "spots"}
+FIGURES = {"domains": ["domain_maps"], "tumour": ["tumour_roc", "tumour_map"], "markers": [],
+           "enrichment": ["enrichment"], "moran": ["moran"]}  # of each table
 
 
 def read_run(run: Path, labels: str | None = None) -> tuple[AnnData, dict]:
@@ -141,8 +142,9 @@ def write(run: Path, out: Path, metrics: dict, found: Analyses) -> str:
     for name, table in tables.items():
         with replacing(out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
-    for name in FILES - set(tables):
-        (out / f"{name}.csv").unlink(missing_ok=True)  # of an earlier command, which had labels or gene sets
+    for name in FIGURES.keys() - tables.keys():  # of an earlier command, which had labels or gene sets
+        for path in [out / f"{name}.csv", *(found.figures / f"{figure}.png" for figure in FIGURES[name])]:
+            path.unlink(missing_ok=True)
     title = f"{metrics['section']}, {metrics['method']}"
     blocks = downstream_blocks(tables, found.left_out, found.figures, found.grouping)
     *of_run, how_it_was_made = run_blocks(run, metrics)

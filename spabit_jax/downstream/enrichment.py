@@ -99,7 +99,9 @@ def enrich(markers: pd.DataFrame, sets: Mapping[str, Sequence[str]]) -> pd.DataF
     for group, table in markers.groupby("group", sort=False):
         top = table[(table["fdr"] < MARKER_FDR) & (table["score"] > 0)]["gene"]
         tables.append(over_representation(list(top), sets, list(table["gene"])).assign(group=group, test="ora"))
-        tables.append(gsea(table.set_index("gene")["score"], sets).assign(group=group, test="gsea"))
+        parts = {name: members for name, members in sets.items() if len(members) < len(table)}  # of the panel
+        if parts:
+            tables.append(gsea(table.set_index("gene")["score"], parts).assign(group=group, test="gsea"))
     if not tables:
         return pd.DataFrame(columns=ENRICHMENT_COLUMNS)
     return pd.concat(tables, ignore_index=True)[ENRICHMENT_COLUMNS]
@@ -143,8 +145,8 @@ def gsea(scores: pd.Series, sets: Mapping[str, Sequence[str]], n_permutations: i
 
     Args:
       scores: a number for each gene, by which they are ranked.
-      sets: set → genes.
-      n_permutations: of the null distribution; p is no less than about one over it.
+      sets: set → genes; at least one, none of all the ranked genes.
+      n_permutations: of the null distribution; p and fdr are at least 1 / (permutations + 1) (Phipson and Smyth, 2010).
 
     Returns:
       A row per set, lowest p first: gene_set, n_set, n_shared (genes of the leading edge), effect (normalised
@@ -165,8 +167,8 @@ def gsea(scores: pd.Series, sets: Mapping[str, Sequence[str]], n_permutations: i
             "n_set": [len(sets[name]) for name in result["Term"]],
             "n_shared": genes.str.len(),
             "effect": result["NES"].astype(float),
-            "p": result["NOM p-val"].astype(float),
-            "fdr": result["FDR q-val"].astype(float),
+            "p": result["NOM p-val"].astype(float).clip(lower=1 / (n_permutations + 1)),
+            "fdr": result["FDR q-val"].astype(float).clip(lower=1 / (n_permutations + 1)),
             "genes": genes.str.join(" "),
         }
     )

@@ -102,7 +102,7 @@ def noise_ceiling(counts: np.ndarray, totals: np.ndarray, scale: Scale, seed: in
       seed: of the splits.
 
     Returns:
-      (G,); NaN where half a measurement does not vary.
+      (G,); 0 where half a measurement does not vary, NaN where a whole one does not.
     """
     counts, totals = np.rint(counts).astype(np.int64), np.rint(totals).astype(np.int64)
     n_splits = min(5, -(-50_000 // len(counts)))  # of many spots each says the same
@@ -114,8 +114,8 @@ def noise_ceiling(counts: np.ndarray, totals: np.ndarray, scale: Scale, seed: in
         half = rng.binomial(counts, 0.5)
         total = half.sum(axis=1) + rng.binomial(others, 0.5)
         one, other = halved.expression(half, total), halved.expression(counts - half, totals - total)
-        r += np.where(is_constant(other), np.nan, gene_metrics(one, other)["pcc"]) / n_splits
-    r = np.maximum(r, 0)
+        r += np.where(is_constant(one) | is_constant(other), 0, gene_metrics(one, other)["pcc"]) / n_splits
+    r = np.where(is_constant(scale.expression(counts, totals)), np.nan, np.maximum(r, 0))
     return np.sqrt(2 * r / (1 + r))
 
 
@@ -139,7 +139,9 @@ def depth_only(expression: np.ndarray, totals: np.ndarray, test_totals: np.ndarr
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
-    """95% percentile interval of the mean of (G,) values, by 2,000 resamples (Efron, 1979)."""
+    """95% percentile interval of the mean of (G,) values, by 2,000 resamples (Efron, 1979); NaN of fewer than two."""
+    if len(values) < 2:
+        return np.nan, np.nan
     rng = np.random.default_rng(0)
     found = bootstrap((values,), np.mean, n_resamples=2000, batch=200, method="percentile", rng=rng)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

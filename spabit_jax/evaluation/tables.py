@@ -88,7 +88,7 @@ def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str
     for label, section in genes.groupby(PIECE, sort=False):
         pcc = section.pivot(index="gene", columns="method", values="pcc").dropna(how="all")
         baselines = [method for method in pcc if method in BASELINES]
-        if not baselines:
+        if not (baselines and len(pcc)):
             continue
         best = pcc[baselines].mean().idxmax()
         difference = (pcc[model] - pcc[best]).to_numpy()
@@ -96,10 +96,8 @@ def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str
         p = stats.wilcoxon(difference).pvalue if difference.any() else 1.0
         ours, theirs = keyed.loc[(*label, model)], keyed.loc[(*label, best)]
         differences.append([difference.mean(), ours["mse"], theirs["mse"], ours["coverage90"], theirs["coverage90"]])
-        lines.append(
-            [label[0], best, f"{difference.mean():+.4f}", f"{low:+.4f} to {high:+.4f}", f"{p:.2g}"]
-            + _numbers(differences[-1][1:])
-        )
+        interval = "–" if np.isnan(low) else f"{low:+.4f} to {high:+.4f}"
+        lines.append([label[0], best, f"{difference.mean():+.4f}", interval, f"{p:.2g}"] + _numbers(differences[-1][1:]))
     if not lines:
         return ""
     mean = np.mean(differences, axis=0)

@@ -89,6 +89,15 @@ def test_gsea_does_not_depend_on_the_order_of_the_genes():
     one, other = (gsea(scores.loc[order], sets, 200) for order in (GENES, GENES[::-1]))
     pd.testing.assert_frame_equal(one, other)
     assert one.iloc[0]["gene_set"] == "UP" and one.iloc[0]["effect"] > 1.5
+    assert one["p"].min() == one["fdr"].min() == 1 / 201  # of 200 permutations none can say less
+
+
+def test_a_set_that_is_the_whole_panel_is_not_ranked():
+    values, groups = planted()
+    markers = find_markers(values, GENES, groups)
+    assert set(enrich(markers, {"ALL": GENES})["test"]) == {"ora"}
+    both = enrich(markers, {"ALL": GENES, "PLANTED": GENES[:8]})
+    assert set(both.loc[both["test"] == "gsea", "gene_set"]) == {"PLANTED"}
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,14 @@ def test_the_model_is_compared_with_the_best_baseline_of_each_section():
     assert "mine minus" not in markdown(rows[rows["method"] != "mine"], genes, "mine")
 
 
+@pytest.mark.parametrize("value", [0.3, np.nan])
+def test_one_gene_or_none_that_varies(value):
+    rows, genes = tables()
+    genes = genes[genes["gene"] == genes["gene"].iloc[0]].assign(pcc=value)
+    text = markdown(rows, genes, "mine")
+    assert "nan" not in text and ("mine minus" in text) == np.isfinite(value)
+
+
 def test_splits_and_scales_need_not_be_crossed():
     parts = zip(tables(), (table.assign(split="random", scale="log1p_normalised") for table in tables()), strict=True)
     text = markdown(*(pd.concat(part) for part in parts), "mine")
@@ -294,6 +302,7 @@ def test_noise_ceiling_of_simulated_poisson_counts():
     noise = rng.poisson(5.0, (4000, 3))
     assert (noise_ceiling(noise, noise.sum(axis=1), LOG2) < 0.25).all()
     assert np.isnan(noise_ceiling(np.zeros((20, 1)), np.zeros(20), LOG2)).all()
+    assert noise_ceiling(np.eye(20)[:, :1], np.ones(20), LOG2) == 0  # in one of two halves there is nothing
     again = [noise_ceiling(counts, totals, LOG2, seed=3) for _ in range(2)]
     np.testing.assert_array_equal(*again)
     rounded = noise_ceiling(counts, totals - 1, LOG2)  # large counts come back from their logs not to the unit

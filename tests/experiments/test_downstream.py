@@ -121,7 +121,12 @@ def test_a_label_file_given_later_is_used(run, tmp_path):
     labels = tmp_path / "labels.csv"
     half = np.where(np.arange(300) < 150, "left", "right")
     pd.Series(half, names).to_csv(labels, header=False)
+    (tmp_path / "out/figures").mkdir(parents=True)
+    of_an_earlier = [tmp_path / "out" / name for name in ("tumour.csv", "figures/tumour_map.png")]
+    for path in of_an_earlier:
+        path.touch()
     result = command(f"--run={run}", f"--out={tmp_path / 'out'}", f"--labels={labels}", "--num_seeds=1")
     assert result.returncode == 0, result.stderr
+    assert not any(path.exists() for path in of_an_earlier)
     assert set(pd.read_csv(tmp_path / "out" / "markers.csv")["group"]) == {"left", "right"}
     assert "none of the labels left, right" in result.stdout

@@ -217,8 +217,10 @@ def test_bad_input_gives_one_line_and_status_2(finished, tmp_path):
 
 def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     (tmp_path / "a.h5ad").mkdir()
-    refused = {"a.csv": "NAME.h5ad", "a.h5ad": "is a folder", "run/section.h5ad": "the run's own file"}
-    for name, message in (refused | {"run/../run/predictions.h5ad": "the run's own file"}).items():
+    (tmp_path / "file").write_text("")
+    refused = {"a.csv": "NAME.h5ad", "a.h5ad": "is a folder", "run/section.h5ad": "the run's own section.h5ad"}
+    refused |= {"run/../run/predictions.h5ad": "the run's own predictions.h5ad", "file/x.h5ad": "file is a file"}
+    for name, message in (refused | {"run/calibration.h5ad": "the run's own figures/calibration.png"}).items():
         with pytest.raises(InputError, match=message):
             predict.check_out(tmp_path / name, tmp_path / "run")
     monkeypatch.setattr(predict, "find_spec", lambda name: None)
