@@ -320,7 +320,6 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
-    cli.define_features_flag()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
     flags.DEFINE_list("methods", ["all"], f"Methods: all, or names; {', '.join(ON_REQUEST)} only when named.")

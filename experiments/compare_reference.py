@@ -194,7 +194,6 @@ def read_reference_csv(path: Path) -> dict[tuple[str, str], tuple[float, float]]
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
-    cli.define_features_flag()
     cli.define_config_flag("experiments/configs/reference.py")
     flags.DEFINE_string("out", None, "Folder for the tables and for what they are made from.")
     flags.DEFINE_integer("num_seeds", 5, "Seeds of each side.", lower_bound=1)

@@ -16,8 +16,9 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from feature_extraction import command as cli
+from spabit_jax.config import leaves
 from spabit_jax.errors import InputError
-from spabit_jax.files import check_new, write_json
+from spabit_jax.files import check_new, sha256, write_json
 
 # local_ebd.pt and local_ebd_NAME.pt: the reference's names of encoders that have another one here
 ENCODERS = {"": "uni", "resnet": "resnet50"}
@@ -38,7 +39,8 @@ def main() -> None:
         found.write()
         same_flags += found.flags
     flag = cli.FLAGS["config"]
-    fields = config_flags.get_override_values(flag) | _differences(asked.to_dict(), config.to_dict())
+    fields, before = config_flags.get_override_values(flag), leaves(asked)
+    fields |= {name: value for name, value in leaves(config).items() if value != before[name]}
     same_flags += [f"--config.{name}={value}" for name, value in fields.items()]
     command = f"python -m experiments.run --config={config_flags.get_config_filename(flag)} --out={out}"
     print(f"predict with the flags of the section and: {command} --stages=gat,predict,evaluate {' '.join(same_flags)}")
@@ -116,12 +118,13 @@ class Processed:
                 "weights_hash": None,
                 "transform": "the reference's",
                 "dtype": str(features.dtype),
+                "data_sha256": sha256(npy),
             }
             write_json(npy.with_suffix(".json"), asked | meta)  # last: a cache is whole once this is there
             logging.info("%s: %d spots x %d", npy, *features.shape)
         if self.tokens is not None:
             part = np.zeros(len(self.tokens), np.int32)  # one GAT for all spots
-            with replacing(self.tokens_path) as temporary:
+            with replacing(self.tokens_path, sealed=True) as temporary:
                 np.savez(temporary, tokens=self.tokens[None], part=part, losses=np.empty((1, 0, 2)))
             logging.info("%s: %d spots x %d genes", self.tokens_path, *self.tokens.shape)
 
@@ -134,19 +137,8 @@ class Processed:
         return matrix
 
 
-def _differences(before: dict, now: dict, prefix: str = "") -> dict:
-    """Fields of a configuration that have changed: name, dots included, → new value."""
-    changed = {}
-    for name, value in now.items():
-        if isinstance(value, dict):
-            changed |= _differences(before[name], value, f"{prefix}{name}.")
-        elif value != before[name]:
-            changed[prefix + name] = value
-    return changed
-
-
 if __name__ == "__main__":
-    cli.define_section_flags()
+    cli.define_section_flags(features=False)
     cli.define_config_flag("experiments/configs/reference.py")
     flags.DEFINE_string("out", None, "Folder of the run.")
     flags.DEFINE_string("torch_weights", None, "State dict of the reference's SpaBiT or GAT.")

@@ -73,7 +73,6 @@ def read_geometries() -> tuple[list, list[dict]]:
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
-    cli.define_features_flag()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "The .npz of weights to write; checkpoints and errors beside it.")
     flags.DEFINE_integer("tasks", 600, "Tasks: about a second each on two cores.", lower_bound=1)

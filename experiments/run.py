@@ -67,7 +67,6 @@ def origin(adata) -> dict:
 
 if __name__ == "__main__":
     cli.define_section_flags()
-    cli.define_features_flag()
     cli.define_config_flag()
     flags.DEFINE_string("out", None, "Folder of the run.")
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")

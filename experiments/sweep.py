@@ -80,8 +80,9 @@ def read_configs() -> dict[str, object]:
 
     configs = {}
     for file in cli.FLAGS.configs:
+        made = cli.run_preset(file)
         try:
-            config = cli.run_preset(file)["get_config"]()
+            config = made["get_config"]()
         except Exception as error:  # the file is the user's program: whatever goes wrong in it is bad input
             raise InputError(f"{file} of --configs: {' '.join(str(error).split())}: {cli.NO_CONFIG}") from error
         if not isinstance(config, Config):
@@ -194,7 +195,6 @@ def collect(out: Path, jobs: list[Job]) -> None:
 
 if __name__ == "__main__":
     cli.define_section_flags(several=True)
-    cli.define_features_flag()
     flags.DEFINE_string("out", None, "Folder for the runs and the table.")
     names = ", ".join(cli.PRESETS)
     flags.DEFINE_list("configs", ["default"], f"Presets ({names}), or files with a get_config().")

@@ -103,8 +103,13 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def define_section_flags(several: bool = False) -> None:
-    """Defines the flags that every script taking a section has, or several sections."""
+def define_section_flags(several: bool = False, features: bool = True) -> None:
+    """Defines the flags that every script taking a section has, or several sections.
+
+    Args:
+      several: also --sections.
+      features: also --features, for ``asked_encoder``.
+    """
     flags.DEFINE_string("section", None, "The section: a folder; for legacy ST and .h5ad the file.")
     flags.DEFINE_string("name", None, "Name of the section; by default the file's stem or the folder's name.")
     flags.DEFINE_string("format", "auto", "Layout on disk: auto, or a reader's name.")
@@ -119,6 +124,9 @@ def define_section_flags(several: bool = False) -> None:
     flags.DEFINE_string("alignment", None, "Xenium: file of the 3 x 3 matrix from H&E pixels to Xenium's pixels.")
     flags.DEFINE_boolean("swap_xy", False, "Exchange x and y of the spots: the positions are transposed.")
     flags.DEFINE_string("encoder", "stain", "Image encoder, or several as stain+nuclei; an unknown name lists all.")
+    if features:
+        files = "FILE.npy|.npz|.parquet|.h5, or obsm:KEY of an .h5ad"
+        flags.DEFINE_string("features", None, f"Image features of your own, instead of --encoder: {files}.")
     if several:
         flags.DEFINE_list("sections", [], "Several sections, instead of --section.")
     default = "default: as in config.data.windows, in spot diameters"
@@ -129,12 +137,6 @@ def define_section_flags(several: bool = False) -> None:
         flags.DEFINE_string("patch_px", None, f"{widths}.")
     flags.DEFINE_string("patch_um", None, "The same in micrometres, instead of --patch_px.")
     flags.DEFINE_string("cache_dir", "cache", "Folder of the image features.")
-
-
-def define_features_flag() -> None:
-    """Defines ``--features``, for ``asked_encoder``."""
-    files = "FILE.npy|.npz|.parquet|.h5, or obsm:KEY of an .h5ad"
-    flags.DEFINE_string("features", None, f"Image features of your own, instead of --encoder: {files}.")
 
 
 def asked_encoder() -> str:

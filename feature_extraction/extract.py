@@ -289,7 +289,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    cli.define_section_flags(several=True)
+    cli.define_section_flags(several=True, features=False)
     flags.DEFINE_string("weights", None, "File of the encoder's weights, instead of the Hugging Face hub's.")
     flags.DEFINE_string("login", None, "Token of the Hugging Face hub (default: $HF_TOKEN, or the hub's own login).")
     flags.DEFINE_integer("batch_size", None, "Patches per forward pass (default: 256; a network on a CPU 8).", 1)

@@ -126,7 +126,17 @@ def load(path: str | os.PathLike) -> Model:
 
 
 def grid(section: AnnData | Prepared, times: int) -> Locations:
-    """The section's own lattice, ``times`` as dense along each axis, inside the tissue."""
+    """The section's own lattice, ``times`` as dense along each axis, inside the tissue.
+
+    Args:
+      section: of ``prepare`` or ``read_section``, or any AnnData that this takes.
+      times: 1 to 1000.
+
+    Raises:
+      InputError: another number; spots that lie on no lattice or on one line; or there would be too many locations.
+    """
+    if not isinstance(section, Prepared) and not (isinstance(section, AnnData) and "spabit" in section.uns):
+        section = read_section(section)
     return locations.grid(section.adata if isinstance(section, Prepared) else section, times)
 
 
@@ -167,7 +177,14 @@ def plot_scores(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
       scores: of ``evaluate``.
       ax: axes to draw into; those of a new figure by default.
+
+    Returns:
+      The axes.
+
+    Raises:
+      InputError: scores that were in a file.
     """
+    _check_scores(scores)
     ax = new_axes() if ax is None else ax
     draw_pcc_scatter(ax, *evaluation.beside_best_rival(scores))
     return ax
@@ -179,20 +196,40 @@ def plot_calibration(scores: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Args:
       scores: of ``evaluate``.
       ax: axes to draw into; those of a new figure by default.
+
+    Returns:
+      The axes.
+
+    Raises:
+      InputError: scores that were in a file.
     """
+    _check_scores(scores)
     ax = new_axes() if ax is None else ax
     draw_calibration(ax, scores.attrs["coverage"])
     return ax
 
 
+def _check_scores(scores: pd.DataFrame) -> None:
+    if "summary" not in scores.attrs:
+        raise InputError("these scores have lost their summary, as in a file: give those of sj.evaluate")
+
+
 def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) -> None:
-    """Writes report.html: what was predicted, who predicts, how good it is, and a map of three genes."""
+    """Writes report.html: what was predicted, who predicts, how good it is, and a map of three genes.
+
+    Args:
+      predictions: of ``Model.predict()``, at the spots of a section with test spots.
+      scores: of ``evaluate``.
+      path: the file.
+
+    Raises:
+      InputError: scores that were in a file.
+    """
     import tempfile
 
     from spabit_jax.evaluation.plots import plot_gene_maps
 
-    if "summary" not in scores.attrs:
-        raise InputError("these scores have lost their summary, as in a file: give those of sj.evaluate")
+    _check_scores(scores)
     info, split = predictions.uns["spabit"], predictions.obs["split"]
     protocol = {name: info[name] for name in ("panel", "scale")} | {"split": info["split_rule"]}
     protocol |= {"n_genes": predictions.n_vars, "n_train": int((split == "train").sum())}

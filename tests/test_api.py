@@ -49,6 +49,10 @@ def test_objects_say_in_a_few_lines_what_they_are(section, model):
     assert repr(sj.Config()) == "Config()" and repr(sj.Config(name="mine")) == "Config(name='mine')"
     assert re.fullmatch(r"\d+ locations", repr(sj.grid(section, 2)))
     assert "12 genes (panel informative)" in repr(section) and len(repr(section).splitlines()) == 2
+    new = type(model)(section, model.seeds, model.fitted)  # of which nobody has asked the weights
+    assert repr(new).endswith("12 genes, 1 seeds\nmembers: spabit, kriging, ridge")
+    assert model.weights is not None
+    assert "expression (224, 12)" in repr(section.section()) and len(repr(section.section())) < 200
     assert repr(model).startswith("Model of tiny: 12 genes, 1 seeds") and len(repr(model)) < 200
     assert list(model.weights) == ["spabit", "kriging", "ridge"] and min(model.weights.values()) >= 0
     assert all(f"{name} {weight:.3f}" in repr(model) for name, weight in model.weights.items())
@@ -320,8 +324,14 @@ def test_what_is_no_input_is_one_line(quick):
     model = sj.fit(prepare(), seeds=np.int64(1))
     with pytest.raises(sj.InputError, match="predictions at new places cannot be evaluated"):
         sj.evaluate(model.predict("grid:2x"))
-    with pytest.raises(sj.InputError, match="lost their summary"):
-        sj.report(model.predict(), pd.DataFrame(), "r.html")
+    for of_a_file in (lambda scores: sj.report(None, scores, "r.html"), sj.plot_scores, sj.plot_calibration):
+        with pytest.raises(sj.InputError, match="lost their summary"):
+            of_a_file(pd.DataFrame())
+    for times in (0, 2.5, "2"):
+        with pytest.raises(sj.InputError, match="give how many times as dense"):
+            sj.grid(adata, times)
+    own = anndata.AnnData(adata.X, obsm={"spatial": adata.obsm["spatial"]})  # its lattice is found as sections' are
+    assert len(sj.grid(own, 2).xy) == len(sj.grid(adata, 2).xy)
     np.testing.assert_array_equal(model.predict("spots").X, model.predict().X)
     for at, message in ((3, "not a int"), (sj.grid(adata, 2)[:2], "not a tuple")):
         with pytest.raises(sj.InputError, match=message):

@@ -51,6 +51,8 @@ def test_names_that_cannot_be_registered_are_refused(tables):
     for name in ("kriging", "a,b", "a/b", 5):
         with pytest.raises(sj.InputError, match="register_member"):
             sj.register_member(name, lambda config: None)
+    with pytest.raises(sj.InputError, match="register_loss"):
+        sj.register_loss("mse", lambda predicted, expression, space: 0.0)
     for name in ("stain", "a+b", "a/b", "timm:x"):
         with pytest.raises(sj.InputError, match="register_encoder"):
             sj.register_encoder(name, lambda patches: patches.mean((1, 2)), dim=3)

@@ -50,14 +50,14 @@ def main() -> None:
     rows = pd.read_csv(path, dtype={"section": str}).to_dict("records") if path.exists() else []
     for adata, patch_px in cli.read_flagged_sections():
         here = cli.with_windows(base, patch_px)
-        prepared = Prepared(adata, here, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+        prepared = Prepared(adata, here, cli.asked_encoder(), cli.FLAGS.cache_dir)
         prepared.extract()
         write_or_match(out / prepared.name / "config.json", settings(prepared), keys=("inputs", "config"))
         for variant in cli.FLAGS.variants:
             if variant == "transposed_crop off" and not transposed_crop(adata, here):
                 continue  # of no effect on this format
             config = changed(here, VARIANTS[variant])
-            prepared = Prepared(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir)
+            prepared = Prepared(adata, config, cli.asked_encoder(), cli.FLAGS.cache_dir)
             prepared.check_test_spots()
             prepared.extract()
             key = {"section": prepared.name, "variant": variant}

@@ -24,11 +24,12 @@ from spabit_jax.files import replacing
 
 def main() -> None:
     config = cli.read_flagged_config().with_data(split="image_only")
-    sections, rows = [adata for adata, _ in cli.read_flagged_sections()], []
-    for adata in sections:
-        others = [other for other in sections if other is not adata]
-        related = [Prepared(other, config.of_related(), cli.FLAGS.encoder, cli.FLAGS.cache_dir) for other in others]
-        prepared = Prepared(adata, config, cli.FLAGS.encoder, cli.FLAGS.cache_dir, related)
+    sections, rows, encoder = list(cli.read_flagged_sections()), [], cli.asked_encoder()
+    for adata, patch_px in sections:
+        here = cli.with_windows(config, patch_px)
+        others = [(other, cli.with_windows(config, width)) for other, width in sections if other is not adata]
+        related = [Prepared(other, its.of_related(), encoder, cli.FLAGS.cache_dir) for other, its in others]
+        prepared = Prepared(adata, here, encoder, cli.FLAGS.cache_dir, related)
         prepared.extract()
         found = fit(prepared, range(cli.FLAGS.num_seeds)).predict_spots()
         row = {"Section": prepared.name, "learned from": " + ".join(other.name for other in related)}

@@ -77,7 +77,7 @@ def main() -> None:
 
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR")  # what is timed is compiled
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # what is timed is compiled
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(scratch)
@@ -189,7 +189,7 @@ class Bench:
             return {
                 "path": cli.FLAGS.section,
                 "how": cli.how_to_read(),
-                "encoder": cli.FLAGS.encoder,
+                "encoder": cli.asked_encoder(),
                 "windows": cli.asked_windows(cli.FLAGS.patch_px, DataConfig().windows),
                 "cache_dir": cli.FLAGS.cache_dir,
             }

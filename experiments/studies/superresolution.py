@@ -62,7 +62,7 @@ def main() -> None:
     rows = []
     for task in tqdm(_tasks(steps, out), unit="task", disable=None):
         prepared = Prepared(
-            task.adata, cli.with_windows(config, task.patch_px), cli.FLAGS.encoder, cli.FLAGS.cache_dir
+            task.adata, cli.with_windows(config, task.patch_px), cli.asked_encoder(), cli.FLAGS.cache_dir
         )
         rows += results(task, prepared, cli.FLAGS.num_seeds, out)
         write(out, pd.DataFrame(rows))

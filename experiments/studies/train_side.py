@@ -51,7 +51,7 @@ def held_out_pcc(prepared: Prepared, seed: int) -> float:
 
 
 if __name__ == "__main__":
-    cli.define_section_flags(several=True)
+    cli.define_section_flags(several=True, features=False)
     cli.define_config_flag()
     flags.DEFINE_list(
         "encoders", ["stain", "nuclei", "stain+nuclei"], "Encoders, each perhaps several as stain+nuclei."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def grid(adata: AnnData, times: int) -> Locations:
       InputError: another number; spots that share array coordinates lie on no lattice; they lie on one line; or there
         are too many.
     """
-    if not 1 <= times <= MOST_TIMES:
+    if not (isinstance(times, Integral) and 1 <= times <= MOST_TIMES):
         raise InputError(f"grid:{f'{times}'[:20]}x: give how many times as dense, from 1 to {MOST_TIMES}")
     array = _array(adata)
     if len(np.unique(array, axis=0)) < len(array):

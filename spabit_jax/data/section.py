@@ -17,12 +17,20 @@ from spabit_jax.scale import LOG, Scale, find_scale, total_counts
 N_POOL = 2  # context spots are drawn from a pool this many times as large when a training step hides some
 
 
+def shapes(arrays) -> str:
+    """What is shown of a NamedTuple of arrays: the name and shape of each."""
+    shown = (f"{name} {value.shape}" for name, value in arrays._asdict().items() if hasattr(value, "shape"))
+    return f"{type(arrays).__name__}({', '.join(shown)})"
+
+
 class Places(NamedTuple):
     """Where something is predicted: n places, measured or not, and what is known there without measuring."""
 
     xy: Float[np.ndarray, "n d"]  # in units of the spot pitch, from the section's centre; d is 3 with sections above it
     image: Float[np.ndarray, "n C"]  # image components; C is 0 without an image
     context: Int[np.ndarray, "n K"]  # rows of the section: the nearest train spots, nearest first, never itself
+
+    __repr__ = shapes
 
 
 class Section(NamedTuple):
@@ -39,6 +47,8 @@ class Section(NamedTuple):
     context: Int[np.ndarray, "N K"]  # nearest train spots of each spot, nearest first, never itself
     imputed: Float[np.ndarray, "N G"] | None  # of the separate GAT: expression, at test spots imputed from train spots
     graph: GraphsTuple | None  # of the separate GAT: N nodes without features
+
+    __repr__ = shapes
 
     def places(self, spots) -> Places:
         """The places of (n,) spots."""

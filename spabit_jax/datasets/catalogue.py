@@ -169,9 +169,9 @@ def _tenx_visium(name: str, what: str, page: str, version: str, sample: str) -> 
     )
 
 
-def _tenx_hd(name: str, what: str, page: str, sample: str, image: str | None = None) -> DataSet:
+def _tenx_hd(name: str, what: str, page: str, sample: str) -> DataSet:
     base = f"{_TENX}/spatial-exp/3.1.1/{sample}/{sample}"
-    suffixes = ["_binned_outputs.tar.gz", *([image] if image else [])]
+    suffixes = ("_binned_outputs.tar.gz", "_tissue_image.tif")
     return DataSet(
         name,
         f"{what}, Visium HD",
@@ -180,7 +180,6 @@ def _tenx_hd(name: str, what: str, page: str, sample: str, image: str | None = N
         name,
         _SQUARE,
         files=tuple((base + suffix, f"{name}/{sample}{suffix}") for suffix in suffixes),
-        by_hand="" if image else f"for a full-resolution image put the page's {sample}_tissue_image into {name}/",
     )
 
 
@@ -237,14 +236,12 @@ _ALL = (
         "human breast cancer, fresh frozen",
         "visium-hd-cytassist-gene-expression-human-breast-cancer-fresh-frozen",
         "Visium_HD_Human_Breast_Cancer_Fresh_Frozen",
-        "_tissue_image.tif",
     ),
     _tenx_hd(
         "MB_HD",
         "mouse brain, fresh frozen",
         "visium-hd-cytassist-gene-expression-mouse-brain-fresh-frozen",
         "Visium_HD_Mouse_Brain_Fresh_Frozen",
-        "_tissue_image.tif",
     ),
     _xenium_liver("HL_X", "nondiseased"),
     _xenium_liver("HL_X2", "cancer"),

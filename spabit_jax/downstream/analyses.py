@@ -23,8 +23,13 @@ from spabit_jax.predictions import scale_of
 from spabit_jax.readers.tables import read_labels
 
 MAP = (True, "mixture")  # the clustering that is drawn, whatever the scores: mclust's model, with smoothing
-FIGURES = {"domains": ["domain_maps"], "tumour": ["tumour_roc", "tumour_map"], "markers": [],
-           "enrichment": ["enrichment"], "moran": ["moran"]}  # of each table
+FIGURES = {
+    "domains": ["domain_maps"],
+    "tumour": ["tumour_roc", "tumour_map"],
+    "markers": [],
+    "enrichment": ["enrichment"],
+    "moran": ["moran"],
+}  # of each table
 
 
 def read_run(run: Path, labels: str | None = None) -> tuple[AnnData, dict]:

@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 from scipy.stats import norm
 
 from spabit_jax.chunks import slices
-from spabit_jax.ensemble.members import Estimate, HeldOut
+from spabit_jax.ensemble.interface import Estimate, HeldOut
 
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
 PRIOR, PRIOR_SPOTS = "kriging", 10  # the member that so many imaginary spots speak for when weights are fitted

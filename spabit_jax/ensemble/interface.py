@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 
-from spabit_jax.data.section import Places, Section
+from spabit_jax.data.section import Places, Section, shapes
 
 FOLDS = 5
 
@@ -24,6 +24,8 @@ class Estimate(NamedTuple):
     mean: Float[np.ndarray, "S n G"]  # one for each seed; S is 1 where there is no randomness
     variance: Float[np.ndarray, "n G"] | None  # of a measurement, where the member knows it
 
+    __repr__ = shapes
+
 
 class HeldOut(NamedTuple):
     """What a member says of the n train spots of a section, of each as if it had never been measured."""
@@ -33,7 +35,11 @@ class HeldOut(NamedTuple):
 
 
 class FittedMember(Protocol):
-    """A member that has learned from the train spots of a section."""
+    """A member that has learned from the train spots of a section.
+
+    It may have more: ``save(folder)``, so that ``Member.restore`` finds it; ``history``, a DataFrame (stage, seed,
+    epoch, train_loss, valid_loss); ``at_spots(spots)``, where predicting (n,) spots needs to know which they are.
+    """
 
     def held_out(self) -> HeldOut:
         """At the train spots of its section."""

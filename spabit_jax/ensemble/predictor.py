@@ -77,8 +77,10 @@ class Model:
         return pd.concat(tables or [losses_table("spabit", 0, np.empty((0, 2)))], ignore_index=True)
 
     def __repr__(self) -> str:
-        info, weights = self.prepared, ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
-        return f"Model of {info.name}: {len(info.genes)} genes, {len(self.seeds)} seeds\nweights: {weights}"
+        info, members = self.prepared, f"members: {', '.join(self.fitted)}"
+        if "blend" in self.__dict__:  # to find them takes as long as to predict
+            members = "weights: " + ", ".join(f"{name} {weight:.3f}" for name, weight in self.weights.items())
+        return f"Model of {info.name}: {len(info.genes)} genes, {len(self.seeds)} seeds\n{members}"
 
     def predict(self, at: str | os.PathLike | Locations | None = None) -> AnnData:
         """Predictions as an AnnData, as in predictions.h5ad.
@@ -86,6 +88,15 @@ class Model:
         Args:
           at: None for the section's own spots, a train spot without its own measurement; ``grid:4x``, ``um:16`` or a
             CSV or GeoJSON file; or ``Locations``.
+
+        Returns:
+          AnnData (M, G): ``X`` predicted expression, ``layers["sd"]`` of a measurement around it, ``layers["truth"]``
+          (NaN where nothing is measured), ``obs["split"]``, ``obsm["spatial"]`` (x, y) in full-resolution pixels,
+          provenance in ``uns["spabit"]``.
+
+        Raises:
+          InputError: no such locations, or image features that cannot be had there; or such a model predicts at the
+            section's own spots only.
         """
         if at is None or isinstance(at, str) and at == "spots":
             return self.predictions(self.predict_spots())

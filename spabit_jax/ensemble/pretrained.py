@@ -119,7 +119,7 @@ class FittedPretrained:
         """Notes the hash of the weights, all that a run folder needs; InputError where it is of others."""
         path = folder / "pretrained.json"
         if not path.exists():
-            write_json(path, {"weights_sha256": self.digest})
+            write_json(path, {"weights_sha256": self.digest}, sealed=True)
         elif read_digest(path) != self.digest:
             raise InputError(
                 f"{path}: the run was made with other weights of the pretrained SpaBiT: give them with "

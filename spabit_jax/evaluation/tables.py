@@ -97,7 +97,8 @@ def comparison_table(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str
         ours, theirs = keyed.loc[(*label, model)], keyed.loc[(*label, best)]
         differences.append([difference.mean(), ours["mse"], theirs["mse"], ours["coverage90"], theirs["coverage90"]])
         interval = "–" if np.isnan(low) else f"{low:+.4f} to {high:+.4f}"
-        lines.append([label[0], best, f"{difference.mean():+.4f}", interval, f"{p:.2g}"] + _numbers(differences[-1][1:]))
+        mean = differences[-1]
+        lines.append([label[0], best, f"{mean[0]:+.4f}", interval, f"{p:.2g}", *_numbers(mean[1:])])
     if not lines:
         return ""
     mean = np.mean(differences, axis=0)

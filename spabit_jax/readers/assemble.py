@@ -40,9 +40,6 @@ class Images(NamedTuple):
     scalefactors: dict[str, float] = {}
 
 
-NO_IMAGES = Images()
-
-
 def assemble(
     counts: AnnData,
     positions: pd.DataFrame,
@@ -51,8 +48,8 @@ def assemble(
     format: str,
     counts_path: Path,
     positions_path: Path,
-    labels: Path | pd.Series | None = None,
-    images: Images = NO_IMAGES,
+    labels: Path | pd.Series | None,
+    images: Images,
     square_um: float | None = None,
     um_per_px: float | None = None,
     measured: bool = True,

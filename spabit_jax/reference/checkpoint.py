@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from absl import logging
 
 from spabit_jax.config import Config
@@ -15,7 +14,7 @@ from spabit_jax.files import check_new
 from spabit_jax.reference.separate_gat import gat_optimizer
 from spabit_jax.reference.torch_files import read_torch
 from spabit_jax.reference.weights import config_from_state_dict, from_torch, kind_of
-from spabit_jax.training.fit import initial_state
+from spabit_jax.training.fit import initial_state, save_state
 from spabit_jax.training.network import spabit_optimizer
 
 
@@ -48,8 +47,6 @@ def import_weights(path: Path, out: Path, config: Config) -> Config:
     state = initial_state(jax.tree.map(jnp.asarray, params), optimizer, epochs, validated=False)
     # trained elsewhere: over, without an epoch of our own
     state = state._replace(stopped=jnp.asarray(True))
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
-        manager.save(0, args=ocp.args.StandardSave(state))
-        manager.wait_until_finished()
+    save_state(state, folder)
     logging.info("%s: weights of the reference's %s", folder, "GAT" if kind == "gat" else "SpaBiT")
     return config

@@ -84,12 +84,10 @@ class Workflow:
         self._note_seconds("features", time.monotonic() - start)
 
     def gat(self) -> None:
-        """``gene_tokens.npz`` from the reference's separate GAT; nothing where the GAT is part of the model."""
+        """``gene_tokens.npz`` from the reference's separate GAT."""
         from spabit_jax.reference.separate_gat import gene_tokens
 
         path, config = self.out / "gene_tokens.npz", self.prepared.config
-        if config.gat.joint:
-            return
         self.write_config()
         if is_whole(path):
             return
@@ -115,7 +113,7 @@ class Workflow:
         for name, member in make_members(self.prepared.config, self.gene_tokens()).items():
             if name != "spabit":
                 member.fit(self.prepared.section(), seeds=self.seeds, folder=self.out)
-        self._note_seconds("companions", time.monotonic() - start)
+        self._note_seconds("members", time.monotonic() - start)
         states = [] if self.network is None else self.network.states
         tokens = self._read_gene_tokens()
         history = [] if tokens is None else [losses_table("gat", i, loss) for i, loss in enumerate(tokens["losses"])]
@@ -165,7 +163,7 @@ class Workflow:
         }
         spent = {
             "features": seconds.get("features", 0.0),
-            "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "companions")),
+            "train": sum(seconds.get(stage, 0.0) for stage in ("gat", "train", "members")),
             "predict": seconds.get("predict", 0.0),
         }
         about = (header, spent, self.figure_format)

@@ -20,6 +20,7 @@ def mean_squared_error(predicted: jax.Array, expression: jax.Array, space: Space
 
 
 LOSSES: dict[str, Loss] = {"mse": mean_squared_error}
+BUILT_IN = tuple(LOSSES)
 
 
 def register_loss(name: str, loss: Loss) -> None:
@@ -28,7 +29,12 @@ def register_loss(name: str, loss: Loss) -> None:
     Args:
       loss: of predicted scores (B, P) of B spots, their measured expression (B, G) on the scale of
         ``config.data.scale``, and the ``Space`` whose ``decode`` makes expression of scores; the mean over the spots.
+
+    Raises:
+      InputError: the name is one of the library's.
     """
+    if name in BUILT_IN:
+        raise InputError(f"register_loss({name!r}): the name is taken: give another one")
     LOSSES[name] = loss
 
 
