@@ -3,7 +3,7 @@
     python -m experiments.demo --out=runs/demo
 
 Simulates a section with known truth (``spabit_jax/datasets/simulate.py``), writes it as a user would have it on disk,
-and runs the real command on it. Half a minute on two CPU cores.
+and runs the real command on it. About a minute on two CPU cores.
 """
 
 from __future__ import annotations

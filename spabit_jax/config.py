@@ -178,7 +178,7 @@ class Config:
     """
 
     # the method's name in result files, and of the folder that a sweep makes for it
-    name: str = _that("default", Rule(f"one component of a path, at most {LONGEST_NAME} letters", is_path_component))
+    name: str = _that("default", Rule(f"one component of a path, at most {LONGEST_NAME} bytes", is_path_component))
     data: DataConfig = field(default_factory=DataConfig)
     gat: GATConfig = field(default_factory=GATConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

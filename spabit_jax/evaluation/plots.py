@@ -1,4 +1,4 @@
-"""Figures of a run: gene maps over the H&E, per-gene accuracy of two methods, and losses; and of a benchmark.
+"""Figures of a run: gene maps over the H&E, per-gene accuracy of two methods; and of a benchmark.
 
 A function that takes a path writes a file, or one for each of several paths: PNG, PDF or SVG by the ending. It does so
 through matplotlib's object-oriented interface: no display, no pyplot state.

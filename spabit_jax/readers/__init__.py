@@ -137,7 +137,7 @@ def check_name(name: str) -> str:
     if not is_path_component(name):
         raise InputError(
             f"{name[:40]!r} cannot be the name of a section, which files are named by: no slash, at most "
-            f"{LONGEST_NAME} letters"
+            f"{LONGEST_NAME} bytes"
         )
     return name
 
