@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 
 # The small programs of tests take longer to compile than to run. For the code that users run set the first to 3.
 LEVEL, FUSION = "--xla_backend_optimization_level", "--xla_cpu_use_fusion_emitters"
@@ -34,6 +35,11 @@ def compile_once(tmp_path_factory):
     for name, value in settings.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
+    from spabit_jax.ensemble import pretrained
+
+    # is run so often that it pays
+    options = {"xla_backend_optimization_level": max(1, int(re.search(f"{LEVEL}=([0-9])", os.environ["XLA_FLAGS"])[1]))}
+    pretrained._apply = jax.jit(pretrained._apply.__wrapped__, static_argnames="graphdef", compiler_options=options)
 
 
 @pytest.fixture(scope="session")
