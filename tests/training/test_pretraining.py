@@ -61,14 +61,13 @@ def test_tasks_are_made_on_the_places_that_are_given(small):
 def test_errors_fall_and_an_interrupted_training_goes_on_to_the_same_weights(small, tmp_path):
     """The processes are too sure of themselves, and the network learns to say so."""
     sure, rows = draw_bank(np.random.default_rng(0), 4, noise=np.full(4, 0.05)), []
-    params = pretrain(sure, 12, seed=1, report=rows.append)
-    assert [row["tasks"] for row in rows] == [4, 8, 12]
-    graphdef, new = new_network(1)
+    whole = pretrain(sure, 6, seed=2, report=rows.append)
+    assert [row["tasks"] for row in rows] == [4, 6]
+    graphdef, new = new_network(2)
     aside = [queries(make_task(np.random.default_rng([9, i]), []), sure) for i in range(2)]
     loss = jax.jit(partial(pretraining.loss, graphdef))
-    before, after = (np.mean([loss(p, *task) for task in aside]) for p in (new, params))
+    before, after = (np.mean([loss(p, *task) for task in aside]) for p in (new, whole))
     assert after < before - 0.1
-    whole = pretrain(sure, 6, seed=2)
 
     def interrupt(row):
         if row["tasks"] == 6:  # the checkpoint is that of the fourth
@@ -89,4 +88,3 @@ def test_errors_fall_and_an_interrupted_training_goes_on_to_the_same_weights(sma
 
     with pytest.raises(KeyboardInterrupt, match="4"):  # from the beginning, with a warning
         pretrain(sure, 6, seed=2, folder=tmp_path, report=begun)
-    assert jax.tree.structure(params) == jax.tree.structure(whole)
