@@ -18,7 +18,7 @@ from skimage.measure import block_reduce
 from skimage.segmentation import watershed
 
 from feature_extraction.stain import stains
-from spabit_jax.data.locations import tissue_mask
+from spabit_jax.data.tissue import tissue_mask
 from spabit_jax.errors import InputError
 from spabit_jax.readers.image import SlideImage
 

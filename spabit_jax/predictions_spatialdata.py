@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from anndata import AnnData
 
-from spabit_jax.data.locations import thumbnail
+from spabit_jax.data.tissue import thumbnail
 from spabit_jax.neighbours import spot_pitch
 
 

@@ -24,7 +24,7 @@ from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from feature_extraction import command as cli
-from spabit_jax.data.locations import FURTHEST, Locations, is_staggered
+from spabit_jax.data.locations import FURTHEST, Locations
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.predictor import features_at, fit
 from spabit_jax.errors import InputError
@@ -33,6 +33,7 @@ from spabit_jax.evaluation.baselines import BASELINES, Spots
 from spabit_jax.evaluation.report import markdown_table
 from spabit_jax.files import replacing, write_or_match
 from spabit_jax.neighbours import spot_pitch
+from spabit_jax.readers.lattice import is_staggered
 
 INTERPOLATIONS = {"linear": LinearNDInterpolator, "cubic": CloughTocher2DInterpolator}
 KRIGINGS = ("kriging", "kriging_learned")  # of spabit_jax.evaluation.baselines

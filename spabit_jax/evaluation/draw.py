@@ -23,7 +23,7 @@ from matplotlib.transforms import AffineDeltaTransform
 from scipy import sparse
 from scipy.spatial import KDTree
 
-from spabit_jax.data.locations import thumbnail
+from spabit_jax.data.tissue import thumbnail
 from spabit_jax.files import replacing
 from spabit_jax.neighbours import spot_pitch
 

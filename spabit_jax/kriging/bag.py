@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import KDTree
 
-from spabit_jax.chunks import slices
+from spabit_jax.chunks import filled
 from spabit_jax.data.components import Space
 from spabit_jax.kriging.process import (
     MIN_NOISE,
@@ -137,9 +137,8 @@ def _in_chunks(function, *arrays):
     """``function`` of the same rows of each array, ``CHUNK`` at a time; the last chunk repeats its last row."""
     n = len(arrays[0])
     results = None
-    for rows in slices(n, CHUNK):
-        filled = np.minimum(np.arange(rows.start, rows.start + min(n, CHUNK)), n - 1)
-        found = function(*(array[filled] for array in arrays))
+    for rows, batch in filled(n, min(n, CHUNK)):
+        found = function(*(array[batch] for array in arrays))
         results = results or tuple(np.empty((n, *values.shape[1:]), values.dtype) for values in found)
         for whole, values in zip(results, found, strict=True):
             whole[rows] = np.asarray(values)[: rows.stop - rows.start]

@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
-from spabit_jax.chunks import slices
+from spabit_jax.chunks import filled, slices
 from spabit_jax.errors import Diverged
 from spabit_jax.kriging.bank import N_IMAGE, Bank, Inputs, Pairs, covariance, pairs, themselves
 from spabit_jax.kriging.process import distances
@@ -184,11 +184,10 @@ class Solved:
     def _from_nearest(self, places: Inputs) -> Answers:
         mean, variance = self._empty(len(places.xy))
         near = self.order[self.tree.query(places.xy, k=NEAREST)[1]]
-        for rows in slices(len(near), CHUNK):
-            filled = np.minimum(np.arange(rows.start, rows.start + min(len(near), CHUNK)), len(near) - 1)
+        for rows, batch in filled(len(near), min(len(near), CHUNK)):
             size = rows.stop - rows.start
             for i in range(len(mean)):
-                found = _from(self.bank.at(i), (self.spots, self.noise, self.scores), near[filled], places.at(filled))
+                found = _from(self.bank.at(i), (self.spots, self.noise, self.scores), near[batch], places.at(batch))
                 mean[i, rows], variance[i, rows] = (np.asarray(a)[:size] for a in jax.block_until_ready(found))
         return Answers(mean, variance, self.log_weight)
 

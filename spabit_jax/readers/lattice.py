@@ -35,7 +35,7 @@ def measure(array: np.ndarray, xy: np.ndarray, square_um: float | None) -> tuple
       lie on one line).
     """
     steps, _, rank, _ = np.linalg.lstsq(array - array.mean(0), xy - xy.mean(0), rcond=1e-6)
-    staggered = len(array) > 1 and np.ptp(array.sum(1) % 2) == 0
+    staggered = is_staggered(array)
     area = abs(np.linalg.det(steps))  # px² of one row × one column
     if rank < 2 or area == 0:
         return "hex" if staggered else "square", np.nan, None
@@ -45,6 +45,11 @@ def measure(array: np.ndarray, xy: np.ndarray, square_um: float | None) -> tuple
         return "hex", pitch, VISIUM_UM / pitch
     um_per_px = None if square_um is None else square_um / (1 + staggered) / area**0.5
     return "square", (area * (1 + staggered)) ** 0.5, um_per_px
+
+
+def is_staggered(array: np.ndarray) -> bool:
+    """Whether row + column is always even, or always odd, as on hexagonal and staggered lattices: (N, 2) → bool."""
+    return len(array) > 1 and np.ptp(array.sum(axis=1) % 2) == 0
 
 
 def whole_array(array: np.ndarray, lattice: str, barcode: str) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from spabit_jax.chunks import filled
 from spabit_jax.config import Config
 from spabit_jax.data.components import Space, expression_space
 from spabit_jax.data.section import Places, Section
@@ -295,9 +296,8 @@ class Trainer:
         n, size = len(places.xy), self.config.train.batch_size * jax.local_device_count()
         whole = devices.on_each(params), self._data_on_each._replace(space=self.space(seed))
         out = np.empty((n, self.section.expression.shape[1]), np.float32)
-        for start in range(0, n, size):
-            batch = np.minimum(np.arange(start, start + size), n - 1)  # the last one is filled up with its last place
-            valid = np.arange(start, start + size) < n
+        for rows, batch in filled(n, size):
+            valid = np.arange(size) < rows.stop - rows.start
             part = Places(*(array[batch] for array in places)), None if spots is None else spots[batch]
-            out[start : start + size] = self._apply(whole, (*part, valid))[: n - start]
+            out[rows] = self._apply(whole, (*part, valid))[: rows.stop - rows.start]
         return out

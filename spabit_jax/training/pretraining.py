@@ -19,6 +19,7 @@ import optax
 from scipy.spatial import KDTree
 from tqdm.auto import tqdm
 
+from spabit_jax.chunks import filled
 from spabit_jax.kriging.bank import Bank, Inputs, covariance, draw_bank, pairs, without_image
 from spabit_jax.kriging.solved import Solved
 from spabit_jax.models.in_context import N_CONTEXT, N_IMAGE, Query, make_query, new_network
@@ -223,8 +224,7 @@ def validate(graphdef, params, bank: Bank, tasks: Sequence[Task]) -> dict[str, f
     for task in tasks:
         query, target, _ = queries(task, bank)
         n = task.exact.size
-        rows = np.minimum(np.arange(-(-n // BATCH) * BATCH), n - 1).reshape(-1, BATCH)
-        parts = [Query(*(field[part] for field in query[:-1]), query.process) for part in rows]
+        parts = [Query(*(field[batch] for field in query[:-1]), query.process) for _, batch in filled(n, BATCH)]
         network = np.concatenate([_means(graphdef, params, part) for part in parts])[:n]
         bank_says = np.sum(np.exp(query.log_weight[:n]) * query.mean[:n], axis=1)
         exact, gaussian = task.exact.ravel(), np.isfinite(task.exact.ravel())

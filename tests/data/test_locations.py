@@ -9,15 +9,8 @@ import pytest
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from spabit_jax.data.locations import (
-    FURTHEST,
-    continued,
-    find_locations,
-    grid,
-    on_tissue,
-    read_locations,
-    tissue_mask,
-)
+from spabit_jax.data.locations import FURTHEST, continued, find_locations, grid, read_locations
+from spabit_jax.data.tissue import on_tissue, tissue_mask
 from spabit_jax.errors import InputError
 
 

@@ -8,11 +8,11 @@ from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator, 
 from scipy.spatial import KDTree
 
 from experiments.studies import superresolution
-from spabit_jax.data.locations import is_staggered
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.datasets.simulate import simulate_section
 from spabit_jax.errors import InputError
 from spabit_jax.readers import read_section
+from spabit_jax.readers.lattice import is_staggered
 from tests import commands
 
 
