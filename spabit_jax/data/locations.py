@@ -129,16 +129,17 @@ def micrometres(adata: AnnData, step: float) -> Locations:
 
 
 def read_locations(adata: AnnData, path: Path) -> Locations:
-    """Locations of a CSV file with columns x, y (full-resolution pixels) and optionally name.
+    """Locations of a CSV file with columns x, y (full-resolution pixels) and optionally name, in capitals or not.
 
     Raises:
       InputError: no such file or columns, values that are no numbers, names that occur twice, no rows, or a location
         further than ``FURTHEST`` pitches from all measured spots.
     """
     try:
-        table = read_csv(path, dtype={"name": str})
+        table = read_csv(path, dtype=str)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable CSV file ({' '.join(str(error).split())})") from error
+    table = table.rename(columns={c: c.strip().lower() for c in table if c.strip().lower() not in table})
     if missing := [column for column in ("x", "y") if column not in table]:
         raise InputError(f"{path}: no column {missing[0]}: x and y (full-resolution pixels) are needed, name may be")
     xy = table[["x", "y"]].apply(to_numbers).to_numpy(np.float64)

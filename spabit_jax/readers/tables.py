@@ -62,12 +62,15 @@ def _first_line(path: Path) -> str:
 
 
 def read_csv(path: Path, **how):
-    """``pd.read_csv`` of a file; ValueError for a number at which it would crash the process."""
+    """``pd.read_csv`` of a file; ValueError for a number at which it would crash the process.
+
+    Columns are separated by tabs, commas or semicolons, as the first line has them, unless ``sep`` is given.
+    """
     with _open(path) as file:
         for line in file:
             if _EXPONENT.search(line) and (found := _OVERFLOWS.search(line)):
                 raise ValueError(f"{found[0].strip()}… is too large for a number")
-    return pd.read_csv(path, **how)
+    return pd.read_csv(path, **{"sep": _separator(_first_line(path)), **how})
 
 
 def to_numbers(column: pd.Series) -> pd.Series:
@@ -91,7 +94,7 @@ def read_counts(path: Path) -> AnnData:
         barcodes, parts, genes = [], [], None
         # in pieces already: pandas's own, of a few rows, take half as long again
         how = {"index_col": 0, "chunksize": 512, "low_memory": False}
-        for chunk in read_csv(path, sep=_separator(_first_line(path)), **how):
+        for chunk in read_csv(path, **how):
             barcodes += [str(barcode) for barcode in chunk.index]
             parts.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
             genes = chunk.columns.astype(str)
@@ -117,7 +120,7 @@ def read_positions_10x(path: Path) -> pd.DataFrame:
             line = _first_line(path)
             second = [*line.split(_separator(line)), ""][1].strip().strip('"')
             header = None if second.replace(".", "", 1).isdigit() or second.lower() in ("true", "false") else 0
-            table = read_csv(path, sep=_separator(line), header=header)
+            table = read_csv(path, header=header)
     if set(POSITIONS_10X) <= set(table.columns):
         table = table[POSITIONS_10X]
     if table.shape[1] != 6:
@@ -213,7 +216,7 @@ def read_labels(path: Path, barcodes: pd.Index) -> pd.Series:
                 raise InputError(f"{path}: {len(values)} labels for {len(barcodes)} spots in tissue: {forms}")
             return pd.Series(values, index=barcodes).replace("NA", np.nan)
         if {"x", "y", "label"} <= set(fields):
-            table = read_csv(path, sep=_separator(line), dtype={"label": str}).dropna(subset=["x", "y"])
+            table = read_csv(path, dtype={"label": str}).dropna(subset=["x", "y"])
             x, y = (table[c].round().astype(int).astype(str) for c in "xy")
             labels = table["label"].set_axis(x + "x" + y)
         elif len(fields) == 2:

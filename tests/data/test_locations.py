@@ -102,6 +102,10 @@ def test_a_list_of_locations(tmp_path):
     np.testing.assert_allclose(found.xy, xy[:2] + [0, 1])
     pd.DataFrame({"y": xy[:2, 1], "x": xy[:2, 0]}).to_csv(path, index=False)
     assert list(read_locations(adata, path).names) == ["grid_0", "grid_1"]
+    pd.DataFrame({"X": xy[:2, 0], " Y": xy[:2, 1], "Name": ["01", "1"]}).to_csv(path, index=False, sep=";")
+    found = read_locations(adata, path)
+    assert list(found.names) == ["01", "1"]
+    np.testing.assert_allclose(found.xy, xy[:2])
 
 
 @pytest.mark.parametrize(
