@@ -33,8 +33,9 @@ from spabit_jax.data.features import is_own
 from spabit_jax.data.prepared import APART, Prepared
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, metrics, plots
+from spabit_jax.evaluation.gene_tables import write_genes
 from spabit_jax.evaluation.tables import markdown, pivot
-from spabit_jax.files import inert, is_whole, locked, replacing, write_or_match
+from spabit_jax.files import is_whole, locked, replacing, write_or_match
 from spabit_jax.scale import LABELS, SCALES, total_counts
 
 COLUMNS = ("section", "method", "encoder", "seed", "n_train", "n_test", "n_genes", "pcc", "pcc_defined")
@@ -300,8 +301,7 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
     """``results.csv``, ``genes.csv``, ``results.md`` and ``benchmark.png``; prints the tables."""
     with replacing(out / "results.csv") as temporary:
         rows.to_csv(temporary, index=False)
-    with replacing(out / "genes.csv") as temporary:
-        inert(genes[GENE_COLUMNS]).to_csv(temporary, index=False)
+    write_genes(out / "genes.csv", genes[GENE_COLUMNS])
     text = markdown(rows, genes, model)
     with replacing(out / "results.md") as temporary:
         temporary.write_text(text)

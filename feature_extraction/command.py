@@ -18,8 +18,8 @@ from absl import app, flags, logging
 from feature_extraction.ending import end_by_signal, refused_by_the_system
 from spabit_jax import presets
 from spabit_jax.errors import InputError
-from spabit_jax.files import keep_compiled
 from spabit_jax.presets import PRESETS
+from spabit_jax.user_cache import keep_compiled
 
 FLAGS = flags.FLAGS
 FILES = ("image", "positions", "labels", "alignment")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import spabit_jax
 from feature_extraction.encoders import ENCODERS
-from spabit_jax.files import user_cache
+from spabit_jax.user_cache import user_cache
 
 CORE = ("jax", "flax", "anndata", "scanpy")
 EXTRAS = {  # of pyproject.toml: packages, what they are needed for

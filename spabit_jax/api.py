@@ -28,13 +28,13 @@ from spabit_jax.errors import InputError
 from spabit_jax.evaluation import evaluate as evaluation
 from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter, new_axes
 from spabit_jax.evaluation.report import run_blocks, write_report
-from spabit_jax.files import keep_compiled
 from spabit_jax.readers import h5ad, read_section
 from spabit_jax.readers.assemble import NO_IMAGE
 from spabit_jax.run.workflow import Workflow
 from spabit_jax.training.devices import check_backend
 from spabit_jax.training.fit import register_callback
 from spabit_jax.training.losses import register_loss
+from spabit_jax.user_cache import keep_compiled
 
 __all__ = ["evaluate", "fit", "grid", "load", "plot_calibration", "plot_scores", "prepare", "report"]
 __all__ += ["register_callback", "register_encoder", "register_loss", "register_member"]

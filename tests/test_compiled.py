@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from spabit_jax.errors import InputError
-from spabit_jax.files import keep_compiled, user_cache
+from spabit_jax.user_cache import keep_compiled, user_cache
 
 NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 PROGRAM = """
 import jax, sys
 if "before" in sys.argv:
     jax.jit(lambda x: x + 1)(2.0)
-from spabit_jax.files import keep_compiled
+from spabit_jax.user_cache import keep_compiled
 keep_compiled()
 jax.jit(lambda x: x * 3 - 1)(2.0)
 """

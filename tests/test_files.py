@@ -13,6 +13,7 @@ import pytest
 
 from spabit_jax import files
 from spabit_jax.errors import InputError
+from spabit_jax.evaluation.gene_tables import read_genes, write_genes
 
 
 def flip(path):
@@ -162,7 +163,7 @@ def test_names_in_tables_are_not_computed_by_spreadsheets(tmp_path):
 
     names = ["=1+1", "+A", "-B", "@C", "'=D", "D", "'E", "HLA-A"]
     table = pd.DataFrame({"section": "s", "gene": names, "pcc": -0.5})
-    files.inert(table).to_csv(tmp_path / "genes.csv", index=False)
+    write_genes(tmp_path / "genes.csv", table)
     written = pd.read_csv(tmp_path / "genes.csv")
     assert not written["gene"].str.match(r"[=+\-@]").any() and (written["pcc"] == -0.5).all()
-    assert files.read_names(written)["gene"].tolist() == names
+    assert read_genes(tmp_path / "genes.csv")["gene"].tolist() == names

@@ -7,7 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("errors", "files", "scale", "config", "presets", "chunks", "neighbours", "ops", "predictions", "geojson"),
+    (
+        "errors",
+        "files",
+        "user_cache",
+        "scale",
+        "config",
+        "presets",
+        "chunks",
+        "neighbours",
+        "ops",
+        "predictions",
+        "geojson",
+    ),
     ("readers", "datasets"),
     ("data",),
     ("models", "kriging", "predictions_spatialdata"),

@@ -12,8 +12,9 @@ from anndata import AnnData
 
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, curves, metrics, plots
+from spabit_jax.evaluation.gene_tables import write_genes
 from spabit_jax.evaluation.report import MEMBERS, NO_PART, RIVALS, check_method, run_blocks, write_report
-from spabit_jax.files import inert, replacing, write_json
+from spabit_jax.files import write_json
 from spabit_jax.predictions import measured_counts, scale_of
 from spabit_jax.scale import TOTAL
 from spabit_jax.training.devices import plain_jax
@@ -138,9 +139,8 @@ def write_evaluation(
         by_seed = zip(header["seeds"], per_seed, strict=False)  # one alone where no member has seeds
         genes = evaluate(predictions, members, dict(by_seed))
         content |= genes.attrs["summary"]
-        with replacing(out / "genes.csv", sealed=True) as temporary:
-            table = genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]]
-            inert(table).to_csv(temporary, index=False)
+        table = genes.assign(section=header["section"])[["section", "method", "seed", "gene", *SCORES]]
+        write_genes(out / "genes.csv", table, sealed=True)
         covered = genes.attrs["coverage"]
         with plots.one_panel(3.6, figure("calibration")) as ax:
             plots.draw_calibration(ax, covered)

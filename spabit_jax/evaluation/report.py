@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from spabit_jax.errors import InputError
-from spabit_jax.files import read_json, read_names, replacing
+from spabit_jax.evaluation.gene_tables import read_genes
+from spabit_jax.files import read_json, replacing
 from spabit_jax.scale import LABELS
 
 STYLE = """
@@ -101,7 +102,7 @@ def run_blocks(run: Path, metrics: dict) -> list[Block]:
         if (run / "figures" / file).exists():
             blocks.append(Block(title, text, figure=run / "figures" / file))
     if "ensemble" in metrics:
-        genes = read_names(pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]}))
+        genes = read_genes(run / "genes.csv")
         own = genes[(genes["method"] == metrics["method"]) & (genes["seed"] == "ensemble")]
         top = own.dropna(subset=["pcc"]).nlargest(10, "pcc")[["gene", "pcc"]].round(3)
         if len(top):

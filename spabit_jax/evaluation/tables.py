@@ -11,8 +11,9 @@ from scipy import stats
 
 from spabit_jax.evaluation import metrics
 from spabit_jax.evaluation.baselines import BASELINES, NEED_IMAGE
+from spabit_jax.evaluation.gene_tables import read_genes
 from spabit_jax.evaluation.report import markdown_table
-from spabit_jax.files import read_json, read_names
+from spabit_jax.files import read_json
 from spabit_jax.predictions import measured_counts, scale_of
 from spabit_jax.scale import LABELS
 
@@ -151,7 +152,7 @@ def rows_of_run(run: Path) -> tuple[list[dict], pd.DataFrame]:
     test, (counts, totals) = (predictions.obs["split"] == "test").to_numpy(), measured_counts(predictions)
     ceiling = metrics.noise_ceiling(counts[test], totals[test], scale_of(predictions))
     ceiling = pd.Series(ceiling, predictions.var_names)
-    genes = read_names(pd.read_csv(run / "genes.csv", keep_default_na=False, na_values={"pcc": [""]}))
+    genes = read_genes(run / "genes.csv")
     genes = genes[genes["method"].isin([row["method"] for row in rows])]
     key.pop("method")
     return rows, genes.assign(**key, ceiling=ceiling.reindex(genes["gene"]).to_numpy())

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing, user_cache
+from spabit_jax.files import replacing
 from spabit_jax.readers.tables import reading
+from spabit_jax.user_cache import user_cache
 
 
 def as_file(pixels: np.ndarray) -> Path:
