@@ -198,6 +198,7 @@ def test_a_fit_that_is_refused_leaves_nothing(quick, tmp_path):
     sj.fit(prepare(), out=tmp_path / "run")
     assert sj.load(tmp_path / "run").prepared.adata.n_obs == adata.n_obs
     sister = adata[1:].copy()
+    sister.X.data += 1  # it is no copy
     sister.uns["spabit"] = adata.uns["spabit"] | {"name": "sister"}
     model = sj.fit(sj.prepare(adata, prepare().config, related=[sister], cache_dir=tmp_path))
     for keep in (model.save, lambda out: sj.fit(model.prepared, out=out)):
@@ -328,7 +329,7 @@ def test_what_is_no_input_is_one_line(quick):
         with pytest.raises(sj.InputError, match="lost their summary"):
             of_a_file(pd.DataFrame())
     for times in (0, 2.5, "2"):
-        with pytest.raises(sj.InputError, match="give how many times as dense"):
+        with pytest.raises(sj.InputError, match="give a whole number, how many times as dense"):
             sj.grid(adata, times)
     own = anndata.AnnData(adata.X, obsm={"spatial": adata.obsm["spatial"]})  # its lattice is found as sections' are
     assert len(sj.grid(own, 2).xy) == len(sj.grid(adata, 2).xy)

@@ -153,8 +153,8 @@ def parts_of(section: Section, sizes: Sequence[int]) -> list[np.ndarray]:
     _, *others = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     parts = [other[section.is_train[other]] for other in others]
     if len(parts) == 1:
-        right = section.xy[parts[0], 0] > np.median(section.xy[parts[0], 0])
-        parts = [parts[0][~right], parts[0][right]]
+        from_left = parts[0][np.argsort(section.xy[parts[0], 0], kind="stable")]
+        parts = [np.sort(half) for half in np.array_split(from_left, 2)]
     return parts
 
 
@@ -163,7 +163,7 @@ def leave_out(section: Section, frame: Frame, spots: np.ndarray) -> tuple[Sectio
     is_train, expression, noise = section.is_train.copy(), section.expression.copy(), section.noise.copy()
     is_train[spots], expression[spots], noise[spots] = False, np.nan, np.nan
     xy = section.xy.copy()
-    xy[spots, 1] += APART
+    xy[spots, 1] += APART + np.ptp(xy[:, 1])
     in_px = xy.astype(np.float64) * frame.pitch + frame.centre
     context = Context.of(in_px, is_train, frame.context.k)
     section = section._replace(

@@ -34,6 +34,7 @@ MIN_TRAIN_SPOTS = 3
 MOST_FAR = 1200  # train spots of related sections that are learned from where none is the section's own
 # Own train spots and those of related sections together: of more a large sister did harm, as long as each place was
 # predicted from the nearest alone.
+FEW_COUNTS = 30  # spots of fewer may have the same by chance
 MOST_KNOWN = 1500
 APART, ALONE = float("inf"), 0.0  # layouts: related sections far from this one, or left out
 # Formats whose positions file has the row of a spot's pixel before its column, which the reference takes for (x, y).
@@ -59,8 +60,16 @@ def read_alignments(related: Sequence, given: Sequence) -> list[np.ndarray | Non
     return found
 
 
-def _same_counts(a, b) -> bool:
-    return a.shape == b.shape and a.nnz == b.nnz and (a != b).nnz == 0
+def _shares_spots(a: AnnData, b: AnnData) -> bool:
+    """Whether most spots of either have the counts of spots of the other, in whatever order spots and genes are."""
+    column = match_genes(b, a.var)
+    shared = np.flatnonzero(column >= 0)
+    key, prints = np.random.default_rng(0).integers(2**62, size=len(shared)), []
+    for x in (a.X[:, shared], b.X[:, column[shared]]):
+        counts = x.astype(np.int64)
+        tells = np.asarray(counts.sum(axis=1)).ravel() >= FEW_COUNTS
+        prints.append((counts @ key)[tells])  # overflows alike
+    return all(map(len, prints)) and max(np.isin(*prints).mean(), np.isin(*prints[::-1]).mean()) > 0.5
 
 
 def for_section(config: Config, adata: AnnData) -> Config:
@@ -178,7 +187,7 @@ class Prepared:
         if self.related and self.encoder.startswith(FILE):
             raise InputError("--features=FILE is of one section: with --related give obsm:KEY, of each its own")
         for other in self.related:
-            if self.measured and _same_counts(self.adata.X, other.adata.X):  # its test spots would be known
+            if self.measured and _shares_spots(self.adata, other.adata):  # its test spots would be known
                 raise InputError(f"section {other.name} has the counts of section {self.name}: give another")
             if is_own(self.encoder) and self.features().shape[1] != other.features().shape[1]:
                 raise InputError(f"{self.encoder} is of another width in section {other.name}: give the same features")

@@ -64,9 +64,10 @@ def _domains(table: pd.DataFrame, figures: Path) -> list[Block]:
     title, figure = "Spatial domains", figures / "domain_maps.png"
     what = (
         "Spots grouped by their expression. The map is that of the Gaussian mixture with smoothing over neighbouring "
-        "spots. Where there is an annotation, a domain has the colour of the part that it shares most spots with. That "
-        "does not make it that part: how well the maps agree says the ARI (1 is perfect, 0 is chance), of measured "
-        "expression over the measured spots, of the others over all."
+        "spots, of the first seed. Where there is an annotation, each domain has the colour of another part of it, so "
+        "that as many spots as possible agree. That does not make it that part, and some share no spot with it: how "
+        "well the maps agree says the ARI (1 is perfect, 0 is chance), of measured expression over the measured spots, "
+        "of the others over all; on the map that of its seed, in the table the mean over the seeds."
     )
     blocks = [Block(title, what, figure=figure)]
     if table["ari"].isna().all():

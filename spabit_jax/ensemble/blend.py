@@ -13,6 +13,7 @@ from spabit_jax.ensemble.interface import Estimate, HeldOut
 
 MIN_SD = 1e-3  # of a gene that does not vary over the train spots
 PRIOR, PRIOR_SPOTS = "kriging", 10  # the member that so many imaginary spots speak for when weights are fitted
+OWN_SPOTS = 30  # of the section itself, from which on they alone say how sure a prediction with related ones is
 CHUNK = 8192  # places at a time, where arrays are (seeds, places, genes)
 COVERAGE = 0.9  # of the intervals by which the standard deviation is calibrated
 
@@ -49,7 +50,8 @@ class Blend(NamedTuple):
         per_seed, (mean, sd) = np.empty((n_seeds, n, n_genes), np.float32), np.empty((2, n, n_genes), np.float32)
         for rows in slices(n, CHUNK):
             part = self.mean({name: estimate.mean[:, rows] for name, estimate in estimates.items()})
-            sd[rows] = self.scale * self.unscaled_sd(part, None if variance is None else variance[rows])
+            unscaled = self.unscaled_sd(part, None if variance is None else variance[rows])
+            sd[rows] = np.maximum(self.scale * unscaled, MIN_SD)
             per_seed[:, rows], mean[rows] = np.maximum(part, 0), np.maximum(part.mean(axis=0), 0)
         alone = {name: np.maximum(estimate.mean.mean(axis=0), 0) for name, estimate in estimates.items()}
         return Prediction(per_seed, mean, sd, alone)
@@ -65,17 +67,19 @@ def find_variance(estimates: dict[str, Estimate]) -> np.ndarray | None:
     return next((e.variance for e in estimates.values() if e.variance is not None), None)
 
 
-def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut]) -> Blend:
+def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut], n_own: int = 0) -> Blend:
     """Weights of the members, and the scale of the uncertainty.
 
     Prediction = gene means + sum of weight · (member - gene means). The weights are non-negative and have the least
     squared error, genes at equal variance, at train spots that the members have not seen (stacking; Breiman, 1996), as
     if ``PRIOR_SPOTS`` further ones had said that ``PRIOR`` is right: on a small section it is what least depends on
-    chance. The sd is scaled there so that mean ± 1.645 sd holds 90% of the measurements, all genes together.
+    chance. The sd is scaled there so that mean ± 1.645 sd holds 90% of the measurements, all genes together: at the
+    section's own spots where these are enough, as those of related sections may be deeper, and less noisy.
 
     Args:
       expression: (n, G) of the train spots.
       held_out: of each member at these spots.
+      n_own: the first so many are the section's own.
     """
     seen = np.flatnonzero(np.all([held.unseen.any(axis=0) for held in held_out.values()], axis=0))
     truth, centre = expression[seen], expression.mean(axis=0)
@@ -100,6 +104,8 @@ def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut]) -> Blend:
         blend = blend._replace(variance=np.mean(error**2, axis=0))
     every_seed = blend.mean({name: held.estimate.mean[:, seen] for name, held in held_out.items()})
     sd = blend.unscaled_sd(every_seed, None if variance is None else variance[seen])
+    if (own := seen < n_own).sum() >= OWN_SPOTS:
+        error, sd = error[own], sd[own]
     known = sd > MIN_SD  # not of genes that did not vary where they were learned: their errors over sd have no bounds
     ratio = (error / sd)[known] if known.any() else error / sd
     scale = np.quantile(ratio, COVERAGE) / norm.ppf((1 + COVERAGE) / 2)

@@ -63,7 +63,8 @@ class Model:
     @cached_property
     def blend(self) -> Blend:
         section = self.prepared.section()
-        return fit_blend(section.expression[section.train_spots], self.held_out)
+        n_own = int(self.prepared.is_train.sum())
+        return fit_blend(section.expression[section.train_spots], self.held_out, n_own)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -58,7 +58,7 @@ class Scores(NamedTuple):
         space = Space(mean + centre @ loadings, loadings * sd)
         residual = np.mean((expression - space.decode(space.encode(expression))) ** 2, axis=0)
         left = max(n - len(sd) - 1, 1) * max(1 - len(sd) / len(residual), 1 / len(residual))  # of spots, of genes
-        chance = CHANCE * residual / left
+        chance = np.where(np.ptp(expression, axis=0) > 0, CHANCE * residual / left, 0)  # of a constant: rounding
         return cls(space, shrunk(space.loadings, mean, chance), residual)
 
 

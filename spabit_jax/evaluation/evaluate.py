@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from absl import logging
 from anndata import AnnData
+from threadpoolctl import threadpool_limits
 
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation import baselines, curves, metrics, plots
@@ -96,11 +97,13 @@ def _rivals(predictions: AnnData, test: np.ndarray, members: Mapping[str, np.nda
     spots = baselines.Spots(baselines.in_pitches(predictions.obsm["spatial"]), nothing, components)
     given, truth = spots.at(is_train), predictions.layers["truth"][is_train]
     predicted = {}
-    for name in RIVALS:
-        if name == "kriging_learned" and "kriging" in members:
-            predicted[name] = members["kriging"][test]
-        else:
-            predicted[name] = np.maximum(baselines.BASELINES[name]().fit(given, truth).predict_mean(spots.at(test)), 0)
+    with threadpool_limits(1, "blas"):  # or its threads wait for each other where others use the machine too
+        for name in RIVALS:
+            if name == "kriging_learned" and "kriging" in members:
+                predicted[name] = members["kriging"][test]
+            else:
+                rival = baselines.BASELINES[name]().fit(given, truth)
+                predicted[name] = np.maximum(rival.predict_mean(spots.at(test)), 0)
     return predicted
 
 

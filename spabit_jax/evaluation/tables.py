@@ -54,6 +54,7 @@ def markdown(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
 def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
     """PCC of each section and method, with the noise ceiling; below it means over sections."""
     methods = list(rows["method"].unique())
+    alike = rows.groupby(PIECE)[["panel", "n_genes"]].nunique().max().max() == 1  # not so in a sweep of panels
     ceiling = pivot(genes, "ceiling").max(axis=1)  # the same whatever the method
     sizes = rows.groupby(PIECE, sort=False)[["n_train", "n_test"]].first()
     depth = rows.groupby(PIECE, sort=False)["depth_only"].first()
@@ -61,13 +62,15 @@ def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
     lines = []
     for label, values in pcc.iterrows():
         n_train, n_test = sizes.loc[label]
-        bounds = [f"{ceiling[label]:.3f}", f"{depth[label]:.3f}"]
-        lines.append([label[0], f"{n_train} / {n_test}", *bounds, *_cells(values, bold=values.max())])
+        bounds = [f"{ceiling[label]:.3f}", f"{depth[label]:.3f}"] if alike else ["–", "–"]
+        best = values.max() if alike else None
+        lines.append([label[0], f"{n_train} / {n_test}", *bounds, *_cells(values, best)])
     columns = ("pcc", "mse", "coverage90")
     means = {c: _filled(pivot(rows, c).reindex(columns=methods)).mean(skipna=False) for c in columns}
-    bounds = [f"{ceiling.mean():.3f}", f"{depth.mean():.3f}"]
-    lines.append(["mean PCC", "", *bounds, *_cells(means["pcc"], bold=means["pcc"].max())])
-    lines.append(["mean MSE", "", "", "", *_cells(means["mse"], bold=means["mse"].min())])
+    bounds = [f"{ceiling.mean():.3f}", f"{depth.mean():.3f}"] if alike else ["–", "–"]
+    best = (means["pcc"].max(), means["mse"].min()) if alike else (None, None)
+    lines.append(["mean PCC", "", *bounds, *_cells(means["pcc"], best[0])])
+    lines.append(["mean MSE", "", "", "", *_cells(means["mse"], best[1])])
     lines.append(["mean coverage of 90% intervals", "", "", "", *_cells(means["coverage90"])])
     weights = pivot(rows, "weight").reindex(columns=methods).mean()
     lines.append(["mean weight in the prediction", "", "", "", *_cells(weights)])
@@ -77,6 +80,8 @@ def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
         "colon that of one of its members alone. The ceiling is what a perfect prediction would have, by the noise of "
         "counts. Depth only is no method: it knows the true total count of each test spot, and nothing else of it.\n"
     )
+    if not alike:
+        note += "Here methods have panels of their own: figures over different genes cannot be compared.\n"
     if pcc.isna().to_numpy().any() and STAND_IN in methods:
         note += f"In the means a method that needs an image takes the value of {STAND_IN} where there is none.\n"
     return f"{markdown_table(head, lines)}\n{note}"

@@ -54,6 +54,11 @@ class Blocks:
         return found.ravel()[: self.shape[0] * self.shape[1]].reshape(self.shape)
 
 
+def _blas(n: int):
+    """Matrices of few rows are slower on several threads, and ten times as slow where others use the machine too."""
+    return threadpool_limits(1 if n <= N_WEIGHED else None, "blas")
+
+
 class Answers(NamedTuple):
     """What the S processes of a bank say of P scores at m places."""
 
@@ -100,8 +105,8 @@ class Solved:
             some = np.arange(n)
         found = self._weigh(some, least)
         if exact:
-            # a product with a factor's inverse is here as exact as solving, and twice as fast
-            self.solved = [(lapack.strtri(factor, lower=1)[0], white) for factor, white in found]
+            with _blas(n):  # a product with a factor's inverse is here as exact as solving, and twice as fast
+                self.solved = [(lapack.strtri(factor, lower=1)[0], white) for factor, white in found]
         else:
             self.order = np.lexsort(self.spots.xy.T)  # ties among the nearest do not depend on the order of spots
             self.tree = KDTree(self.spots.xy[self.order])
@@ -114,8 +119,7 @@ class Solved:
         """
         of_spots, scores = Blocks(self.spots.at(some), self.spots.at(some)), self.scores[some]
         found, likelihood = {}, []
-        # small matrices are slower on several threads
-        with threadpool_limits(1 if len(some) <= N_WEIGHED else None, "blas"):
+        with _blas(len(some)):
             for i in range(len(self.bank.noise)):
                 factor = self._factor(self.bank.at(i), of_spots, self.noise[some])
                 white, _ = lapack.strtrs(factor, scores, lower=1)
@@ -143,6 +147,10 @@ class Solved:
         """At m places."""
         if not self.exact:
             return self._from_nearest(places._replace(image=places.image[:, :N_IMAGE]))
+        with _blas(len(self.noise)):
+            return self._exact(places)
+
+    def _exact(self, places: Inputs) -> Answers:
         mean, variance = self._empty(len(places.xy))
         for rows in slices(len(places.xy), CHUNK):
             part = places.at(rows)

@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 
 import spabit_jax as sj
 from spabit_jax.data.components import NoImage, standardised
-from spabit_jax.data.joined import APART, align, join, join_features, registered
+from spabit_jax.data.joined import APART, align, join, join_features, parts_of, registered
 from spabit_jax.data.prepared import ALONE, MOST_KNOWN, Prepared
 from spabit_jax.data.section import Frame, Section
 from spabit_jax.datasets.simulate import simulate_section, write_section
@@ -127,8 +127,11 @@ def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
         Prepared(*again, [Prepared(*again)])
     copied = joint.adata.copy()
     copied.uns["spabit"] = joint.adata.uns["spabit"] | {"name": "copied"}
-    with pytest.raises(InputError, match="section copied has the counts of section S1"):
-        Prepared(*again, [Prepared(copied, *again[1:])])
+    rng = np.random.default_rng(0)
+    in_another_order = copied[rng.permutation(copied.n_obs)[1:], rng.permutation(copied.n_vars)].copy()
+    for copy in (copied, in_another_order):
+        with pytest.raises(InputError, match="section copied has the counts of section S1"):
+            Prepared(*again, [Prepared(copy, *again[1:])])
     bare = joint.related[0].adata.copy()
     del bare.uns["spabit"]["image_path"]
     with pytest.raises(InputError, match="S2 has no image"):
@@ -140,6 +143,30 @@ def test_what_does_not_fit_is_refused(sections, tiny_config, tmp_path):
     tiny_config.gat.joint = False
     with pytest.raises(InputError, match="gat.joint"):
         Prepared(*again, joint.related)
+
+
+def test_a_gene_that_does_not_vary_does_not_decide_on_the_layout(sections, tiny_config, tmp_path, monkeypatch):
+    joint = prepared(sections, tiny_config, tmp_path)
+    before = {layout: related._error(joint, layout) for layout in (ALONE, APART)}
+    make = Prepared._make
+
+    def with_a_constant(self, *args):
+        section, frame = make(self, *args)
+        expression = section.expression.copy()
+        expression[: self.adata.n_obs, 4] *= 0
+        return section._replace(expression=expression), frame
+
+    monkeypatch.setattr(Prepared, "_make", with_a_constant)
+    del joint._apart
+    for layout, error in before.items():
+        assert related._error(joint, layout) == pytest.approx(error, rel=0.2)
+
+
+def test_halves_of_one_related_section(section_data, tiny_config):
+    section = section_data(tiny_config)
+    section = section._replace(xy=np.where(np.arange(len(section.xy))[:, None] < 9, 0.0, 5.0).astype(np.float32))
+    left, right = parts_of(section, [0, len(section.xy)])
+    assert abs(len(left) - len(right)) <= 1 and len(right)
 
 
 def test_align_leaves_one_section_as_it_is(section_data, tiny_config):

@@ -138,3 +138,22 @@ def test_a_blend_says_the_same_of_some_places_as_of_all(case):
         part = blend.apply(estimates)
         np.testing.assert_allclose(part.mean, whole.mean[some], rtol=1e-6)
         np.testing.assert_allclose(part.sd, whole.sd[some], rtol=1e-6)
+
+
+def test_with_related_sections_the_sections_own_spots_say_how_sure_it_is():
+    rng = np.random.default_rng(0)
+    sd = np.r_[np.full(40, 1.0), np.full(200, 0.1)][:, None]  # the others are deeper
+    truth = (MEAN + sd * rng.normal(size=(240, 50))).astype(np.float32)
+    said = HeldOut(
+        Estimate(np.full((1, 240, 50), MEAN, np.float32), np.ones((240, 50), np.float32)), np.ones((1, 240), bool)
+    )
+    own, too_few, all_together = (fit_blend(truth, {"pretrained": said}, n).scale for n in (40, 20, 240))
+    assert own == pytest.approx(1, abs=0.05) and too_few == all_together < 0.6
+
+
+def test_no_sd_is_0():
+    said = HeldOut(
+        Estimate(np.full((1, 40, 3), MEAN, np.float32), np.zeros((40, 3), np.float32)), np.ones((1, 40), bool)
+    )
+    blend = fit_blend(np.full((40, 3), MEAN, np.float32), {"pretrained": said})
+    assert (blend.apply({"pretrained": said.estimate}).sd > 0).all()

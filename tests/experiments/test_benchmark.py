@@ -178,6 +178,7 @@ def test_a_baseline_does_not_depend_on_how_a_model_has_laid_out_related_sections
     adata, sister = read_section(simulated, image="none"), read_section(simulated, image="none", name="sister")
     given = tiny_config, "stain", str(tmp_path)
     sister = sister[1:].copy()
+    sister.X.data += 1  # it is no copy
     made = [Prepared(adata, *given, [Prepared(sister, *given)]) for _ in range(2)]
     made[1].lay_out(ALONE)
     found = [predict_baseline(prepared, "knn_mean_related")[0] for prepared in made]
@@ -272,6 +273,13 @@ def test_the_model_is_compared_with_the_best_baseline_of_each_section():
     assert low < 0.1 < high and a[4] == "0.062"  # the smallest p of five pairs: 2 / 2**5
     assert mean[2] == "+0.0250"
     assert "mine minus" not in markdown(rows[rows["method"] != "mine"], genes, "mine")
+
+
+def test_methods_of_other_genes_are_not_ranked():
+    rows, genes = tables()
+    rows.loc[rows["method"] == "mine", "n_genes"] += 1
+    text = accuracy_table(rows, genes)
+    assert "**" not in text and "cannot be compared" in text and "| A | 4 / 9 | – | – | 0.200 |" in text
 
 
 @pytest.mark.parametrize("value", [0.3, np.nan])
