@@ -329,7 +329,7 @@ def test_what_is_no_input_is_one_line(quick):
         with pytest.raises(sj.InputError, match="lost their summary"):
             of_a_file(pd.DataFrame())
     for times in (0, 2.5, "2"):
-        with pytest.raises(sj.InputError, match="give a whole number, how many times as dense"):
+        with pytest.raises(sj.InputError, match="how many times as dense, a number from 1 to 1000"):
             sj.grid(adata, times)
     own = anndata.AnnData(adata.X, obsm={"spatial": adata.obsm["spatial"]})  # its lattice is found as sections' are
     assert len(sj.grid(own, 2).xy) == len(sj.grid(adata, 2).xy)

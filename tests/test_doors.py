@@ -155,6 +155,7 @@ def test_a_file_of_one_section_is_not_taken_for_another(adata, values, tmp_path)
     """Barcodes of two Visium sections are the same words."""
     np.save(tmp_path / "f.npy", values)
     other = adata[:, ::-1].copy()
+    other.X.data += 1  # it is no copy
     other.uns["spabit"] = adata.uns["spabit"] | {"name": "other"}
     config, of_file = Config().with_data(n_genes=8), encoder_name(tmp_path / "f.npy")
     with pytest.raises(InputError, match="is of one section"):

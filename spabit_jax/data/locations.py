@@ -78,7 +78,7 @@ def grid(adata: AnnData, times: int) -> Locations:
         are too many.
     """
     if not (isinstance(times, Integral) and 1 <= times <= MOST_TIMES):
-        raise InputError(f"grid:{f'{times}'[:20]}x: give a whole number, how many times as dense, 1 to {MOST_TIMES}")
+        raise InputError(f"grid:{f'{times}'[:20]}x: give how many times as dense, a number from 1 to {MOST_TIMES}")
     array = _array(adata)
     if len(np.unique(array, axis=0)) < len(array):
         raise InputError(
