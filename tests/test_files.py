@@ -83,8 +83,8 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file/a", tmp_path / "file/b/a"):
         for opened in (files.locked, files.replacing):
-            with pytest.raises(InputError, match="file is a file: give a folder"), opened(path):
-                pass
+            with pytest.raises(InputError, match="file is a file: give a folder"):
+                opened(path).__enter__()
 
 
 def test_a_lock_of_a_process_that_is_gone_is_taken_over(tmp_path):
