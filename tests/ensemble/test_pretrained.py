@@ -64,6 +64,12 @@ def test_expression_that_is_chance_is_predicted_as_genes_share_it():
     assert np.mean((found - shared) ** 2) < 0.3 * np.mean((before - shared) ** 2)
 
 
+def test_a_gene_that_does_not_vary_is_predicted_as_it_is():
+    expression = np.random.default_rng(0).normal(3, 1, (25, 60)).astype(np.float32)
+    expression[:, 7] = 0.7
+    assert np.abs(Scores.fit(expression, np.ones(25, np.float32)).loadings[:, 7]).max() < 1e-6
+
+
 @pytest.mark.parametrize("n_spots", [1, 2, 3, 6])
 def test_few_spots_have_half_as_many_components(n_spots):
     expression = np.random.default_rng(0).normal(size=(n_spots, 9)).astype(np.float32)
