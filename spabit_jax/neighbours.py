@@ -12,6 +12,7 @@ from spabit_jax.chunks import slices
 from spabit_jax.scale import LOG
 
 CHUNK = 16384  # places whose surroundings are looked at at a time
+TIE = 1e-6  # relative: distances that differ by less are equal
 
 
 def knn_graph(xy: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,16 +43,21 @@ def morans_i(values: np.ndarray, xy: np.ndarray, k: int = 6) -> np.ndarray:
     """Moran's I of (n, G) values over the graph of the k nearest spots: (G,), NaN where a gene does not vary.
 
     I = n / Σ w · Σ_ij w_ij z_i z_j / Σ z² (Moran, 1950), as ``scanpy.metrics.morans_i``, whose import and compilation
-    take seconds.
+    take seconds. Spots as near as the k-th nearest are neighbours, too: no tie is broken by the order of spots.
     """
-    found = np.full(values.shape[1], np.nan)
+    found, n = np.full(values.shape[1], np.nan), len(xy)
     varies = np.ptp(values, axis=0) > 0
-    if varies.any() and len(xy) > 1:
-        senders, receivers = knn_graph(xy, k)
-        graph = csr_array((np.ones(len(senders)), (receivers, senders)), shape=(len(xy), len(xy)))
+    if varies.any() and n > 1:
+        tree = KDTree(xy)
+        reach = tree.query(xy, k=[min(k + 1, n)])[0][:, 0]  # the spot itself is the first
+        near = tree.query_ball_point(xy, reach * (1 + TIE))
+        ends = np.cumsum([0, *map(len, near)])
+        graph = csr_array((np.ones(ends[-1]), np.concatenate(near), ends), shape=(n, n))
+        graph = graph.maximum(graph.T)
+        graph.setdiag(0)
         z = values[:, varies].astype(np.float64)
         z -= z.mean(axis=0)
-        found[varies] = len(xy) / graph.sum() * (z * (graph @ z)).sum(axis=0) / (z**2).sum(axis=0)
+        found[varies] = n / graph.sum() * (z * (graph @ z)).sum(axis=0) / (z**2).sum(axis=0)
     return found
 
 

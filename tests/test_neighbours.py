@@ -79,6 +79,15 @@ def test_context_of_few_spots():
     assert spot_pitch(xy) == pytest.approx(1)
 
 
+def test_morans_i_of_a_lattice_does_not_depend_on_order_or_turn():
+    """The sixth nearest of a square lattice is one of four."""
+    xy = np.stack(np.meshgrid(np.arange(6), np.arange(5)), axis=-1).reshape(-1, 2).astype(float)
+    values, order = np.random.default_rng(0).normal(size=(30, 3)), np.random.default_rng(1).permutation(30)
+    found = morans_i(values, xy)
+    np.testing.assert_allclose(morans_i(values[order], xy[order]), found, rtol=1e-9)
+    np.testing.assert_allclose(morans_i(values, xy @ [[0.6, 0.8], [-0.8, 0.6]]), found, rtol=1e-9)
+
+
 def test_morans_i_is_scanpys():
     from scanpy.metrics import morans_i as reference
     from scipy import sparse

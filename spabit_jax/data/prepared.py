@@ -15,6 +15,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from feature_extraction import cache, encoders
+from spabit_jax.chunks import sample
 from spabit_jax.config import Config, is_own_split
 from spabit_jax.data.components import N_COMPONENTS, ImageComponents, NoImage, standardised
 from spabit_jax.data.features import FILE, Cached, OwnFeatures, is_own, made_from, side_by_side
@@ -311,7 +312,8 @@ class Prepared:
         trained = own and "spabit" in self.config.model.members.split(",")  # to which more spots are more to learn from
         if 0 < most < len(known) and not trained:
             logging.info("%s: of %d train spots of related sections %d are learned from", self.name, len(known), most)
-            is_train[np.random.default_rng(0).permutation(known)[most:]] = False
+            places = np.asarray(adata.obsm["spatial"], np.float64)[known]
+            is_train[np.delete(known, sample(places, most))] = False
         return adata, join_features([i.features() for i in parts]), is_train
 
     def section(self) -> Section:

@@ -17,6 +17,7 @@ from scipy.linalg import cho_solve, solve_triangular
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+from spabit_jax.chunks import sample
 from spabit_jax.data.components import ImageComponents, NoImage, expression_space, standardised
 from spabit_jax.ensemble.ridge import NeighbourRegression, ridge
 from spabit_jax.kriging.process import matern
@@ -196,7 +197,7 @@ class Kriging:
         freedom = max(1, len(expression) - 1 - scores.shape[1])  # components take up some of what train spots vary
         self.residual = np.sum((expression - self.space.decode(scores)) ** 2, axis=0) / freedom
         self.x, y = self.inputs(spots), (scores / self.sd).astype(float)
-        some = np.sort(np.random.default_rng(0).permutation(len(y))[: self.MAX_FITTED])
+        some = sample(spots.xy, self.MAX_FITTED)
         self.variance, self.length, self.noise = likeliest(cdist(self.x[some], self.x[some]), y[some]).T
         self.factors, self.solved = [None] * y.shape[1], np.empty_like(y)
         for columns, correlation in self._correlations(self.x):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import expit, logit
 
+from spabit_jax.chunks import sample
 from spabit_jax.kriging.bank import Bank, Inputs
 from spabit_jax.kriging.solved import Answers, Solved
 
@@ -35,8 +36,8 @@ class Passes:
 
     def __init__(self, banks: tuple[Bank, Bank], xy, image, noise, scores, size, exact: bool):
         n, spots, self.exact = len(noise), Inputs.of(xy, image), exact
-        order = np.arange(n) if exact else np.random.default_rng(0).permutation(n)
-        some, others = np.split(order, [n if exact else N_FIRST])
+        some = sample(spots.xy, n if exact else N_FIRST)
+        others = np.setdiff1d(np.arange(n), some)
         self.first = Solved(banks[0], spots.at(some), noise[some], scores[some])
         said = np.empty((n, len(size)), np.float32)
         said[some], said[others] = self.first.left_out().mixed()[0], self.first.mean_at(spots.at(others))

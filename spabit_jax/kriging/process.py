@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Float
 from threadpoolctl import threadpool_limits
 
+from spabit_jax.chunks import sample
 from spabit_jax.data.components import Space, expression_space
 from spabit_jax.errors import Diverged
 
@@ -217,7 +218,7 @@ def fit(xy, image, expression, n_components: int = N_COMPONENTS) -> Fitted:
     scores = space.encode(expression)
     sd = np.maximum(scores.std(axis=0), 1e-6)
     residual = np.mean((expression - space.decode(scores)) ** 2, axis=0)
-    some = np.sort(np.random.default_rng(0).permutation(len(xy))[:MAX_FITTED])
+    some = sample(xy, MAX_FITTED)
     params = learn(xy[some], image[some], (scores / sd)[some])
     if not all(np.isfinite(leaf).all() for leaf in params):
         raise Diverged("kriging: parameters are not finite: leave out spots without counts, or spots on each other")

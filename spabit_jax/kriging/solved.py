@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
-from spabit_jax.chunks import filled, slices
+from spabit_jax.chunks import filled, sample, slices
 from spabit_jax.errors import Diverged
 from spabit_jax.kriging.bank import N_IMAGE, Bank, Inputs, Pairs, covariance, pairs, themselves
 from spabit_jax.kriging.process import distances
@@ -99,7 +99,7 @@ class Solved:
         if not exact:
             self.spots = spots._replace(image=spots.image[:, :N_IMAGE])
         self.bank, least = bank, np.log(NEGLIGIBLE) if prune else -np.inf
-        some = np.arange(n) if n <= N_WEIGHED else np.sort(np.random.default_rng(0).permutation(n)[:N_WEIGHED])
+        some = sample(spots.xy, N_WEIGHED)
         if exact and len(some) < n:
             self._weigh(some, 2 * least)  # all spots know better: what is left to them is the square
             some = np.arange(n)

@@ -11,6 +11,7 @@ from spabit_jax.ensemble import pretrained
 from spabit_jax.ensemble.pretrained import WEIGHTS, Pretrained, Scores
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.metrics import gene_metrics
+from spabit_jax.kriging import passes, solved
 from spabit_jax.kriging.bank import draw_bank
 from spabit_jax.kriging.passes import MOST
 from spabit_jax.models.in_context import new_network, save_weights
@@ -95,7 +96,12 @@ def test_held_out_spots_do_not_see_themselves(fitted):
     assert np.abs(one - two).max() > 0.05  # at its neighbours
 
 
-def test_a_place_does_not_depend_on_the_others_nor_on_the_order_of_spots(fitted):
+@pytest.mark.parametrize("many", [False, True])
+def test_a_place_does_not_depend_on_the_others_nor_on_the_order_of_spots(fitted, monkeypatch, many):
+    if many:
+        monkeypatch.setattr(passes, "N_FIRST", 20)
+        monkeypatch.setattr(solved, "N_WEIGHED", 30)
+        monkeypatch.setattr(pretrained, "MAX_EXACT", 30)
     section, member = fitted()
     asked = np.flatnonzero(~section.is_train)[:9]
     together, alone = member.predict(places(section, asked)), member.predict(places(section, asked[4:5]))

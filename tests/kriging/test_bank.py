@@ -6,6 +6,7 @@ import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
+from spabit_jax.chunks import sample
 from spabit_jax.kriging import bank as banks
 from spabit_jax.kriging import passes as passes_of
 from spabit_jax.kriging import solved as solving
@@ -148,7 +149,7 @@ def test_of_many_spots_the_first_pass_has_some_and_the_second_all(spots, bank, m
     assert len(passes.first.noise) == 10 and len(passes.second.noise) == N and (passes.share == 1).all()
     first, second = passes.at(known.xy[:3], known.image[:3])
     assert first is None and np.isfinite(second.mixed()).all()
-    of_ten = np.sort(np.random.default_rng(0).permutation(N)[:10])
+    of_ten = sample(known.xy, 10)
     one = Solved(bank, known.at(of_ten), noise[of_ten], scores[of_ten])
     others = np.setdiff1d(np.arange(N), of_ten)
     said = one.at(known.at(others)).mixed()[0] * passes.unit
