@@ -204,6 +204,8 @@ def test_a_split_of_ones_own_says_train_or_test_of_each_spot(adata, tmp_path, wo
     np.testing.assert_array_equal(split_spots(own, "obs:mine"), wanted)
     said.sample(frac=1, random_state=0).to_csv(tmp_path / "s.csv", header=["split"])
     np.testing.assert_array_equal(split_spots(adata, str(tmp_path / "s.csv")), wanted)
+    said.rename(lambda name: f"{name}-1").to_csv(tmp_path / "s.csv", header=["split"], sep=";")
+    np.testing.assert_array_equal(split_spots(adata, str(tmp_path / "s.csv")), wanted)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from anndata import AnnData
 from scipy.spatial import KDTree
 
@@ -153,6 +154,7 @@ class OwnFeatures(NamedTuple):
                 f"{self.where}: {len(table.values)} rows for the {len(names)} spots of section {self._name}: give a "
                 "row for each in the section's order, or barcodes or coordinates (.npz, .parquet, .h5)"
             )
+        logging.info("%s: no barcodes: its rows are those of spots %s, %s, …", self.where, *[*names, "…"][:2])
         return table.values
 
     def at(self, locations: Locations) -> np.ndarray:

@@ -26,7 +26,8 @@ NAMINGS = ("geneids", "geneid", "ensemblid", "ensembl", "genename", "genenames",
 NAMINGS += ("featurename", "symbol")
 VERSION = r"^(ENS[A-Z]*\d+)\.\d+$"
 GENOME = r"^(GRCh|GRCm|hg|mm)\d+_+"  # before names and ids where there are several
-NOT_BIOLOGY = re.compile(r"(MT-|MTRNR|RP[LS]\d|MRP[LS]\d)", re.IGNORECASE)  # mitochondrial and ribosomal genes
+# Mitochondrial and ribosomal genes; not RPS6KA1, a kinase, nor RPS19BP1
+NOT_BIOLOGY = re.compile(r"MT-|MTRNR|M?RP[LS]\d+(?!\d|K|BP)", re.IGNORECASE)
 
 
 def select_genes(
@@ -61,7 +62,7 @@ def select_genes(
     else:
         genes = _from_file(panel, adata)
     added = [gene.strip() for gene in added.split(",") if gene.strip()]
-    if added:
+    if added := _as_named(added, adata):
         check_genes(added, adata.var_names, f"not measured in section {adata.uns['spabit']['name']}")
     genes = list(dict.fromkeys([*genes, *added]))
     if not genes:
@@ -105,6 +106,14 @@ def _namings(var: pd.DataFrame) -> list[pd.Index]:
     return [naming.str.replace(VERSION, r"\1", regex=True) for naming in bare]
 
 
+def _as_named(genes: list[str], adata: AnnData) -> list[str]:
+    """Genes as the section's ``var_names`` have them, where another column of ``var`` names them so."""
+    known = {}
+    for naming in reversed(_namings(adata.var)):
+        known |= pd.Series(adata.var_names, naming)[~naming.duplicated(keep=False)].to_dict()
+    return [gene if gene in adata.var_names else known.get(gene, gene) for gene in genes]
+
+
 def check_shares_genes(adata: AnnData, of: AnnData, genes: list[str]) -> None:
     """Raises InputError if a related section has measured less than ``LEAST_SHARE`` of the panel of section ``of``."""
     n = int((match_genes(adata, of.var.loc[genes]) >= 0).sum())
@@ -128,7 +137,9 @@ def informative_panel(adata: AnnData, n_genes: int) -> list[str]:
     """
     names = adata.var_names.to_numpy(str)
     found, sums = (np.asarray(x.sum(axis=0)).ravel() for x in (adata.X > 0, adata.X))
-    kept = np.flatnonzero((found >= min(FEW, adata.n_obs)) & [NOT_BIOLOGY.match(name) is None for name in names])
+    namings = _namings(adata.var)
+    left_out = np.any([[NOT_BIOLOGY.match(name) is not None for name in naming] for naming in namings], axis=0)
+    kept = np.flatnonzero((found >= min(FEW, adata.n_obs)) & ~left_out)
     most = kept[np.lexsort((names[kept], -sums[kept]))][: -(-n_genes // 2)]
     rest = np.setdiff1d(kept, most)
     rest = rest[np.lexsort((names[rest], -found[rest]))][: CANDIDATES * n_genes]
@@ -188,6 +199,7 @@ def _from_file(panel: str, adata: AnnData) -> list[str]:
         genes = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"panel file {path} is no text file: give one gene of the section a line") from error
+    genes = _as_named(genes, adata)
     missing = [gene for gene in genes if gene not in adata.var_names]
     if missing or not genes or len(set(genes)) < len(genes):
         problem = f"names {missing[0]}, which the section lacks" if missing else "is empty or names a gene twice"

@@ -86,7 +86,7 @@ def grid(adata: AnnData, times: int) -> Locations:
             "use --locations=um:N or a CSV file"
         )
     basis = np.array([[0, 2], [1, 1]] if is_staggered(array) else [[0, 1], [1, 0]]) / times  # rows: steps in (row, col)
-    origin = array[0]
+    origin = array[np.lexsort(array.T)[0]]
     low, high = array.min(axis=0) - 2, array.max(axis=0) + 2
     corners = np.array([low, high, [low[0], high[1]], [high[0], low[1]]])
     indices = (corners - origin) @ np.linalg.inv(basis)
@@ -251,7 +251,8 @@ def continued(known: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarr
     Raises:
       InputError: the spots lie on one line.
     """
-    known, values = np.asarray(known, np.float64), np.asarray(values, np.float64)
+    order = np.lexsort(np.transpose(known))  # triangles of a lattice may be cut either way: not by the order of spots
+    known, values = np.asarray(known, np.float64)[order], np.asarray(values, np.float64)[order]
     centre = known.mean(axis=0)
     _check_plane(known)
     steps = np.linalg.lstsq(known - centre, values - values.mean(axis=0), rcond=1e-9)[0]

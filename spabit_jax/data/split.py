@@ -10,6 +10,7 @@ from anndata import AnnData
 
 from spabit_jax.config import OWN_SPLITS, SPLITS, is_own_split
 from spabit_jax.errors import InputError
+from spabit_jax.readers.tables import of_barcodes, read_csv
 
 N_BLOCKS = 16
 
@@ -70,7 +71,8 @@ def own_split(adata: AnnData, split: str) -> np.ndarray:
       InputError: no such column or file, another word, a spot that it does not name, or no train spot.
     """
     of_spots = _of_obs(adata, split.removeprefix("obs:")) if split.startswith("obs:") else _of_csv(Path(split))
-    of_spots = of_spots.reindex(adata.obs_names)
+    found = of_barcodes(of_spots, adata.obs_names)
+    of_spots = of_spots.reindex(adata.obs_names) if found is None else found
     words = of_spots.astype(object).map(lambda value: str(value).strip().lower().removesuffix(".0"))
     where = f"split {split}, section {adata.uns['spabit']['name']}"
     if len(wrong := words[~words.isin(TRAIN + TEST)]):
@@ -95,7 +97,7 @@ def _of_obs(adata: AnnData, column: str) -> pd.Series:
 
 def _of_csv(path: Path) -> pd.Series:
     try:
-        table = pd.read_csv(path, dtype=str)
+        table = read_csv(path, dtype=str)
     except (OSError, ValueError) as error:
         raise InputError(f"split {path}: not a readable CSV file ({' '.join(str(error).split())})") from error
     if table.shape[1] != 2:

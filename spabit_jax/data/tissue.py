@@ -40,7 +40,8 @@ def on_tissue(adata: AnnData, xy: np.ndarray) -> np.ndarray:
             "instead", adata.uns["spabit"]["name"], 100 * share,
         )  # fmt: skip
     inside = near.copy()
-    inside[near] = Delaunay(known).find_simplex(xy[near]) >= 0
+    hull = Delaunay(known[np.lexsort(known.T)])  # whatever the order of spots: places may lie on its edge
+    inside[near] = hull.find_simplex(xy[near]) >= 0
     return under | inside
 
 

@@ -91,7 +91,7 @@ def read_section(
         positions file, in tissue or not (legacy ST: over the selected ones); lattice (``hex`` or ``square``);
         image_path and image_scale (image pixels per full-resolution pixel) if there is an image, and turn if it is
         turned; um_per_px if it is known; spot_px, the diameter of a spot, the width of a bin or the distance between
-        cells in full-resolution pixels: as the files say, else half the pitch of the lattice.
+        cells or beads in full-resolution pixels: as the files say, else half the pitch of the lattice.
 
     Raises:
       InputError: anything that is missing, unreadable or contradictory; the message names the file.

@@ -20,7 +20,9 @@ from spabit_jax.readers.tables import read_labels, without_suffix
 THUMBNAIL_PX = 2000
 EXACT = 2**24  # up to which float32 has every whole number
 MOST = 2**40  # counts of one gene in one spot
+LOST = 0.1  # of spots and of counts, above which they are perhaps not of one section
 LEAST_PITCH = 1e-6  # pixels
+OFF_LATTICE = 0.01  # of the places of an array, taken twice, above which its spots lie on no lattice
 NO_IMAGE = Path("none")  # --image=none: run without the one that would be found
 
 
@@ -88,9 +90,11 @@ def assemble(
             "these counts (--positions)"
         )
     if n_lost or n_unplaced:
-        logging.info(
-            "%s: dropped %d spots in tissue without counts, and the counts of %d spots that have no position in tissue",
-            name, n_lost, n_unplaced,
+        doubtful = min(n_lost / len(spots), n_unplaced / len(names)) > LOST  # one or the other may lack some
+        logging.log(
+            logging.WARNING if doubtful else logging.INFO,
+            "%s: dropped %d spots in tissue without counts, and counts of %d spots that have no position in tissue%s",
+            name, n_lost, n_unplaced, ": are these the positions of these counts?" if doubtful else "",
         )  # fmt: skip
     spots = spots.set_axis(np.where(row >= 0, names[row], spots.index))  # as the counts have them
     label = read_labels(labels, spots.index) if isinstance(labels, Path) else labels
@@ -126,6 +130,8 @@ def assemble(
         section["image_scale"] = float(images.scale)
         if images.scale == 1.0 and "hires" not in previews:
             previews["hires"], scalefactors["tissue_hires_scalef"] = slide.thumbnail(THUMBNAIL_PX)
+    if pd.DataFrame(array).duplicated().mean() > OFF_LATTICE:  # cells or beads: as far apart as they are wide
+        scalefactors.setdefault("spot_diameter_fullres", spot_pitch(xy))
     # Visium: spots of 55 µm every 100 µm; legacy ST: 100 µm every 200 µm.
     scalefactors.setdefault("spot_diameter_fullres", float(pitch_px / 2) if pitch_px > 0 else 1.0)
     section["spot_px"] = float(scalefactors["spot_diameter_fullres"])

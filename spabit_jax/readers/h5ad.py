@@ -22,7 +22,7 @@ from spabit_jax.readers.kept import as_file
 from spabit_jax.readers.lattice import array_coordinates, whole_array
 from spabit_jax.readers.tables import FURTHEST, check_positions, positive, read_positions_10x, reading
 from spabit_jax.readers.turns import TURNS
-from spabit_jax.readers.visium import first_existing
+from spabit_jax.readers.visium import first_existing, is_scale, only_genes
 
 LOOKS_FOR = 'a file NAME.h5ad with obsm["spatial"]'
 # Columns of obs that say which section a spot is of, also as sampleID or Sample.name
@@ -144,9 +144,9 @@ def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
     Raises:
       InputError: it holds several, and none is called ``name``, or no column says which spots are its.
     """
-    libraries = list(_mapping(adata.uns.get("spatial")))
-    words = [column for column in adata.obs if not pd.api.types.is_float_dtype(adata.obs[column])]
-    columns = {column: adata.obs[column].dropna().astype(str) for column in sorted(words, key=_rank)}
+    libraries = _libraries(adata)
+    words = {column: _words(adata.obs[column]) for column in sorted(adata.obs, key=_rank)}
+    columns = {column: values.dropna() for column, values in words.items()}
     columns = {
         column: values
         for column, values in columns.items()
@@ -154,12 +154,10 @@ def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
     }
     column = next((column for column, values in columns.items() if name in set(values)), None)
     if column is not None:
-        found = adata[(adata.obs[column].astype(str) == name).to_numpy()].copy()
+        found = adata[(words[column] == name).to_numpy()].copy()
         found.uns.pop("spabit", None)  # of the whole
         _check_places(found, path)
-        if libraries:
-            found.uns["spatial"] = {name: found.uns["spatial"][name]} if name in libraries else {}
-        return found
+        return _with_library(found, name if name in libraries else _only_library(found))
     is_one = _mapping(adata.uns.get("spabit")).get(WHOLE) == adata.n_obs
     if columns and not is_one:
         column, values = next(iter(columns.items()))
@@ -168,12 +166,41 @@ def one_library(adata: AnnData, name: str, path: Path) -> AnnData:
             f'{path}: holds {len(names)} sections by obs["{column}"] ({_few(names)}): name one with --name=, or remove '
             "the column if they are one section"
         )
-    if len(libraries) > 1:
+    if len(libraries) > 1 and (only := _only_library(adata)):
+        adata = _with_library(adata.copy(), only)
+    elif len(libraries) > 1:
         raise InputError(
-            f'{path}: uns["spatial"] holds {len(libraries)} sections ({_few(libraries)}), and no column of obs '
+            f'{path}: uns["spatial"] holds {len(libraries)} sections ({_few(list(libraries))}), and no column of obs '
             "(library_id) says which spots are whose: write one file for each"
         )
     _check_places(adata, path)
+    return adata
+
+
+def _words(column: pd.Series) -> pd.Series:
+    """Values as text, NaN where there is none; of floats only where all are whole, as R writes whole numbers."""
+    if not pd.api.types.is_float_dtype(column):
+        return column.astype(object).map(str, na_action="ignore")
+    is_whole = (column.dropna() % 1 == 0).all()
+    return column.astype(object).map("{:.0f}".format if is_whole else lambda value: np.nan, na_action="ignore")
+
+
+def _libraries(adata: AnnData) -> dict[str, Mapping]:
+    """Images and scale factors of each section; ``uns["spatial"]`` may hold other things, as CELLxGENE's is_single."""
+    return {key: value for key, value in _mapping(adata.uns.get("spatial")).items() if isinstance(value, Mapping)}
+
+
+def _only_library(adata: AnnData) -> str | None:
+    """The library that columns of obs name for all spots: of a section that was cut out of several."""
+    named = [set(_words(adata.obs[column])) for column in adata.obs]
+    found = {value for values in named if len(values) == 1 for value in values} & _libraries(adata).keys()
+    return found.pop() if len(found) == 1 else None
+
+
+def _with_library(adata: AnnData, library: str | None) -> AnnData:
+    """With the images of this one alone, or of none."""
+    if "spatial" in adata.uns:
+        adata.uns["spatial"] = {} if library is None else {library: adata.uns["spatial"][library]}
     return adata
 
 
@@ -201,14 +228,14 @@ def _few(names: list[str]) -> str:
 
 
 def raw_counts(adata: AnnData, path: Path) -> AnnData:
-    """The first of ``layers["counts"]``, ``X`` and ``raw.X`` that holds raw counts, as (N, G) CSR float32."""
+    """Genes of the first of ``layers["counts"]``, ``X`` and ``raw.X`` that holds raw counts: (N, G) CSR float32."""
     choices = [(adata.layers.get("counts"), adata.var), (adata.X, adata.var)]
     if adata.raw is not None:
         choices.append((adata.raw.X, adata.raw.var))
     for x, var in choices:
         if x is not None and is_raw(x.data if sparse.issparse(x) else np.asarray(x)):
             with reading(path, "an .h5ad file"):
-                return AnnData(sparse.csr_matrix(x, dtype=np.float32), obs=adata.obs[[]], var=var)
+                return only_genes(AnnData(sparse.csr_matrix(x, dtype=np.float32), obs=adata.obs[[]], var=var))
     layers = {key: x.data if sparse.issparse(x) else np.asarray(x) for key, x in adata.layers.items()}
     whole = next((f"; layers[{key!r}] may be, then call it counts" for key in layers if is_raw(layers[key])), "")
     raise InputError(
@@ -255,8 +282,8 @@ def _embedded(adata: AnnData, name: str, path: Path) -> Images:
 
     One under another name than ``hires`` and ``lowres`` (HEST's ``downscaled_fullres``) is ``hires`` if there is none.
     """
-    libraries = _mapping(adata.uns.get("spatial"))
-    library = _mapping(libraries.get(name) or next(iter(libraries.values()), {}))
+    libraries = _libraries(adata)
+    library = libraries.get(name) or next(iter(libraries.values()), {})
     given, images, scalefactors = _mapping(library.get("scalefactors")), {}, {}
     given = {key: positive(value, f'{key} of uns["spatial"]', path) for key, value in given.items() if is_scale(key)}
     for key, pixels in _mapping(library.get("images")).items():
@@ -273,11 +300,6 @@ def _embedded(adata: AnnData, name: str, path: Path) -> Images:
         return Images(scalefactors=scalefactors)
     largest = max(images, key=lambda key: images[key].size)
     return Images(as_file(images[largest]), scalefactors[f"tissue_{largest}_scalef"], images, scalefactors)
-
-
-def is_scale(key: str) -> bool:
-    """Whether a scale factor is one that is used: the others may be anything."""
-    return key == "spot_diameter_fullres" or key.startswith("tissue_") and key.endswith("_scalef")
 
 
 def _mapping(value) -> Mapping:

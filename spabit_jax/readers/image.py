@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
 import zarr
@@ -31,7 +32,7 @@ _CHANNEL_AXES = "SCQI"  # samples, channels, unknown, and pages of one channel e
 _PHOTOMETRIC = {"RGB", "YCBCR", "MINISBLACK"}
 _BAND_BYTES = 2**26  # what a thumbnail without a pyramid holds at a time
 _WHOLE_PX = 2**30  # more is not decoded in one piece
-_WHITES = (1, 255, 1023, 4095, 16383, 65535)  # floats, then 8, 10, 12, 14 and 16 bits
+_WHITES = (255, 1023, 4095, 16383, 65535)  # 8, 10, 12, 14 and 16 bits
 # What brings an image upright whose orientation tag (EXIF, TIFF) is 1, 2, …, 8.
 _UPRIGHT = ("0", "mirror", "180", "mirror+180", "mirror+270", "90", "mirror+90", "270")
 
@@ -354,8 +355,9 @@ def _blank(dtype: np.dtype) -> float:
 
 def white_of(top: float, dtype: np.dtype) -> float:
     """White of pixels of which the largest is ``top``: of the range that they use, whatever they are stored in."""
-    whites = [white for white in _WHITES if white > 1 or dtype.kind == "f"]
-    return next((white for white in whites if white >= top), top)
+    if dtype.kind == "f" and top < 2:  # interpolation and colour normalisation go beyond 1
+        return 1
+    return next((white for white in _WHITES if white >= top), top)
 
 
 def eight_bit(pixels: np.ndarray, white: float) -> np.ndarray:
@@ -381,6 +383,10 @@ def _pillow_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip
         gray = np.asarray(image).astype(np.uint32)
         return Image.fromarray(eight_bit(gray, white_of(min(gray.max(), 65535), gray.dtype))).convert("RGB")
+    if image.format == "PNG" and str(image.tile[0].args).endswith(";16B"):  # of which Pillow keeps the first byte
+        pixels = imagecodecs.png_decode(Path(image.filename).read_bytes())
+        pixels = pixels[..., [0, 0, 0, 1]] if pixels.shape[2] == 2 else pixels
+        return Image.fromarray(rgb(eight_bit(pixels, white_of(pixels[..., :3].max(), pixels.dtype)), alpha=True))
     if "A" in image.getbands() or "transparency" in image.info:
         return Image.fromarray(rgb(np.asarray(image.convert("RGBA")), alpha=True))
     image.load()

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from spabit_jax.errors import InputError
-from spabit_jax.files import replacing
+from spabit_jax.files import locked, replacing
 from spabit_jax.readers.tables import reading
 from spabit_jax.user_cache import user_cache
 
@@ -39,8 +39,10 @@ def _keep(name: str, write: Callable[[Path], object]) -> Path:
     path = user_cache() / "images" / name
     try:
         if not path.exists():
-            with replacing(path) as temporary:
-                write(temporary)
+            with locked(path.with_name(f".lock.{name}")):  # all processes of the user keep files here
+                if not path.exists():
+                    with replacing(path) as temporary:
+                        write(temporary)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}): set XDG_CACHE_HOME to another folder"

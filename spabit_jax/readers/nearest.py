@@ -46,6 +46,8 @@ def nearest(path: Path, is_section: Callable[[Path], bool]) -> str:
     if path.is_file():
         if _ARCHIVE.fullmatch(path.name):
             return "an archive: unpack it and give its folder"
+        if path.name.endswith(".h5ad.gz"):
+            return f"gzipped: unpack it (gunzip {path.name})"
         return "not a section in a known format: give a folder, a .h5ad, or a table NAME.tsv or .csv (docs/INPUTS.md)"
     inner = [child for child in sorted(path.iterdir()) if child.name.endswith(".h5ad") or child.is_dir()]
     sections = [child.name for child in inner if child.name.endswith(".h5ad") or is_section(child)]

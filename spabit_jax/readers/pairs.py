@@ -92,7 +92,9 @@ def _read_coordinates(path: Path) -> tuple[pd.Index | None, np.ndarray]:
     with reading(path, "a table of coordinates"):
         table = pd.read_csv(path, sep=None, engine="python", header=None, dtype=str)
         numbers = table.apply(to_numbers)
-        if numbers.iloc[0].isna().all() or numbers.iloc[0, 1:].isna().all():  # a header
+        # pandas numbers the columns of an array: ",0,1"
+        counted = pd.isna(table.iloc[0, 0]) and [*table.iloc[0, 1:]] == [str(i) for i in range(table.shape[1] - 1)]
+        if numbers.iloc[0].isna().all() or numbers.iloc[0, 1:].isna().all() or counted:  # a header
             names = [str(name) for name in table.iloc[0].fillna("")]
             table, numbers = table.iloc[1:], numbers.iloc[1:]
     of_numbers = np.flatnonzero(numbers.notna().any())

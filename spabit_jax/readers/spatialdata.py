@@ -18,7 +18,7 @@ from spabit_jax.readers.assemble import THUMBNAIL_PX, Images, assemble
 from spabit_jax.readers.h5ad import raw_counts, spot_table, widen_array
 from spabit_jax.readers.image import open_image
 from spabit_jax.readers.lattice import cell_squares
-from spabit_jax.readers.tables import reading
+from spabit_jax.readers.tables import positive, reading
 from spabit_jax.readers.visium_hd import DEFAULT_BIN_UM
 
 LOOKS_FOR = "a SpatialData folder NAME.zarr"
@@ -71,7 +71,11 @@ def read(
                 scale, to_image = float(to_image[0, 0]), np.eye(3)
         centroids = sd.get_centroids(data[region], coordinate_system=system).compute()
         xy = centroids[list(_XY)].reindex(instances).to_numpy() @ to_image[:2, :2].T + to_image[:2, 2]
+        to_pixels = to_image @ get_transformation(data[region], to_coordinate_system=system).to_affine_matrix(_XY, _XY)
     factors = {} if size_um is None else {"spot_diameter_fullres": spot_pitch(xy)}
+    if size_um is None and "array_row" in table.obs and "radius" in data[region]:
+        radius = np.median(data[region]["radius"]) * abs(np.linalg.det(to_pixels[:2, :2])) ** 0.5
+        factors = {"spot_diameter_fullres": positive(2 * radius, f"radius of {region}", path)}
     section = assemble(
         raw_counts(table, path),
         spot_table(table, xy, cell_squares, path),

@@ -93,8 +93,10 @@ def read_counts(path: Path) -> AnnData:
     with reading(path, "a table of counts (spots × genes)"):
         barcodes, parts, genes = [], [], None
         # in pieces already: pandas's own, of a few rows, take half as long again
-        how = {"index_col": 0, "chunksize": 512, "low_memory": False}
+        how = {"converters": {0: str}, "chunksize": 512, "low_memory": False}  # 0001 is a name
         for chunk in read_csv(path, **how):
+            if isinstance(chunk.index, pd.RangeIndex):  # else the header has no word for the barcodes
+                chunk = chunk.set_index(chunk.columns[0])
             barcodes += [str(barcode) for barcode in chunk.index]
             parts.append(sparse.csr_matrix(chunk.to_numpy(np.float32)))
             genes = chunk.columns.astype(str)
@@ -121,6 +123,9 @@ def read_positions_10x(path: Path) -> pd.DataFrame:
             second = [*line.split(_separator(line)), ""][1].strip().strip('"')
             header = None if second.replace(".", "", 1).isdigit() or second.lower() in ("true", "false") else 0
             table = read_csv(path, header=header)
+    others = [column for column in table if column not in POSITIONS_10X[1:]]
+    if len(others) == 1:  # the barcodes, whatever they are called
+        table = table.rename(columns={others[0]: "barcode"})
     if set(POSITIONS_10X) <= set(table.columns):
         table = table[POSITIONS_10X]
     if table.shape[1] != 6:
@@ -225,12 +230,18 @@ def read_labels(path: Path, barcodes: pd.Index) -> pd.Series:
             raise InputError(f"{path}: {len(fields)} columns: {forms}")
     if not labels.index.is_unique:
         raise InputError(f"{path}: spot {labels.index[labels.index.duplicated()][0]} has two labels: remove one")
-    wanted = barcodes
-    if not labels.index.isin(wanted).any():
-        labels, wanted = labels.set_axis(without_suffix(labels.index)), without_suffix(barcodes)
-    if not labels.index.isin(wanted).any():
+    found = of_barcodes(labels, barcodes)
+    if found is None:
         raise InputError(f"{path}: names none of the spots ({barcodes[0]}, …): {forms}")
-    return labels.reindex(wanted).set_axis(barcodes)
+    return found
+
+
+def of_barcodes(values: pd.Series, barcodes: pd.Index) -> pd.Series | None:
+    """Values of the spots, NaN of those that they do not name, or None of all; -1 may be lost on either side."""
+    wanted = barcodes
+    if not values.index.isin(wanted).any():
+        values, wanted = values.set_axis(without_suffix(values.index)), without_suffix(barcodes)
+    return values.reindex(wanted).set_axis(barcodes) if values.index.isin(wanted).any() else None
 
 
 def without_suffix(names: pd.Index) -> pd.Index:

@@ -32,6 +32,7 @@ LOOKS_FOR = (
     "a folder (or its outs/) with filtered_feature_bc_matrix.h5, such a folder, or matrix.mtx, features.tsv and "
     "barcodes.tsv, and tissue_positions[_list].csv|parquet there or in spatial/; all perhaps as PREFIX_… and .gz"
 )
+GENE = "Gene Expression"  # the type of features that are genes
 _PICTURE = r"\.(png|jpe?g|tiff?)"
 ENDINGS = {
     "counts": (
@@ -183,7 +184,7 @@ def _read_h5(path: Path) -> AnnData:
 
 
 def _read_matrix(group: h5py.Group) -> AnnData:
-    """Genes as ``scanpy.read_10x_h5`` has them, whose import takes a second; what is no gene is left out.
+    """Genes as ``scanpy.read_10x_h5`` has them, whose import takes a second.
 
     ValueError where the matrix points outside itself: compiled code follows its indices unchecked.
     """
@@ -199,8 +200,13 @@ def _read_matrix(group: h5py.Group) -> AnnData:
     x.check_format(full_check=True)
     obs = pd.DataFrame(index=group["barcodes"].asstr()[:])
     adata = AnnData(x, obs=obs, var=pd.DataFrame(var).set_index("names").rename_axis(None))
-    is_gene = adata.var.get("feature_types", "Gene Expression") == "Gene Expression"
-    return adata if np.all(is_gene) else adata[:, is_gene].copy()
+    return only_genes(adata)
+
+
+def only_genes(adata: AnnData) -> AnnData:
+    """Without antibodies, guides and control probes, where ``var["feature_types"]`` says which features are genes."""
+    is_gene = adata.var.get("feature_types", "") == GENE
+    return adata[:, is_gene].copy() if np.any(is_gene) and not np.all(is_gene) else adata
 
 
 def _read_mtx(matrix: Path) -> AnnData:
@@ -213,13 +219,13 @@ def _read_mtx(matrix: Path) -> AnnData:
     with reading(matrix, "a Matrix Market file"):
         x = sparse.csr_matrix(mmread(matrix).T, dtype=np.float32)
     with reading(features, "a table of features"):
-        var = pd.read_csv(features, sep="\t", header=None, dtype=str)
+        var = pd.read_csv(features, sep="\t", header=None, dtype=str, keep_default_na=False)  # a gene is called nan
     with reading(barcodes, "a list of barcodes"):
-        obs = pd.read_csv(barcodes, sep="\t", header=None, dtype=str)
+        obs = pd.read_csv(barcodes, sep="\t", header=None, dtype=str, keep_default_na=False)
     if x.shape != (len(obs), len(var)):
         raise InputError(f"{matrix}: {x.shape[::-1]} counts, but {len(var)} features and {len(obs)} barcodes beside it")
     frame = pd.DataFrame({"gene_ids": var[0].to_numpy()}, index=var[min(1, var.shape[1] - 1)].to_numpy())
-    genes = np.ones(len(var), bool) if var.shape[1] < 3 else (var[2] == "Gene Expression").to_numpy()
+    genes = np.ones(len(var), bool) if var.shape[1] < 3 else (var[2] == GENE).to_numpy()
     with reading(folder, "10x counts"):
         return AnnData(x[:, genes], obs=pd.DataFrame(index=obs[0].to_numpy()), var=frame[genes])
 
@@ -282,14 +288,19 @@ def _whole(image: Path | None, previews: dict[str, tuple[Path, float]]) -> Path 
     return None
 
 
+def is_scale(key: str) -> bool:
+    """Whether a scale factor is one that is used: the others may be anything."""
+    return key in ("spot_diameter_fullres", "microns_per_pixel") or re.fullmatch("tissue_.*_scalef", key) is not None
+
+
 def _previews(files: dict[str, Path]) -> tuple[dict[str, tuple[Path, float]], dict[str, float]]:
     """The small images that have a scale factor, hires first, and the scale factors that belong to no image."""
     path, scalefactors = files.get("scalefactors"), {}
     if path is not None:
         with reading(path, "scale factors"):
             content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_text())
-            content = dict(content)
-        scalefactors = {key: positive(value, key, path) for key, value in content.items() if value is not None}
+            content = {key: value for key, value in dict(content).items() if value is not None}
+        scalefactors = content | {key: positive(content[key], key, path) for key in content if is_scale(key)}
     previews = {}
     for key in ("hires", "lowres"):
         # Files give the factor of an image that is not there, too: scanpy would look for the image.

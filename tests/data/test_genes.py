@@ -76,6 +76,11 @@ def test_genes_are_added_to_any_panel(counts, tmp_path):
     assert select_genes(adata, str(file), 5, everywhere) == ["G07"]
     many = select_genes(adata, "informative+" + ",".join(names * 3), 5, everywhere)  # longer than a file's name
     assert sorted(many) == sorted(names)
+    adata.var["feature_name"] = [f"symbol{i}" for i in range(len(names))]
+    assert select_genes(adata, f"{file}", 5, everywhere) == ["G07"]
+    assert names[3] in select_genes(adata, "informative+symbol3", 5, everywhere)
+    file.write_text("symbol4\nG07\n")
+    assert select_genes(adata, str(file), 5, everywhere) == [names[4], "G07"]
     with pytest.raises(InputError, match="g07 is not measured in section S, which has 41 genes; like it are G07"):
         select_genes(adata, "informative+g07", 5, everywhere)
 
@@ -87,11 +92,14 @@ def test_an_informative_panel_is_half_counts_and_half_space():
     mean[:, :10] = 40.0  # many counts, no pattern
     mean[:, 10:20] = np.where(col < 10, 0.5, 3.5)[:, None]  # few counts, in one half
     names = [f"G{i:03d}" for i in range(100)]
-    names[0], names[10] = "mt-Co1", "Rpl3"
+    names[0], names[10], names[11] = "mt-Co1", "Rpl3", "Rps6ka1"  # the third is a kinase
     adata = section(rng.poisson(mean), names)
     adata.obsm["spatial"] = np.stack([col, row], axis=1) * 100.0
     panel = select_genes(adata, "informative", 18, np.ones(400, bool))
     assert panel == sorted(names[1:10] + names[11:20])
+    adata.var_names, adata.var["feature_name"] = [f"ENSG{i:011}" for i in range(100)], names
+    assert len(select_genes(adata, "informative", 18, np.ones(400, bool))) == 18
+    assert not {"ENSG00000000000", "ENSG00000000010"} & {*select_genes(adata, "informative", 18, np.ones(400, bool))}
 
 
 def test_genes_of_another_section_are_found_by_id_and_by_name():

@@ -60,6 +60,16 @@ def test_a_denser_lattice_is_the_same_one_smaller(kind, times):
     assert inner.sum() == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.parametrize("kind", ["square", "hex", "staggered"])
+def test_a_denser_lattice_does_not_depend_on_the_order_of_spots(kind):
+    array, xy = lattice(kind)
+    xy = np.round(xy + np.random.default_rng(0).normal(0, 1, xy.shape))
+    order = np.random.default_rng(1).permutation(len(xy))
+    found, other = grid(section(array, xy), 2), grid(section(array[order], xy[order]), 2)
+    np.testing.assert_array_equal(found.array, other.array)
+    np.testing.assert_allclose(found.xy, other.xy, atol=1e-6)
+
+
 def test_a_lattice_runs_through_spots_that_lie_off_it():
     array, xy = lattice("square")
     xy = xy + np.random.default_rng(0).normal(0, 4, xy.shape)  # a tenth of the pitch

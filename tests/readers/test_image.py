@@ -4,6 +4,7 @@ import pickle
 import tracemalloc
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -225,6 +226,21 @@ def test_the_white_of_the_values_that_are_used(tmp_path, pixels, bits, dtype):
         Image.fromarray(values[..., 0]).save(tmp_path / "gray.png")
         gray = open_image(tmp_path / "gray.png").read(0, 0, WIDTH, HEIGHT)
         np.testing.assert_array_equal(gray[..., 1], pixels[..., 0])
+        opaque = np.full((HEIGHT, WIDTH, 1), white, dtype)
+        for png in (values, np.concatenate([values, opaque], axis=2)):
+            (tmp_path / "colours.png").write_bytes(imagecodecs.png_encode(png))
+            found = open_image(tmp_path / "colours.png")
+            np.testing.assert_array_equal(found.read(0, 0, WIDTH, HEIGHT), pixels)
+            np.testing.assert_array_equal(found.thumbnail(max(WIDTH, HEIGHT))[0], pixels)
+        (tmp_path / "la.png").write_bytes(imagecodecs.png_encode(np.concatenate([values[..., :1], opaque], axis=2)))
+        np.testing.assert_array_equal(open_image(tmp_path / "la.png").read(0, 0, WIDTH, HEIGHT)[..., 2], pixels[..., 0])
+
+
+def test_floats_a_little_above_one_are_floats_to_one(tmp_path, pixels):
+    values = (pixels / 255).astype(np.float32)
+    values[0, 0] = 1.02
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    np.testing.assert_array_equal(open_image(tmp_path / "a.tif").read(0, 1, WIDTH, HEIGHT - 1), pixels[1:])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

@@ -13,6 +13,7 @@ from PIL import Image
 from tenx_files import GENES, write_h5
 
 from spabit_jax.errors import InputError
+from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers import read_section
 
 
@@ -163,6 +164,18 @@ def test_columns_of_coordinates_by_their_names(tmp_path, header, columns):
     np.testing.assert_array_equal(adata.obsm["spatial"], np.stack([known["x"], known["y"]], axis=1))
 
 
+@pytest.mark.parametrize("names", [[f"b{i}" for i in range(20)], [f"{i:04}" for i in range(20)]])
+def test_coordinates_that_pandas_wrote_of_an_array(tmp_path, names):
+    """Their header is ",0,1": no spot; and spots of which the names are digits keep their zeros."""
+    xy = np.stack([np.arange(20) % 5 * 40, np.arange(20) // 5 * 40], axis=1)
+    pd.DataFrame(xy, index=names).to_csv(tmp_path / "s_coordinates.csv")
+    pd.DataFrame(1, index=names, columns=list("ABC")).to_csv(tmp_path / "s_counts.csv")
+    adata = read_section(tmp_path / "s_counts.csv")
+    assert list(adata.obs_names) == names
+    np.testing.assert_array_equal(adata.obsm["spatial"], xy)
+    assert adata.uns["spabit"]["array_max"].tolist() == [3, 4]
+
+
 @pytest.mark.parametrize("header", ["barcode,one,two,n_counts", "barcode,x_um,y_um,x_px,y_px"])
 def test_coordinates_that_cannot_be_told_are_refused(tmp_path, header):
     rows = "".join(f"b{i}" + f",{i}" * header.count(",") + "\n" for i in range(9))
@@ -183,6 +196,7 @@ def test_slide_seq_lies_on_no_lattice(tmp_path):
     np.testing.assert_array_equal(adata.X.toarray(), counts)
     np.testing.assert_allclose(adata.obsm["spatial"], table)
     assert adata.uns["spabit"]["lattice"] == "square"
+    assert adata.uns["spabit"]["spot_px"] == pytest.approx(spot_pitch(table.to_numpy()))
     (tmp_path / "Puck_1_bead_locations.csv").unlink()
     with pytest.raises(InputError, match="no coordinates beside it"):
         read_section(tmp_path / "Puck_1.digital_expression.txt.gz")

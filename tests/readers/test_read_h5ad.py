@@ -100,6 +100,13 @@ def test_h5ad_finds_places(visium, place):
         read_section(adata)
 
 
+def test_h5ad_has_genes_alone():
+    obs, types = pd.DataFrame(index=list("abcd")), ["Gene Expression", "Gene Expression", "Antibody Capture"]
+    adata = anndata.AnnData(np.ones((4, 3), np.float32), obs, pd.DataFrame({"feature_types": types}, list("ABC")))
+    adata.obsm["spatial"] = np.array([[10.0, 10], [20, 10], [10, 20], [20, 20]])
+    assert list(read_section(adata, name="a").var_names) == ["A", "B"]
+
+
 def test_h5ad_says_what_it_does_not_use(visium, caplog):
     adata = read_section(visium.write()).copy()
     del adata.uns["spabit"], adata.uns["spatial"]["S1"]["scalefactors"]

@@ -109,6 +109,39 @@ def test_mtx(visium, folder, columns):
     assert list(adata.var_names)[::4] == visium.genes[::4]
 
 
+def test_genes_and_spots_that_are_called_as_what_is_missing(visium):
+    """Drosophila has a gene called nan."""
+    visium.write()
+    (visium.folder / "filtered_feature_bc_matrix.h5").unlink()
+    visium.mtx("filtered_feature_bc_matrix")
+    file = next((visium.folder / "filtered_feature_bc_matrix").glob("features.tsv*"))
+    file.unlink()
+    names = ["nan", "NA", "None", "NULL", "KRT8"]
+    rows = [f"ENSG{i}\t{name}\tGene Expression\n" for i, name in enumerate(names)]
+    file.with_name("features.tsv").write_text("".join(rows))
+    assert list(read_section(visium.folder).var_names) == names
+
+
+@pytest.mark.parametrize("name", ["", "barcodes"])
+def test_columns_of_positions_are_found_by_name_whatever_barcodes_are_called(visium, name):
+    visium.write()
+    table = visium.table.rename(columns={"barcode": name})
+    columns = [*table.columns[:4], "pxl_col_in_fullres", "pxl_row_in_fullres"]
+    table[columns].to_csv(visium.folder / "spatial/tissue_positions_list.csv", index=False)
+    assert_visium(read_section(visium.folder), visium)
+
+
+def test_only_scale_factors_that_are_used_must_be_numbers(visium):
+    visium.write()
+    path = visium.folder / "spatial/scalefactors_json.json"
+    factors = json.loads(path.read_text())
+    path.write_text(json.dumps(factors | {"source": "x.tif", "fiducial_diameter_fullres": 0, "nothing": None}))
+    assert_visium(read_section(visium.folder), visium)
+    path.write_text(json.dumps(factors | {"spot_diameter_fullres": "wide"}))
+    with pytest.raises(InputError, match="spot_diameter_fullres is 'wide'"):
+        read_section(visium.folder)
+
+
 @pytest.mark.filterwarnings("ignore:Variable names are not unique")  # assemble() makes them so
 @pytest.mark.parametrize("version", [2, 3])
 def test_an_h5_file_is_read_as_scanpy_reads_it(visium, version):
@@ -182,6 +215,10 @@ def test_spots_without_counts_and_counts_without_position_are_dropped(visium, ca
     np.testing.assert_array_equal(dense(adata), visium.truth[keep])
     assert caplog.text.count("without counts") == 1
     assert "1 spots in tissue without counts" in caplog.text and "counts of 1 spots" in caplog.text
+    assert "of these counts?" not in caplog.text
+    visium.h5([f"STRAY{i}-1" if i < 8 else barcode for i, barcode in enumerate(visium.barcodes)])
+    read_section(visium.folder)
+    assert any(r.levelname == "WARNING" and "of these counts?" in r.getMessage() for r in caplog.records)
 
 
 def test_reference_folder(visium):

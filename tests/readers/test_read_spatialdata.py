@@ -83,6 +83,7 @@ def test_spots_land_in_the_pixels_of_the_largest_image(tmp_path):
     info = adata.uns["spabit"]
     assert (info["name"], info["format"], info["lattice"]) == ("S", "spatialdata", "square")
     assert info["image_path"] == str(path.resolve() / "images/he") and "um_per_px" not in info
+    assert info["spot_px"] == pytest.approx(6)  # twice the radius
     np.testing.assert_array_equal(adata.uns["spatial"]["S"]["images"]["hires"], PIXELS)
 
 
@@ -110,7 +111,7 @@ def test_a_preview_is_used_at_its_scale(tmp_path):
     np.testing.assert_allclose(adata.obsm["spatial"], 3 * XY)
     info, library = adata.uns["spabit"], adata.uns["spatial"]["S"]
     assert info["image_path"] == str(path.resolve() / "images/hires") and info["image_scale"] == 0.25
-    assert library["scalefactors"]["tissue_hires_scalef"] == 0.25
+    assert library["scalefactors"]["tissue_hires_scalef"] == 0.25 and info["spot_px"] == pytest.approx(18)
     np.testing.assert_array_equal(library["images"]["hires"], PIXELS)
 
 

@@ -242,6 +242,31 @@ def test_one_section_of_a_concatenated_h5ad(joined, tmp_path):
     assert read_section(adata, name="A").n_obs == 30
 
 
+def test_a_section_that_was_cut_out_of_several(joined):
+    adata, parts = joined
+    cut = adata[(adata.obs["sample"] == "A").to_numpy()].copy()
+    for section in (read_section(cut), read_section(cut, name="A")):
+        assert section.n_obs == parts["A"].n_obs
+        value = parts["A"].uns["spatial"]["A"]["images"]["hires"][0, 0, 0]
+        assert (np.asarray(Image.open(section.uns["spabit"]["image_path"])) == value).all()
+
+
+def test_images_are_found_by_another_column_than_the_one_that_names_the_section(joined):
+    adata, _ = joined
+    adata.obs["library_id"] = adata.obs["sample"]
+    adata.obs["sample"] = adata.obs["sample"].map({"A": 0.0, "B": 1.0}).astype(float)  # as R writes them
+    assert 'obs["library_id"] (A, B)' in error(adata)
+    assert "image_path" in read_section(adata, name="1").uns["spabit"]
+
+
+def test_what_is_beside_the_libraries_is_none(joined):
+    """As the schema of CELLxGENE has it."""
+    adata, _ = joined
+    one = adata[(adata.obs["sample"] == "A").to_numpy()].copy()
+    one.uns["spatial"] = {"is_single": np.bool_(True), "A": one.uns["spatial"]["A"]}
+    assert "image_path" in read_section(one).uns["spabit"]
+
+
 @pytest.mark.parametrize("column", ["orig.ident", "Sample.ID", "sampleName", "slide", "patient_id", "whatever"])
 def test_columns_that_tell_sections_apart(joined, column):
     adata, parts = joined
