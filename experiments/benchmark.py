@@ -43,6 +43,8 @@ COLUMNS += ("n_constant_genes", "mse", "mae", "seconds", "split", "coverage90")
 COLUMNS += ("scale", "panel", "weight", "depth_only")
 GENE_COLUMNS = ["section", "split", "scale", "encoder", "method", "seed", "gene", "pcc", "mse", "mae", "ceiling"]
 TEST_SPLITS = tuple(split for split in SPLITS if split not in ("none", "image_only"))
+# Their length scales are shares of what all sections extend over, which lie far from each other
+OF_THE_EXTENT = ("kriging", "kriging_image_pcs", "ridge_kriging", "mean_of_three")
 RELATED = "_related"  # after a method's name: learned from the section's group of --related together
 ON_REQUEST = ("reference", "reference_stopped", "oracle")
 
@@ -145,7 +147,7 @@ def pieces(sections: dict, groups: list, splits: list, scales: list, asked_encod
 def asked_methods(asked: list[str], config: Config) -> list[str]:
     """The methods of ``--methods``, ``all`` written out, without repetition; InputError for one that is unknown."""
     everything = [*baselines.BASELINES, config.name]
-    known = ["all", *everything, *ON_REQUEST, *(name + RELATED for name in everything)]
+    known = ["all", *everything, *ON_REQUEST, *(name + RELATED for name in everything if name not in OF_THE_EXTENT)]
     cli.check_known("methods", asked, dict.fromkeys(known))
     methods = [m for method in asked for m in (everything if method == "all" else [method])]
     if not methods:
@@ -306,10 +308,13 @@ def write(out: Path, rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> Non
     with replacing(out / "results.md") as temporary:
         temporary.write_text(text)
     final, of_final = rows[rows["seed"].isin(["", "ensemble"])], genes[genes["seed"].isin(["", "ensemble"])]
-    shares = pivot(final, "pcc").div(pivot(of_final, "ceiling").max(axis=1), axis=0)
+    shares = pivot(final, "pcc")
+    shares /= pivot(of_final, "ceiling").reindex(columns=shares.columns)
     one = len(rows[["split", "encoder"]].query("encoder != 'none'").drop_duplicates()) < 2
     models = [method for method in shares.columns if method.removesuffix(RELATED) not in baselines.BASELINES]
     names = ["results.csv", "genes.csv", "results.md"]
+    for scale in SCALES:  # of an earlier benchmark
+        (out / f"benchmark_{scale}.png").unlink(missing_ok=True)
     for scale, of_scale in shares.groupby(level="scale", sort=False):
         of_scale.index = [label[0] if one else " ".join(label) for label in of_scale.index]
         names.append("benchmark.png" if scale == rows["scale"].iloc[0] else f"benchmark_{scale}.png")

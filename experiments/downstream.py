@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from feature_extraction import command as cli
+from spabit_jax.errors import InputError
 from spabit_jax.files import locked
 
 
@@ -22,6 +23,8 @@ def main() -> None:
     from spabit_jax.downstream.analyses import Analyses, read_run, write
     from spabit_jax.downstream.enrichment import read_gene_sets
 
+    if out.resolve() == run.resolve():
+        raise InputError(f"--out={out} is the run's own folder, which has a report.html already: give another")
     predictions, metrics = read_run(run, cli.FLAGS.labels)
     sets = read_gene_sets(cli.FLAGS.gmt, predictions.var_names) if cli.FLAGS.gmt else {}
     with locked(out / ".lock"):

@@ -45,6 +45,7 @@ def main() -> None:
 
 def check_out(out: Path, run: Path) -> None:
     """Raises InputError for a file of another kind, one of the run's own, a .zarr that is there, or a folder."""
+    from spabit_jax.ensemble.run_folder import read_run
     from spabit_jax.evaluation.report import FIGURES
     from spabit_jax.files import check_folder
 
@@ -52,6 +53,10 @@ def check_out(out: Path, run: Path) -> None:
     for name in ("predictions.h5ad", "section.h5ad", *(f"figures/{figure}" for figure in FIGURES)):
         if (run / name).resolve() in written:
             raise InputError(f"--out={out} would write over the run's own {name}: give another name")
+    if (run / "config.json").is_file():  # else it is said when the run is read
+        section = read_run(run)["section"]
+        if out.resolve() in {Path(path).resolve() for path in (section["path"], *section.get("related", []))}:
+            raise InputError(f"--out={out} is a section that the run was made from: give another name")
     check_folder(out.parent)
     if out.suffix not in (".h5ad", ".zarr"):
         raise InputError(f"--out={out}: give a file NAME.h5ad, or NAME.zarr for SpatialData")

@@ -32,7 +32,7 @@ def main() -> None:
     from spabit_jax.training.pretraining import pretrain
 
     out, seed, n_tasks = Path(cli.FLAGS.out), cli.FLAGS.seed, cli.FLAGS.tasks
-    geometries, inputs = read_geometries() if cli.FLAGS.sections else ([], [])
+    geometries, inputs = read_geometries() if cli.FLAGS.sections or cli.FLAGS.section else ([], [])
     folder = out.with_suffix(".checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"seed": seed, "tasks": n_tasks, "sections": cli.FLAGS.sections, "inputs": inputs}

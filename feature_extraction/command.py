@@ -187,6 +187,8 @@ def read_flagged_sections(shard: int = 0, n_shards: int = 1):
     Raises:
       InputError: none is given, one cannot be read, or there are not as many of ``--patch_px`` as sections.
     """
+    if FLAGS.sections and FLAGS.section:
+        raise InputError("give --section or --sections, not both")
     paths = FLAGS.sections or ([FLAGS.section] if FLAGS.section else [])
     if not paths:
         raise InputError("--sections is missing: give the sections' folders or files, separated by commas")

@@ -145,13 +145,13 @@ def evaluate(predictions: AnnData, model: Model | None = None) -> pd.DataFrame:
 
     Args:
       predictions: of ``Model.predict()``, at the spots of a section with test spots.
-      model: adds each of its members alone; predictions may be of some of its spots and genes, in any order.
+      model: adds each of its members alone; predictions may be without some of its test spots and genes, in any order.
 
     Returns:
       Columns gene, method, seed, pcc, mse, mae.
 
     Raises:
-      InputError: no test spots, or predictions of other spots or genes than the model's.
+      InputError: no test spots, train spots that are missing, or other spots or genes than the model's.
     """
     if model is None:
         return evaluation.evaluate(predictions)
@@ -234,6 +234,8 @@ def report(predictions: AnnData, scores: pd.DataFrame, path: str | os.PathLike) 
     protocol = {name: info[name] for name in ("panel", "scale")} | {"split": info["split_rule"]}
     protocol |= {"n_genes": predictions.n_vars, "n_train": int((split == "train").sum())}
     protocol["n_test"] = int((split == "test").sum())
+    if "related" in info:
+        protocol["related"] = {name: int(n) for name, n in info["related"].items()}
     content = {"section": info["name"], "method": info["method"], "encoder": info["encoder"], "protocol": protocol}
     content |= {"patch_px": list(np.atleast_1d(info["patch_px"])), **scores.attrs["summary"]}
     content["seeds"] = [seed for seed in scores["seed"].unique() if seed not in ("", "ensemble")]

@@ -91,11 +91,21 @@ def test_scores_follow_from_predictions_alone(model, tmp_path):
     assert set(scores_of_parts["seed"]) == {3, "ensemble", ""}
     more = scores_of_parts.attrs["summary"]
     assert set(more["members"]) == {"spabit", "kriging", "ridge"}
-    assert more["baselines"]["kriging_learned"] == more["members"]["kriging"]
+    assert more["baselines"] == scores.attrs["summary"]["baselines"]  # those of no model
     assert more["ceiling"] == scores.attrs["summary"]["ceiling"]
     for of, said in ((scores, "Method demo, image features"), (scores_of_parts, "Method demo, 1 network, image")):
         sj.report(predictions, of, tmp_path / "report.html")
         assert said in (tmp_path / "report.html").read_text()
+
+
+def test_train_spots_may_not_be_left_out_of_an_evaluation(model):
+    """What the model is compared with would learn from fewer."""
+    predictions = model.predict()
+    is_train = (predictions.obs["split"] == "train").to_numpy()
+    some = np.arange(len(predictions)) % 2 == 0
+    sj.evaluate(predictions[is_train | some].copy(), model)
+    with pytest.raises(sj.InputError, match=r"of the \d+ train spots are missing"):
+        sj.evaluate(predictions[~is_train | some].copy(), model)
 
 
 def test_a_run_without_the_network_says_nothing_of_it(simulated, config, tmp_path):

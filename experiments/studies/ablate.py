@@ -19,8 +19,9 @@ from absl import flags
 
 from experiments.compare_reference import settings
 from feature_extraction import command as cli
-from spabit_jax.config import Config, Faults
+from spabit_jax.config import Config, Faults, ModelConfig
 from spabit_jax.data.prepared import Prepared, transposed_crop
+from spabit_jax.errors import InputError
 from spabit_jax.evaluation import metrics
 from spabit_jax.evaluation.report import markdown_table
 from spabit_jax.files import replacing, write_or_match
@@ -45,6 +46,8 @@ def main() -> None:
     out = Path(cli.given("out"))
     cli.check_known("variants", cli.FLAGS.variants, VARIANTS)
     base = cli.read_flagged_config()
+    if base.model.n_context not in (ModelConfig.n_context, N_CONTEXT):
+        raise InputError(f"config.model.n_context is {base.model.n_context}: here it is {N_CONTEXT}")
     base.model.n_context = N_CONTEXT
     path = out / "ablation.csv"
     rows = pd.read_csv(path, dtype={"section": str}).to_dict("records") if path.exists() else []

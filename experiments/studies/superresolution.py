@@ -24,6 +24,8 @@ from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from feature_extraction import command as cli
+from spabit_jax.config import DataConfig
+from spabit_jax.data.components import N_COMPONENTS
 from spabit_jax.data.locations import FURTHEST, Locations
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.predictor import features_at, fit
@@ -54,6 +56,8 @@ class Task(NamedTuple):
 
 def main() -> None:
     out, config = Path(cli.given("out")), cli.read_flagged_config()
+    if config.data.split not in (DataConfig.split, "none"):
+        raise InputError(f"config.data.split is {config.data.split!r}: here --every says which spots are measured")
     config.data.split = "none"
     if not cli.FLAGS.every or not all(step.isdecimal() and int(step) > 1 for step in cli.FLAGS.every):
         raise InputError("--every needs whole numbers from 2 on, separated by commas, as in 2,4")
@@ -155,8 +159,9 @@ def predict(prepared: Prepared, locations: Locations, method: str, num_seeds: in
         return interpolated(prepared.adata.obsm["spatial"], section.expression, locations.xy, INTERPOLATIONS[method])
     if method in KRIGINGS:
         section, places = prepared.section(), prepared.places(locations, features_at(prepared, locations))
-        fitted = BASELINES[method]().fit(Spots(section.xy, section.image, section.image), section.expression)
-        return fitted.predict(Spots(places.xy, places.image, places.image))[0]
+        images = section.image[:, :N_COMPONENTS], places.image[:, :N_COMPONENTS]
+        fitted = BASELINES[method]().fit(Spots(section.xy, images[0], images[0]), section.expression)
+        return fitted.predict(Spots(places.xy, images[1], images[1]))[0]
     return fit(prepared, range(num_seeds)).predict_at(locations).X
 
 

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from feature_extraction import cache, encoders
 from spabit_jax.chunks import sample
-from spabit_jax.config import Config, is_own_split
+from spabit_jax.config import Config, DataConfig, is_own_split
 from spabit_jax.data.components import N_COMPONENTS, ImageComponents, NoImage, standardised
 from spabit_jax.data.features import FILE, Cached, OwnFeatures, is_own, made_from, side_by_side
 from spabit_jax.data.genes import check_shares_genes, match_genes, select_genes
@@ -132,6 +132,9 @@ class Prepared:
         self.name = info["name"]
         data = config.data
         self.is_train = split_spots(adata, data.split, data.train_fraction, data.split_seed)
+        drawn = DataConfig.train_fraction, DataConfig.split_seed
+        if data.split == "lattice" and (data.train_fraction, data.split_seed) != drawn:
+            logging.warning("%s: the split lattice has no train_fraction or split_seed: random and block do", self.name)
         few = self.is_train.sum() < MIN_TRAIN_SPOTS
         if few and not self.related:
             raise InputError(
@@ -232,7 +235,9 @@ class Prepared:
             raise InputError(f"section {self.name}: the split {split!r} leaves no test spot to compare on: give one")
 
     def extract(self, weights: str | None = None) -> None:
-        """Image features into the cache, if they are not there."""
+        """Image features into the cache, if they are not there; InputError for weights that no encoder here takes."""
+        if weights and not any(isinstance(w, Cached) and w.encoder not in encoders.PLAIN for w in self.windows):
+            raise InputError(f"--weights={weights} is of a neural encoder, which {self.encoder} is not: leave it out")
         for prepared in (self, *self.related):
             for window in prepared.windows:
                 window.extract(weights)
@@ -351,11 +356,12 @@ class Prepared:
 
     def image_components(self) -> np.ndarray:
         """(N, C) first image components of the own spots, for methods to compare with; C is 0 without an image."""
-        section, n = self.section(), self.adata.n_obs
-        if self.config.data.image_transform == "components":
+        section, n, data = self.section(), self.adata.n_obs, self.config.data
+        if data.image_transform == "components" and not self.related:
             return section.image[:n, :N_COMPONENTS]
-        xy, features = section.xy[:n], self.features()
-        return NoImage().at(xy) if features is None else ImageComponents.fit(xy, features)[1]
+        xy, features = section.xy[:n, :2], self.features()
+        width = data.image_components if data.image_transform == "components" else N_COMPONENTS
+        return NoImage().at(xy) if features is None else ImageComponents.fit(xy, features, width)[1][:, :N_COMPONENTS]
 
     def near(self) -> np.ndarray:
         """(N, 2) coordinates by which neighbours are found."""

@@ -9,6 +9,7 @@ from anndata import AnnData
 from sklearn.neighbors import KNeighborsRegressor
 
 OWN_MEASUREMENT = "own measurement"
+LEAST_GENES = 20  # of which the mean says how much was counted
 NO_LABEL = ("", "na", "nan", "undetermined", "unknown", "unlabelled")  # what annotators write where they could not tell
 
 
@@ -45,9 +46,12 @@ def centred(values: np.ndarray, scale: str = "log2_count") -> np.ndarray:
     """(n, G) expression without the library size.
 
     From log2_count each spot's mean over the genes is taken: without that domains are levels of library size, and
-    tissue with few counts has no marker genes. In log1p_normalised it is out already, and values stay as they are.
+    tissue with few counts has no marker genes. Values stay as they are in log1p_normalised, where it is out already,
+    and where genes are fewer than ``LEAST_GENES``: their mean says what they are, not how much was counted.
     """
-    return values - values.mean(axis=1, keepdims=True) if scale == "log2_count" else values
+    if scale != "log2_count" or values.shape[1] < LEAST_GENES:
+        return values
+    return values - values.mean(axis=1, keepdims=True)
 
 
 def train_spots(predictions: AnnData) -> np.ndarray:

@@ -162,7 +162,8 @@ def _spatial(table: pd.DataFrame, figures: Path) -> Block:
         "predicted": "predicted",
         "with_noise": "predicted, with noise",
     }
-    rows = [{"Moran's I by": name} | rank_agreement(table["truth"], table[column]) for column, name in names.items()]
+    known = table[["truth", *names]].dropna()
+    rows = [{"Moran's I by": name} | rank_agreement(known["truth"], known[column]) for column, name in names.items()]
     top = rows[0]["top"]
     shown = pd.DataFrame(rows).drop(columns="top").rename(columns={"spearman": "Spearman", "shared": f"of top {top}"})
     text = (

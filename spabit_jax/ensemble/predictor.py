@@ -291,6 +291,7 @@ def provenance(prepared: Prepared) -> dict:
         "patch_px": list(prepared.patch_px) if prepared.windows else [],
         "split_rule": prepared.config.data.split,
         "trained_on": which,
+        "n_train": n_train,
         **({"related": related} if prepared.related else {}),
         "train_spots_see_themselves": prepared.config.faults.self_in_gene_token,
     }

@@ -72,6 +72,13 @@ def write_config(out: Path, prepared: Prepared, seeds: Sequence[int], origin: di
         write_json(path, {"format": FORMAT, **origin, **identity, **also}, sealed=True)
 
 
+def check_name(config: Path, name: str) -> None:
+    """InputError where a run's config.json is of a section of another name, which predictions and figures have."""
+    section = read_json(config, "delete the folder, or give another --out").get("section")
+    if isinstance(section, dict) and section.get("name", name) != name:
+        raise InputError(f"{config} is of section {section['name']}, not {name}: give --name={section['name']}")
+
+
 def check_no_related(prepared: Prepared) -> None:
     """InputError for a section from memory that has related ones, which a run folder could not read again."""
     if prepared.related:

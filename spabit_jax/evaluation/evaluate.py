@@ -33,7 +33,7 @@ def evaluate(
 
     Args:
       predictions: content of predictions.h5ad, with test spots.
-      members: name → (N, G) predictions of each member alone, if they are known; spares fitting learned kriging.
+      members: name → (N, G) predictions of each member alone, if they are known.
       per_seed: seed → (N, G) predictions of that seed, if they are known.
 
     Returns:
@@ -52,8 +52,14 @@ def evaluate(
         raise InputError("every spot is a train spot: there is no test spot to evaluate on")
     if TOTAL not in predictions.obs:
         raise InputError("predictions at new places cannot be evaluated: give those at the spots, of Model.predict()")
-    if not (predictions.obs["split"] == "train").any():
+    n_train, n_known = int((predictions.obs["split"] == "train").sum()), predictions.uns["spabit"].get("n_train")
+    if not n_train:
         raise InputError("no spot is a train spot: there is nothing to compare the prediction with")
+    if n_known is not None and n_train < n_known:
+        raise InputError(
+            f"{n_known - n_train} of the {n_known} train spots are missing, from which what the prediction is compared "
+            "with must learn, too: leave out test spots only"
+        )
     truth, method = predictions.layers["truth"][test], predictions.uns["spabit"]["method"]
     check_method(method)
 
@@ -64,7 +70,7 @@ def evaluate(
     seeds = {seed: score(predicted[test]) for seed, predicted in (per_seed or {}).items()}
     ensemble = score(predictions.X[test])
     alone = {name: score(predicted[test]) for name, predicted in members.items()}
-    rivals = {name: score(predicted) for name, predicted in _rivals(predictions, test, members).items()}
+    rivals = {name: score(predicted) for name, predicted in _rivals(predictions, test).items()}
     rows = [(method, seed, table) for seed, table in seeds.items()]
     rows += [(method, "ensemble", ensemble)]
     rows += [(f"{method}:{name}", "ensemble", table) for name, table in alone.items()]
@@ -90,8 +96,8 @@ def evaluate(
 
 
 @plain_jax()
-def _rivals(predictions: AnnData, test: np.ndarray, members: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(n, G) at the test spots, by what a user could do without this model; learned kriging may be a member's."""
+def _rivals(predictions: AnnData, test: np.ndarray) -> dict[str, np.ndarray]:
+    """(n, G) at the test spots, by what a user could do without this model."""
     nothing, is_train = np.zeros((len(predictions), 0), np.float32), (predictions.obs["split"] == "train").to_numpy()
     components = np.asarray(predictions.obsm.get("image_components", nothing))
     spots = baselines.Spots(baselines.in_pitches(predictions.obsm["spatial"]), nothing, components)
@@ -99,11 +105,8 @@ def _rivals(predictions: AnnData, test: np.ndarray, members: Mapping[str, np.nda
     predicted = {}
     with threadpool_limits(1, "blas"):  # or its threads wait for each other where others use the machine too
         for name in RIVALS:
-            if name == "kriging_learned" and "kriging" in members:
-                predicted[name] = members["kriging"][test]
-            else:
-                rival = baselines.BASELINES[name]().fit(given, truth)
-                predicted[name] = np.maximum(rival.predict_mean(spots.at(test)), 0)
+            rival = baselines.BASELINES[name]().fit(given, truth)
+            predicted[name] = np.maximum(rival.predict_mean(spots.at(test)), 0)
     return predicted
 
 

@@ -54,14 +54,15 @@ def markdown(rows: pd.DataFrame, genes: pd.DataFrame, model: str) -> str:
 def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
     """PCC of each section and method, with the noise ceiling; below it means over sections."""
     methods = list(rows["method"].unique())
-    alike = rows.groupby(PIECE)[["panel", "n_genes"]].nunique().max().max() == 1  # not so in a sweep of panels
-    ceiling = pivot(genes, "ceiling").max(axis=1)  # the same whatever the method
+    same = rows.groupby(PIECE)[["panel", "n_genes", "n_train", "n_test", "depth_only"]].nunique().max()
+    alike = same.max() == 1  # not so in a sweep of panels or splits
+    ceiling = pivot(genes, "ceiling").max(axis=1)  # the same whatever the method, where they are alike
     sizes = rows.groupby(PIECE, sort=False)[["n_train", "n_test"]].first()
     depth = rows.groupby(PIECE, sort=False)["depth_only"].first()
     pcc = pivot(rows, "pcc")[methods]
     lines = []
     for label, values in pcc.iterrows():
-        n_train, n_test = sizes.loc[label]
+        n_train, n_test = sizes.loc[label] if same[["n_train", "n_test"]].max() == 1 else "––"
         bounds = [f"{ceiling[label]:.3f}", f"{depth[label]:.3f}"] if alike else ["–", "–"]
         best = values.max() if alike else None
         lines.append([label[0], f"{n_train} / {n_test}", *bounds, *_cells(values, best)])
@@ -81,7 +82,7 @@ def accuracy_table(rows: pd.DataFrame, genes: pd.DataFrame) -> str:
         "counts. Depth only is no method: it knows the true total count of each test spot, and nothing else of it.\n"
     )
     if not alike:
-        note += "Here methods have panels of their own: figures over different genes cannot be compared.\n"
+        note += "Here methods have panels or spots of their own: figures over different ones cannot be compared.\n"
     if pcc.isna().to_numpy().any() and STAND_IN in methods:
         note += f"In the means a method that needs an image takes the value of {STAND_IN} where there is none.\n"
     return f"{markdown_table(head, lines)}\n{note}"

@@ -29,38 +29,29 @@ _covariance = jax.jit(covariance)
 class Blocks:
     """What processes need to know of A places, ``a``, and B others, ``b``, in blocks of ``BLOCK`` pairs.
 
-    Where there are no others it is of A places with each other, of which the upper triangle is enough.
-
     XLA compiles a program for each size of an array: of one size it takes a quarter of NumPy's time. Where there are
     fewer pairs than a quarter of a block NumPy is as fast.
     """
 
-    def __init__(self, a: Inputs, b: Inputs | None = None):
-        self.pairs, self.blocks = pairs(a, a if b is None else b), []
-        self.shape, self.kept = self.pairs.space.shape, ...
-        if self.pairs.space.size > BLOCK // 4:
-            if b is None:
-                self.kept = ~np.tri(len(a.xy), k=-1, dtype=bool)
-            found = Pairs(*(None if pair is None else pair[self.kept].ravel() for pair in self.pairs))
-            for some in slices(len(found.space), BLOCK):
+    def __init__(self, a: Inputs, b: Inputs):
+        self.pairs, self.blocks = pairs(a, b), []
+        self.shape, n = self.pairs.space.shape, self.pairs.space.size
+        if n > BLOCK // 4:
+            for some in slices(n, BLOCK):
                 whole = (0, BLOCK - (some.stop - some.start))
-                block = (None if pair is None else np.pad(pair[some], whole) for pair in found)
+                block = (None if pair is None else np.pad(pair.ravel()[some], whole) for pair in self.pairs)
                 self.blocks.append(jax.device_put(Pairs(*block)))
             self.pairs = None
 
     def covariance(self, process: Bank) -> Float[np.ndarray, "A B"]:
-        """As ``bank.covariance``; of places with each other the upper triangle, and 0 or the rest below it."""
+        """As ``bank.covariance``."""
         if not self.blocks:
             return covariance(process, self.pairs)
         found = np.empty((len(self.blocks), BLOCK), np.float32)
         started = [_covariance(process, block) for block in self.blocks]  # all, before the first is waited for
         for row, block in zip(found, started, strict=True):
             row[:] = block
-        if self.kept is ...:
-            return found.ravel()[: self.shape[0] * self.shape[1]].reshape(self.shape)
-        square = np.zeros(self.shape, np.float32)
-        square[self.kept] = found.ravel()[: np.count_nonzero(self.kept)]
-        return square
+        return found.ravel()[: self.shape[0] * self.shape[1]].reshape(self.shape)
 
 
 def _blas(n: int):
@@ -126,7 +117,7 @@ class Solved:
         Returns:
           Cholesky factor and whitened scores for each process that is left.
         """
-        of_spots, scores = Blocks(self.spots.at(some)), self.scores[some]
+        of_spots, scores = Blocks(self.spots.at(some), self.spots.at(some)), self.scores[some]
         found, likelihood = {}, []
         with _blas(len(some)):
             for i in range(len(self.bank.noise)):

@@ -18,7 +18,7 @@ from spabit_jax.ensemble import predictor
 from spabit_jax.ensemble.members import make_members
 from spabit_jax.ensemble.predictor import Model
 from spabit_jax.ensemble.related import lay_out_related
-from spabit_jax.ensemble.run_folder import LOCK, check_no_related, checked_seeds, read_made_by, write_config
+from spabit_jax.ensemble.run_folder import LOCK, check_name, check_no_related, checked_seeds, read_made_by, write_config
 from spabit_jax.errors import InputError
 from spabit_jax.evaluation.report import check_method
 from spabit_jax.files import check_folder, check_matches, is_whole, locked, replacing, write_json
@@ -68,6 +68,7 @@ class Workflow:
         with locked(self.out / LOCK) if distributed.is_first() else nullcontext():
             if (config := self.out / "config.json").exists():  # before minutes of image features
                 check_matches(config, settings := self.prepared.settings(self.seeds), keys=tuple(settings))
+                check_name(config, self.prepared.name)
             for stage, then in zip(todo, [*todo[1:], None], strict=False):
                 start = time.monotonic()
                 if stage == "train":
@@ -147,6 +148,7 @@ class Workflow:
         members = dict(read_made_by(self.out / "members.npz", "predict", np.load))
         self.write_config()
         prepared, seconds, protocol = self.prepared, self._seconds(), self.prepared.protocol()
+        self._renew_labels(predictions)
         if prepared.related:  # how many of their train spots were learned from
             learned_from = predictions.uns["spabit"].get("related")
             if learned_from is None:  # predictions of before that was noted
@@ -169,6 +171,16 @@ class Workflow:
         about = (header, spent, self.figure_format)
         print(summary(write_evaluation(self.out, predictions, members, per_seed, *about)))
         print(f"written to {self.out}: metrics.json, genes.csv, predictions.h5ad, report.html, figures/")
+
+    def _renew_labels(self, predictions) -> None:
+        """Labels may have been given, or others, since the spots were predicted."""
+        now = self.prepared.adata.obs.get("label")
+        before = predictions.obs.get("label")
+        if now is None or before is not None and before.astype(str).equals(now.astype(str)):
+            return
+        predictions.obs["label"] = now
+        with replacing(self.out / "predictions.h5ad", sealed=True) as temporary:
+            predictions.write_h5ad(temporary)
 
     def write_config(self) -> None:
         """Writes config.json before anything else goes into the folder; InputError where it holds another run."""

@@ -43,6 +43,15 @@ def prepared(sections, config, tmp_path, edit=lambda adata: adata):
     return made[-1]
 
 
+def test_methods_to_compare_with_see_the_sections_own_image(sections, tmp_path):
+    """The components of an image do not depend on what related sections show."""
+    together = prepared(sections, sj.Config(), tmp_path)
+    alone = Prepared(together.adata, together.config, "stain", str(tmp_path / "cache"))
+    np.testing.assert_allclose(together.image_components(), alone.image_components(), atol=1e-4)
+    with pytest.raises(InputError, match="w.pt is of a neural encoder, which stain is not"):
+        alone.extract("w.pt")
+
+
 def test_join_keeps_the_first_and_scales_the_others_beside_it(sections):
     a, b = (adata for adata, _ in sections)
     genes = [*a.var_names[3:8], "NOWHERE"]

@@ -89,6 +89,7 @@ def test_library_size_is_taken_out_of_raw_counts_only(predictions):
     values = predictions.layers["truth"]
     assert scale_of(predictions).name == "log2_count"
     np.testing.assert_allclose(centred(values, "log2_count").mean(axis=1), 0, atol=1e-12)
+    assert centred(values[:, :2], "log2_count") is not values and (centred(values[:, :2]) == values[:, :2]).all()
     predictions.uns["spabit"] = {"scale": "log1p_normalised"}
     assert centred(values, scale_of(predictions).name) is values
 

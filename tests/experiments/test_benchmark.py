@@ -221,6 +221,8 @@ def test_related_sections_are_learned_from_in_their_group_alone(sections, tmp_pa
         (["--methods=knn_mean_related", "--related=tiny+tiny"], "tiny twice"),
         (["--methods=knn_mean", "--related=tiny+more"], "--methods=all,demo_related"),
         (["--methods=knn_mean_related"], "--methods=all,demo_related"),
+        (["--methods=kriging_related", "--related=tiny+more"], "unknown 'kriging_related' in --methods"),
+        (["--section=other.h5ad"], "give --section or --sections, not both"),
         (["--config.data.related_split=half"], "related_split"),
         (["--config.data.split=none"], "leaves no test spot to compare on"),
         (["--splits=obs:in_tissue"], "leaves no test spot to compare on"),
@@ -280,6 +282,10 @@ def test_methods_of_other_genes_are_not_ranked():
     rows.loc[rows["method"] == "mine", "n_genes"] += 1
     text = accuracy_table(rows, genes)
     assert "**" not in text and "cannot be compared" in text and "| A | 4 / 9 | – | – | 0.200 |" in text
+    rows, genes = tables()
+    rows.loc[rows["method"] == "mine", "n_train"] += 1  # of other spots
+    text = accuracy_table(rows, genes)
+    assert "**" not in text and "| A | – / – | – | – | 0.200 |" in text
 
 
 @pytest.mark.parametrize("value", [0.3, np.nan])

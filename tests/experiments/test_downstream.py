@@ -105,6 +105,11 @@ def test_bad_flags_give_one_line_and_status_2(run, tmp_path, flags, message):
     assert not (tmp_path / "x").exists()
 
 
+def test_the_report_of_the_run_is_not_written_over(run):
+    result = command(f"--run={run}", f"--out={run}")
+    assert result.returncode == 2 and "is the run's own folder" in result.stderr
+
+
 @pytest.mark.parametrize("none", ["train", "test"])
 def test_a_run_without_train_or_test_spots_is_refused(run, tmp_path, none):
     metrics = json.loads((run / "metrics.json").read_text())

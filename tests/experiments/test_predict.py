@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -226,6 +227,13 @@ def test_outputs_that_cannot_be_written_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install spatialdata"):
         predict.check_out(tmp_path / "a.zarr", tmp_path / "run")
+
+
+def test_a_section_that_the_run_was_made_from_is_not_written_over(finished):
+    run = finished[0] / "run"
+    section = json.loads((run / "config.json").read_text())["section"]["path"]
+    with pytest.raises(InputError, match="is a section that the run was made from"):
+        predict.check_out(Path(section), run)
 
 
 @pytest.mark.filterwarnings("default")  # spatialdata's own, and those of its dependencies

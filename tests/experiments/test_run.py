@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -18,6 +19,7 @@ from small_run import command, run
 
 from experiments import run as run_module
 from spabit_jax.errors import InputError
+from spabit_jax.run.workflow import Workflow
 from tests import commands
 
 
@@ -78,9 +80,18 @@ def test_the_prediction_is_the_weighted_mean_of_its_members(finished):
     inside = (adata.X > 0) & np.all([members[name] > 0 for name in members], axis=0)  # nothing was cut off at 0
     np.testing.assert_allclose(adata.X[inside], mean[inside], atol=1e-4)
     assert (adata.X >= 0).all() and inside.mean() > 0.5
-    assert content["baselines"]["kriging_learned"] == content["members"]["kriging"]
     for name, scores in content["members"].items():
         assert scores["mse"] == pytest.approx(((members[name] - adata.layers["truth"])[~train] ** 2).mean(), rel=1e-4)
+
+
+def test_labels_that_come_later_are_kept_with_the_predictions(finished, tmp_path):
+    predictions = anndata.read_h5ad(finished[0] / "run" / "predictions.h5ad")
+    section = predictions.copy()
+    section.obs["label"] = pd.Categorical(np.where(np.arange(len(section)) % 2, "a", None))
+    Workflow._renew_labels(SimpleNamespace(out=tmp_path, prepared=SimpleNamespace(adata=section)), predictions)
+    kept = anndata.read_h5ad(tmp_path / "predictions.h5ad")
+    pd.testing.assert_series_equal(kept.obs["label"], section.obs["label"])
+    np.testing.assert_array_equal(kept.X, predictions.X)
 
 
 def test_what_the_numbers_mean_is_said(finished):
