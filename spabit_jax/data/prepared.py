@@ -25,6 +25,7 @@ from spabit_jax.data.split import split_spots
 from spabit_jax.data.windows import warn_of_windows, window_widths
 from spabit_jax.errors import InputError
 from spabit_jax.files import content_hash
+from spabit_jax.neighbours import spot_pitch
 from spabit_jax.readers.tables import check_affine, read_affine
 from spabit_jax.scale import find_scale, total_counts
 
@@ -356,10 +357,11 @@ class Prepared:
 
     def image_components(self) -> np.ndarray:
         """(N, C) first image components of the own spots, for methods to compare with; C is 0 without an image."""
-        section, n, data = self.section(), self.adata.n_obs, self.config.data
+        data = self.config.data
         if data.image_transform == "components" and not self.related:
-            return section.image[:n, :N_COMPONENTS]
-        xy, features = section.xy[:n, :2], self.features()
+            return self.section().image[:, :N_COMPONENTS]
+        features, xy = self.features(), np.asarray(self.adata.obsm["spatial"], np.float64)
+        xy = ((xy - xy.mean(axis=0)) / spot_pitch(xy)).astype(np.float32)
         width = data.image_components if data.image_transform == "components" else N_COMPONENTS
         return NoImage().at(xy) if features is None else ImageComponents.fit(xy, features, width)[1][:, :N_COMPONENTS]
 
