@@ -47,6 +47,8 @@ def main() -> None:
             pd.DataFrame(rows).to_csv(temporary, index=False)
 
     params = pretrain(bank, n_tasks, geometries, seed, folder, report)
+    if not rows:
+        raise InputError(f"{table} is missing, which says how the training in {folder} went: delete the folder")
     plot_pretraining(pd.DataFrame(rows), out.with_suffix(".png"))
     save_weights(out, (bank, second_pass(np.random.default_rng(seed), bank)), params)
     last = ", ".join(f"{name} {value:.4f}" for name, value in rows[-1].items() if name != "tasks")

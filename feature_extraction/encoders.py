@@ -57,7 +57,7 @@ def register_encoder(
     Raises:
       InputError: the name is one of the library's.
     """
-    if name in (*PLAIN, *ENCODERS) or not is_path_component(name) or ":" in name or "+" in name:
+    if name in ("none", *PLAIN, *ENCODERS) or not is_path_component(name) or ":" in name or "+" in name:
         raise InputError(f"register_encoder({name!r}): the name is taken, or is none for a file: give another one")
 
     def checked(patches: np.ndarray) -> np.ndarray:

@@ -197,11 +197,13 @@ class Config:
     def validate(self) -> "Config":
         """Returns itself; raises InputError naming the first field whose value makes no sense."""
         default = type(self)()
+        if unknown := vars(self).keys() - {of_self.name for of_self in dataclasses.fields(self)}:
+            raise InputError(f"config has no field {min(unknown)!r}: is it misspelt, or its class no @dataclass?")
         for of_self in dataclasses.fields(self):
             part, wanted = getattr(self, of_self.name), getattr(default, of_self.name)
             if not dataclasses.is_dataclass(wanted):
                 _check_value(part, of_self, of_self.name)
-            elif not isinstance(part, type(wanted)):
+            elif type(part) is not type(wanted):
                 raise InputError(f"config.{of_self.name} is {part!r:.80}: it must be a {type(wanted).__name__}")
             else:
                 if unknown := vars(part).keys() - {of_part.name for of_part in dataclasses.fields(part)}:
@@ -298,6 +300,16 @@ TOGETHER = (
     ),
     (
         "model.members",
+        lambda c: c.model.name == "spabit" and c.train.loss == "mse" or "spabit" in c.model.members.split(","),
+        "such that spabit is among them where model.name or train.loss are set: they are of the network alone",
+    ),
+    (
+        "model.n_context",
+        lambda c: c.model.n_context >= 8 or "pretrained" not in c.model.members.split(","),
+        "8 or more with the member pretrained, which sees so many",
+    ),
+    (
+        "model.members",
         lambda c: (
             c.model.members == "spabit"
             or not (c.faults.no_validation or c.faults.self_in_gene_token)
@@ -311,9 +323,11 @@ TOGETHER = (
 
 
 def _plain(value):
-    """NumPy's numbers, which JSON does not know, as Python's."""
+    """NumPy's numbers as Python's and tuples as lists: what JSON knows."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     return value.item() if hasattr(value, "item") else value
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
@@ -10,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from feature_extraction.ending import refused_by_the_system
-from spabit_jax.config import Config
+from spabit_jax.config import Config, ModelConfig
 from spabit_jax.data.locations import find_locations
 from spabit_jax.data.prepared import Prepared
 from spabit_jax.ensemble.run_folder import checked_seeds, read_config, read_inputs, read_run, write_config
@@ -117,13 +118,27 @@ def test_settings_of_all_kinds_are_taken_or_refused():
         ("train.learning_rate", float("nan"), "config.train.learning_rate is nan: it must be a number that is finite"),
         ("model.depth", "3", "config.model.depth is '3': it must be a whole number"),
         ("data.n_gene", 3, "config.data has no field 'n_gene'"),
+        ("modle", 3, "config has no field 'modle'"),
+        ("train.loss", "huber", "config.model.members is 'pretrained': it must be such that spabit is among them"),
+        ("model.n_context", 2, "config.model.n_context is 2: it must be 8 or more with the member pretrained"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(name, value, message):
     config = Config()
-    part, leaf = name.split(".")
-    setattr(getattr(config, part), leaf, value)
+    *part, leaf = name.split(".")
+    setattr(getattr(config, part[0]) if part else config, leaf, value)
     with pytest.raises(InputError, match=message):
+        config.validate()
+
+
+def test_a_part_is_of_the_kind_that_a_run_can_read_again():
+    @dataclass
+    class Gated(ModelConfig):
+        gate: float = 0.3
+
+    config = Config()
+    config.model = Gated()
+    with pytest.raises(InputError, match="must be a ModelConfig"):
         config.validate()
 
 

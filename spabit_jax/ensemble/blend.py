@@ -46,7 +46,7 @@ class Blend(NamedTuple):
         """The prediction at the n places of the members' estimates."""
         n_seeds = max(len(estimate.mean) for estimate in estimates.values())
         n, n_genes = next(iter(estimates.values())).mean.shape[1:]
-        variance = find_variance(estimates)
+        variance = self.find_variance(estimates)
         per_seed, (mean, sd) = np.empty((n_seeds, n, n_genes), np.float32), np.empty((2, n, n_genes), np.float32)
         for rows in slices(n, CHUNK):
             part = self.mean({name: estimate.mean[:, rows] for name, estimate in estimates.items()})
@@ -56,15 +56,15 @@ class Blend(NamedTuple):
         alone = {name: np.maximum(estimate.mean.mean(axis=0), 0) for name, estimate in estimates.items()}
         return Prediction(per_seed, mean, sd, alone)
 
+    def find_variance(self, estimates: dict[str, Estimate]) -> np.ndarray | None:
+        """(n, G) of a measurement, by the member of most weight among those that say; None if none does."""
+        known = {name: estimate.variance for name, estimate in estimates.items() if estimate.variance is not None}
+        return known[max(known, key=self.weights.get)] if known else None
+
     def unscaled_sd(self, per_seed: np.ndarray, variance) -> np.ndarray:
         """(S, n, G) predictions and (n, G) variances → (n, G)."""
         variance = self.variance if variance is None else variance
         return np.maximum(np.sqrt(per_seed.var(axis=0) + variance), MIN_SD)
-
-
-def find_variance(estimates: dict[str, Estimate]) -> np.ndarray | None:
-    """(n, G) of a measurement, by the first member that says; None if none does."""
-    return next((e.variance for e in estimates.values() if e.variance is not None), None)
 
 
 def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut], n_own: int = 0) -> Blend:
@@ -99,7 +99,7 @@ def fit_blend(expression: np.ndarray, held_out: dict[str, HeldOut], n_own: int =
 
     blend = Blend(centre, weights, None, 1.0)
     error = np.abs(truth - blend.mean({name: mean[None] for name, mean in honest.items()})[0])
-    variance = find_variance({name: held.estimate for name, held in held_out.items()})
+    variance = blend.find_variance({name: held.estimate for name, held in held_out.items()})
     if variance is None:
         blend = blend._replace(variance=np.mean(error**2, axis=0))
     every_seed = blend.mean({name: held.estimate.mean[:, seen] for name, held in held_out.items()})

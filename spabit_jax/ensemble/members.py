@@ -218,6 +218,26 @@ def restore_members(
     return {name: restore(section, seeds=seeds, folder=folder) for name, restore in how.items()}
 
 
+def checked(name: str, estimate: Estimate, n: int, n_genes: int) -> Estimate:
+    """The estimate of a member at n places itself; InputError where it is not what ``Estimate`` says."""
+    mean, variance = estimate
+    if np.ndim(mean) != 3 or np.shape(mean)[1:] != (n, n_genes):
+        raise InputError(f"member {name}: the mean has shape {np.shape(mean)}, not (seeds or 1, {n}, {n_genes})")
+    if variance is not None and np.shape(variance) != (n, n_genes):
+        raise InputError(f"member {name}: the variance has shape {np.shape(variance)}, not ({n}, {n_genes})")
+    if not np.isfinite(mean).all() or variance is not None and not (np.isfinite(variance) & (variance >= 0)).all():
+        raise InputError(f"member {name}: a mean is not finite, or a variance is not or is below 0")
+    return estimate
+
+
+def check_held_out(name: str, held: HeldOut, n: int, n_genes: int) -> HeldOut:
+    """As ``checked``, of what a member's ``held_out`` gives at the n train spots."""
+    checked(name, held.estimate, n, n_genes)
+    if np.shape(held.unseen) != (len(held.estimate.mean), n) or not np.any(held.unseen):
+        raise InputError(f"member {name}: unseen has shape {np.shape(held.unseen)}, or nothing in it is unseen")
+    return held
+
+
 def estimate_spots(
     section: Section, fitted: dict[str, FittedMember], held_out: dict[str, HeldOut], n: int
 ) -> dict[str, Estimate]:
@@ -233,6 +253,9 @@ def estimate_spots(
         if len(test):  # the reference's network needs to know which spots they are
             of_spots = getattr(member, "at_spots", None)
             at_test = of_spots(test) if of_spots else member.predict(section.places(test))
+            at_test = checked(name, at_test, len(test), section.expression.shape[1])
+            if (at_test.variance is None) != (held_out[name].estimate.variance is None):
+                raise InputError(f"member {name}: predict and held_out must both give a variance, or neither")
         estimates[name] = _together(held_out[name].estimate, section.train_spots, at_test, test, n)
     return estimates
 

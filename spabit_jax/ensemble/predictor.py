@@ -22,6 +22,8 @@ from spabit_jax.ensemble.blend import Blend, Prediction, fit_blend
 from spabit_jax.ensemble.members import (
     FittedMember,
     HeldOut,
+    check_held_out,
+    checked,
     estimate_spots,
     fit_members,
     make_members,
@@ -58,7 +60,8 @@ class Model:
         """What each member says at the train spots, as if each had never been measured."""
         if not self.prepared.is_train.any():
             return held_out_sections(self.prepared, make_members(self.prepared.config), self.seeds)
-        return {name: member.held_out() for name, member in self.fitted.items()}
+        n, n_genes = int(self.prepared.section().is_train.sum()), len(self.prepared.genes)
+        return {name: check_held_out(name, member.held_out(), n, n_genes) for name, member in self.fitted.items()}
 
     @cached_property
     def blend(self) -> Blend:
@@ -172,7 +175,9 @@ class Model:
         for start in tqdm(range(0, n, CHUNK), "locations", unit_scale=CHUNK, unit="location", disable=None):
             rows = slice(start, start + CHUNK)
             part = places._make(array[rows] for array in places)
-            prediction = self.blend.apply({name: member.predict(part) for name, member in self.fitted.items()})
+            found = {name: member.predict(part) for name, member in self.fitted.items()}
+            shape = len(part.xy), mean.shape[1]
+            prediction = self.blend.apply({name: checked(name, each, *shape) for name, each in found.items()})
             mean[rows], sd[rows] = prediction.mean, prediction.sd
         known = np.asarray(prepared.adata.obsm["spatial"], np.float64)
         distance, spot = KDTree(known).query(locations.xy)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from spabit_jax.errors import InputError
 from spabit_jax.ops.layer_norm import layer_norm
 
 
@@ -34,8 +35,18 @@ class LayerNorm(nnx.Module):
 
 
 def untrained(new_model: Callable[[nnx.Rngs], nnx.Module]):
-    """Static part of a model, and a compiled function of a key that makes its parameters: traced once for both."""
-    make = jax.jit(lambda key: nnx.split(new_model(nnx.Rngs(key)), nnx.Param, ...)[:2])
+    """Static part of a model, and a compiled function of a key that makes its parameters: traced once for both.
+
+    InputError for a model with any state but parameters: it would not be kept.
+    """
+
+    def make(key):
+        graphdef, params, others = nnx.split(new_model(nnx.Rngs(key)), nnx.Param, ...)
+        if others := [".".join(map(str, path)) for path, _ in nnx.to_flat_state(others)]:
+            raise InputError(f"the model keeps {others[0]}, which is no nnx.Param: only these are trained and kept")
+        return graphdef, params
+
+    make = jax.jit(make)
     graphdef, _ = jax.eval_shape(make, jax.random.key(0))
     return graphdef, lambda key: make(key)[1]
 

@@ -110,16 +110,18 @@ class Workflow:
 
     def train(self) -> None:
         """The other members, and ``history.csv``, the networks' losses."""
-        start = time.monotonic()
+        start, of_members = time.monotonic(), []
         for name, member in make_members(self.prepared.config, self.gene_tokens()).items():
             if name != "spabit":
-                member.fit(self.prepared.section(), seeds=self.seeds, folder=self.out)
+                fitted = member.fit(self.prepared.section(), seeds=self.seeds, folder=self.out)
+                of_members += [fitted.history] if hasattr(fitted, "history") else []
         self._note_seconds("members", time.monotonic() - start)
         states = [] if self.network is None else self.network.states
         tokens = self._read_gene_tokens()
         history = [] if tokens is None else [losses_table("gat", i, loss) for i, loss in enumerate(tokens["losses"])]
         if self.network is not None:
             history.append(self.network.history)
+        history += of_members
         if history:
             with replacing(self.out / "history.csv") as temporary:
                 pd.concat(history).to_csv(temporary, index=False)

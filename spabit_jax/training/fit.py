@@ -212,7 +212,7 @@ def latest(template: FitState, folder: Path | None) -> FitState | None:
 
     Raises:
       Damaged: it is not what was written.
-      InputError: a newer version wrote it.
+      InputError: it is of another network, or a newer version wrote it.
     """
     if folder is None or not Path(folder).exists():
         return None
@@ -224,11 +224,19 @@ def latest(template: FitState, folder: Path | None) -> FitState | None:
         if not is_whole(Path(folder) / str(step)):
             raise Damaged(f"{Path(folder) / str(step)} is damaged, its bytes are not those that were written")
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), template)
+        other = f"{Path(folder) / str(step)} is of another network, or of another version of it"
         try:
-            return jax.tree.map(jnp.asarray, manager.restore(step, args=ocp.args.StandardRestore(template)))
+            found = manager.restore(step, args=ocp.args.StandardRestore(template))
         except (ValueError, KeyError, FileNotFoundError) as error:  # of Orbax and TensorStore
             reason = " ".join(str(error).split())[:200]
-            raise Damaged(f"{Path(folder) / str(step)} cannot be read as a checkpoint ({reason})") from error
+            raise InputError(f"{other} ({reason}): give another --out, or delete the folder") from error
+        for leaf, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(template), strict=True):
+            if leaf.shape != wanted.shape:  # Orbax does not compare them
+                raise InputError(
+                    f"{other}, as it has parameters of shape {leaf.shape} in place of {wanted.shape}: give another "
+                    "--out, or delete the folder"
+                )
+        return jax.tree.map(jnp.asarray, found)
 
 
 def _checkpoints(folder: Path, **options):
@@ -254,7 +262,8 @@ def _after_chunk(state: FitState, patience: int, seconds: float, title: str) -> 
     if len(bad):
         raise Diverged(
             f"{title}: the loss of epoch {bad[0]} is {decisive[bad[0]].sum()}: lower config.train.learning_rate (of "
-            "the separate GAT config.gat.learning_rate), or look for values in the image features that are not finite"
+            "the separate GAT config.gat.learning_rate), or look for values in the image features that are not finite; "
+            "a loss of your own must be a number for a single spot, too, which the last batch may be"
         )
     stopped = False
     if state.best_params is not None:

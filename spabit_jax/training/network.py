@@ -15,6 +15,7 @@ from spabit_jax.chunks import filled
 from spabit_jax.config import Config
 from spabit_jax.data.components import Space, expression_space
 from spabit_jax.data.section import Places, Section
+from spabit_jax.errors import InputError
 from spabit_jax.models import find_model
 from spabit_jax.models.layers import merged, untrained
 from spabit_jax.models.spabit import Tokens
@@ -93,7 +94,12 @@ def spabit_loss(graphdef, config: Config, params, data: TrainingData, spots, key
     keys = [None] * 2 if key is None else jax.random.split(key)
     tokens = gather_tokens(data, data.section.places(spots), config, spots, keys[0])
     predicted = merged(graphdef, params, training=key is not None)(tokens, key=keys[1])
-    return find_loss(config.train.loss)(predicted, data.section.expression[spots], data.space)
+    if predicted.shape != (wanted := (len(spots), len(data.space.loadings))):
+        raise InputError(f"model {config.model.name} gives {predicted.shape}, not a score of each spot {wanted}")
+    loss = find_loss(config.train.loss)(predicted, data.section.expression[spots], data.space)
+    if jnp.shape(loss) != ():
+        raise InputError(f"loss {config.train.loss} gives {jnp.shape(loss)}, not one number: take its mean")
+    return loss
 
 
 def make_spabit_epoch(graphdef, config: Config, spread=lambda spots: spots):

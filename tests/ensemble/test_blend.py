@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from spabit_jax.ensemble.blend import fit_blend
+from spabit_jax.ensemble.blend import Blend, fit_blend
 from spabit_jax.ensemble.members import Estimate, HeldOut
 
 MEAN = 9.0  # far from 0, below which no prediction is
@@ -157,3 +157,11 @@ def test_no_sd_is_0():
     )
     blend = fit_blend(np.full((40, 3), MEAN, np.float32), {"pretrained": said})
     assert (blend.apply({"pretrained": said.estimate}).sd > 0).all()
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_how_sure_it_is_says_the_member_of_most_weight(order):
+    blend = Blend(np.zeros(3), {"a": 0.9, "b": 0.1}, None, 1.0)
+    of = {"a": Estimate(np.zeros((1, 4, 3)), np.full((4, 3), 2.0)), "b": Estimate(np.zeros((1, 4, 3)), np.ones((4, 3)))}
+    np.testing.assert_array_equal(blend.find_variance({name: of[name] for name in order}), 2.0)
+    assert blend.find_variance({"a": Estimate(np.zeros((1, 4, 3)), None)}) is None

@@ -4,7 +4,17 @@ import pytest
 
 from spabit_jax.config import Config
 from spabit_jax.ensemble.blend import fit_blend
-from spabit_jax.ensemble.members import MEMBERS, Estimate, HeldOut, Kriging, Ridge, fit_members, make_members
+from spabit_jax.ensemble.members import (
+    MEMBERS,
+    Estimate,
+    HeldOut,
+    Kriging,
+    Ridge,
+    check_held_out,
+    checked,
+    fit_members,
+    make_members,
+)
 from spabit_jax.errors import InputError
 from spabit_jax.kriging import bag as kriging_bag
 from spabit_jax.kriging import process as kriging
@@ -155,6 +165,27 @@ def test_a_member_of_ones_own_is_one_class_and_one_line(section, tiny_config, mo
     assert blend.weights["ridge"] > 0.3  # genes of this section are predictable, and means say nothing of where
     prediction = blend.apply({n: m.predict(section.places(np.arange(9))) for n, m in fitted.items()})
     assert prediction.mean.shape == (9, section.expression.shape[1]) and (prediction.sd > 0).all()
+
+
+SPOTS, HERE = (1, 5, 3), np.ones((1, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "message"),
+    [
+        (HERE[0], None, "the mean has shape"),
+        (HERE[:, 1:], None, "the mean has shape"),
+        (HERE, HERE, "the variance has shape"),
+        (HERE * np.nan, None, "not finite"),
+        (HERE, -HERE[0], "below 0"),
+    ],
+)
+def test_what_a_member_says_is_checked(mean, variance, message):
+    with pytest.raises(InputError, match=f"member mine: .*{message}"):
+        checked("mine", Estimate(mean, variance), *SPOTS[1:])
+    with pytest.raises(InputError, match="nothing in it is unseen"):
+        check_held_out("mine", HeldOut(Estimate(HERE, HERE[0]), np.zeros((1, 5), bool)), *SPOTS[1:])
+    assert checked("mine", Estimate(HERE, HERE[0]), *SPOTS[1:]).mean is HERE
 
 
 def test_unknown_members_are_named(tiny_config):
