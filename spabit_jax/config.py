@@ -309,6 +309,11 @@ TOGETHER = (
         "8 or more with the member pretrained, which sees so many",
     ),
     (
+        "faults.array_neighbours",
+        lambda c: not (c.faults.array_neighbours and "pretrained" in c.model.members.split(",")),
+        "False with the member pretrained, which sees the nearest spots in pixels",
+    ),
+    (
         "model.members",
         lambda c: (
             c.model.members == "spabit"

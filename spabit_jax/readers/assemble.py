@@ -130,10 +130,11 @@ def assemble(
         section["image_scale"] = float(images.scale)
         if images.scale == 1.0 and "hires" not in previews:
             previews["hires"], scalefactors["tissue_hires_scalef"] = slide.thumbnail(THUMBNAIL_PX)
-    if pd.DataFrame(array).duplicated().mean() > OFF_LATTICE:  # cells or beads: as far apart as they are wide
-        scalefactors.setdefault("spot_diameter_fullres", spot_pitch(xy))
-    # Visium: spots of 55 µm every 100 µm; legacy ST: 100 µm every 200 µm.
-    scalefactors.setdefault("spot_diameter_fullres", float(pitch_px / 2) if pitch_px > 0 else 1.0)
+    if "spot_diameter_fullres" not in scalefactors:
+        # Visium: spots of 55 µm every 100 µm; legacy ST: 100 µm every 200 µm; cells and beads: as far apart as wide
+        off_lattice = pd.DataFrame(array).duplicated().mean() > OFF_LATTICE
+        diameter = spot_pitch(xy) if off_lattice else pitch_px / 2
+        scalefactors["spot_diameter_fullres"] = float(diameter) if diameter > 0 else 1.0
     section["spot_px"] = float(scalefactors["spot_diameter_fullres"])
     if previews:  # scanpy and squidpy take an entry without an image for a mistake
         adata.uns["spatial"] = {name: {"images": previews, "scalefactors": scalefactors, "metadata": metadata}}
