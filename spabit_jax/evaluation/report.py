@@ -182,7 +182,7 @@ def _how_compared(metrics: dict) -> str:
         given += f" (the model also {more})"
     parts = "Rows with a weight are the parts of the prediction, each alone. " if len(metrics["weights"]) > 1 else ""
     if parts and "kriging" in metrics["weights"]:
-        parts += "Learned kriging is among them with the settings of the run, and beside the model with the usual ones. "
+        parts += "Learned kriging is among them with the run's settings, and beside the model with the usual ones. "
     return (
         f"{given}, and asked for the same others. PCC is the correlation of prediction and measurement, gene by gene, "
         "averaged over the genes: 1 is perfect, 0 no better than a constant. MSE and MAE are mean squared and absolute "
