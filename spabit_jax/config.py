@@ -304,11 +304,6 @@ TOGETHER = (
         "such that spabit is among them where model.name or train.loss are set: they are of the network alone",
     ),
     (
-        "model.n_context",
-        lambda c: c.model.n_context >= 8 or "pretrained" not in c.model.members.split(","),
-        "8 or more with the member pretrained, which sees so many",
-    ),
-    (
         "faults.array_neighbours",
         lambda c: not (c.faults.array_neighbours and "pretrained" in c.model.members.split(",")),
         "False with the member pretrained, which sees the nearest spots in pixels",

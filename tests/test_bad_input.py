@@ -120,7 +120,7 @@ def test_settings_of_all_kinds_are_taken_or_refused():
         ("data.n_gene", 3, "config.data has no field 'n_gene'"),
         ("modle", 3, "config has no field 'modle'"),
         ("train.loss", "huber", "config.model.members is 'pretrained': it must be such that spabit is among them"),
-        ("model.n_context", 2, "config.model.n_context is 2: it must be 8 or more with the member pretrained"),
+        ("faults.array_neighbours", True, "array_neighbours is True: it must be False with the member pretrained"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(name, value, message):

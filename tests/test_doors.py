@@ -258,6 +258,7 @@ def test_a_subclass_of_config_survives_a_run_folder(adata, tmp_path, monkeypatch
 def test_what_only_a_users_file_knows_is_asked_for(adata, tmp_path, part, name, kind):
     config = Config().with_data(n_genes=8)
     setattr(getattr(config, part), name, "mine")
+    config.model.members = "mine" if name == "members" else "spabit"
     prepared = Prepared(adata, config, "stain", "cache")
     write_config(tmp_path, prepared, [0])
     with pytest.raises(InputError, match=f"the {kind} 'mine', which is not registered: .*--config=FILE"):

@@ -251,7 +251,7 @@ def continued(known: np.ndarray, values: np.ndarray, at: np.ndarray) -> np.ndarr
     Raises:
       InputError: the spots lie on one line.
     """
-    order = np.lexsort(np.transpose(known))  # triangles of a lattice may be cut either way: not by the order of spots
+    order = np.lexsort(np.transpose(known)[::-1])  # a lattice's triangles may be cut either way: not as spots come
     known, values = np.asarray(known, np.float64)[order], np.asarray(values, np.float64)[order]
     centre = known.mean(axis=0)
     _check_plane(known)

@@ -128,7 +128,10 @@ class FittedPretrained:
 
     def predict(self, places: Places) -> Estimate:
         """At n places; of a place, whatever other places are asked for."""
-        near = np.searchsorted(self.section.train_spots, places.context[:, :N_CONTEXT])
+        context = places.context[:, :N_CONTEXT]
+        if context.shape[1] < min(N_CONTEXT, len(self.xy)):  # config.model.n_context is of the network that is trained
+            context = Context.of(self.section.xy, self.section.is_train, N_CONTEXT).at(places.xy)
+        near = np.searchsorted(self.section.train_spots, context)
         return self._estimate(self.whole, self.passes, places.xy, places.image, near)
 
     def held_out(self) -> HeldOut:

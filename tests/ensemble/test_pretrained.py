@@ -114,6 +114,13 @@ def test_a_place_does_not_depend_on_the_others_nor_on_the_order_of_spots(fitted,
     np.testing.assert_allclose(again.mean, together.mean, atol=2e-3)
 
 
+def test_how_many_neighbours_the_trained_network_sees_changes_nothing(fitted):
+    section, member = fitted()
+    asked = places(section, np.flatnonzero(~section.is_train))
+    few = asked._replace(context=asked.context[:, :2])
+    np.testing.assert_allclose(member.predict(few).mean, member.predict(asked).mean, atol=2e-3)
+
+
 def test_a_turned_section_has_the_same_prediction(fitted):
     section, member = fitted()
     turn = np.array([[0.6, 0.8], [0.8, -0.6]], np.float32)
