@@ -30,6 +30,7 @@ from spabit_jax.evaluation.plots import draw_calibration, draw_pcc_scatter, new_
 from spabit_jax.evaluation.report import run_blocks, write_report
 from spabit_jax.readers import h5ad, read_section
 from spabit_jax.readers.assemble import NO_IMAGE
+from spabit_jax.readers.libraries import WHOLE
 from spabit_jax.run.workflow import Workflow
 from spabit_jax.training.devices import check_backend
 from spabit_jax.training.fit import register_callback
@@ -91,7 +92,7 @@ def _read(section) -> AnnData:
     section = section.to_memory(copy=True)
     if not section.n_vars:  # an image alone
         return section
-    section.uns["spabit"] = info | {h5ad.WHOLE: section.n_obs}
+    section.uns["spabit"] = info | {WHOLE: section.n_obs}
     image = Path(info["image_path"]) if "image_path" in info else NO_IMAGE
     return h5ad.from_anndata(section, Path("the AnnData"), info["name"], image, None, None)
 

@@ -108,6 +108,8 @@ def _namings(var: pd.DataFrame) -> list[pd.Index]:
 
 def _as_named(genes: list[str], adata: AnnData) -> list[str]:
     """Genes as the section's ``var_names`` have them, where another column of ``var`` names them so."""
+    if all(gene in adata.var_names for gene in genes):
+        return genes
     known = {}
     for naming in reversed(_namings(adata.var)):
         known |= pd.Series(adata.var_names, naming)[~naming.duplicated(keep=False)].to_dict()

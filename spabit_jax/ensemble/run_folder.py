@@ -30,7 +30,7 @@ from spabit_jax.files import (
 )
 from spabit_jax.models import MODELS
 from spabit_jax.readers import read_section
-from spabit_jax.readers.h5ad import WHOLE
+from spabit_jax.readers.libraries import WHOLE
 from spabit_jax.readers.tables import check_affine, reading
 from spabit_jax.training.losses import LOSSES
 

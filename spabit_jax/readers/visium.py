@@ -290,7 +290,7 @@ def _whole(image: Path | None, previews: dict[str, tuple[Path, float]]) -> Path 
 
 def is_scale(key: str) -> bool:
     """Whether a scale factor is one that is used: the others may be anything."""
-    return key in ("spot_diameter_fullres", "microns_per_pixel") or re.fullmatch("tissue_.*_scalef", key) is not None
+    return key == "spot_diameter_fullres" or re.fullmatch("tissue_.*_scalef", key) is not None
 
 
 def _previews(files: dict[str, Path]) -> tuple[dict[str, tuple[Path, float]], dict[str, float]]:
@@ -300,7 +300,8 @@ def _previews(files: dict[str, Path]) -> tuple[dict[str, tuple[Path, float]], di
         with reading(path, "scale factors"):
             content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_text())
             content = {key: value for key, value in dict(content).items() if value is not None}
-        scalefactors = content | {key: positive(content[key], key, path) for key in content if is_scale(key)}
+        used = [key for key in content if is_scale(key) or key == "microns_per_pixel"]
+        scalefactors = content | {key: positive(content[key], key, path) for key in used}
     previews = {}
     for key in ("hires", "lowres"):
         # Files give the factor of an image that is not there, too: scanpy would look for the image.
